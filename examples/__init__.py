@@ -1,0 +1,1 @@
+"""Programs that run real pretrained models in eight bits, and the readers that they need."""

@@ -1,0 +1,1 @@
+"""Float models in Flax Linen, with readers for their published weights that need no other framework."""
