@@ -1,0 +1,82 @@
+"""All contact with the semi-public parts of JAX, one name per fact, so that a JAX release that moves one is mended here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+from jax.extend import core as _core
+from jax.extend import source_info_util as _source_info
+from jax.extend.core import primitives
+
+ClosedJaxpr = _core.ClosedJaxpr
+Jaxpr = _core.Jaxpr
+JaxprEqn = _core.JaxprEqn
+Literal = _core.Literal
+Primitive = _core.Primitive
+Var = _core.Var
+
+__all__ = [
+    "ClosedJaxpr",
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "Primitive",
+    "Var",
+    "bind",
+    "name_stack",
+    "open_jaxpr",
+    "primitive_named",
+    "primitives",
+    "source_line",
+    "user_source",
+]
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """(jaxpr, consts) of an open or closed jaxpr: later JAX releases make them one class, so capability is asked for."""
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    return inner, getattr(jaxpr, "consts", ())
+
+
+def bind(eqn: Any, arrays: Sequence[Any]) -> list[Any]:
+    """Evaluates one equation on arrays with all of its parameters; always returns a list."""
+    bound = eqn.primitive.get_bind_params(eqn.params)
+    # (functions, params) up to JAX 0.9.1, params alone from 0.9.2 on.
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
+    result = eqn.primitive.bind(*functions, *arrays, **params)
+    return list(result) if eqn.primitive.multiple_results else [result]
+
+
+def primitive_named(*names: str) -> list[Any]:
+    """The primitives that exist under any of these attribute names (`pjit_p` became `jit_p`, for example)."""
+    return [getattr(primitives, name) for name in names if hasattr(primitives, name)]
+
+
+def name_stack(eqn: Any) -> str:
+    """The named scopes around an equation, ``"Encoder/Attention_0"``; empty outside any."""
+    return str(eqn.source_info.name_stack)
+
+
+def source_line(eqn: Any) -> str:
+    """``file.py:12`` of the user's line that made an equation; empty where JAX does not know."""
+    traceback = eqn.source_info.traceback
+    frames = traceback.frames if traceback is not None else ()
+    for frame in frames:
+        if not any(part in frame.file_name for part in ("/jax/", "/flax/", "/jaxq8/")):
+            return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
+    return ""
+
+
+@contextmanager
+def user_source(eqn: Any) -> Iterator[None]:
+    """Errors and lowered operations of the block name the user's line that made the equation."""
+    with _source_info.user_context(eqn.source_info.traceback, name_stack=eqn.source_info.name_stack):
+        yield
+
+
+def trace(function: Any, arguments: Sequence[Any]) -> Any:
+    """The closed jaxpr of a function of flat array arguments (or ShapeDtypeStructs)."""
+    return jax.make_jaxpr(function)(*arguments)

@@ -1,0 +1,94 @@
+"""Arguments of a quantized function: which are data, which are static, which are weights, and what they are called."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8.errors import ArgumentError
+from jaxq8.qtensor import QTensor, describe, is_qtensor, validate
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """A call's arguments, taken apart.
+
+    Attributes:
+      leaves: The array-like leaves (arrays, tracers, ShapeDtypeStructs, QTensors), in order.
+      paths: Their names: ``params/Dense_0/kernel``.
+      weights: Which of them belong to the argument that holds the model's variables.
+      rebuild: ``rebuild(leaves) -> (args, kwargs)`` with the static leaves put back.
+    """
+
+    leaves: tuple[Any, ...]
+    paths: tuple[str, ...]
+    weights: tuple[bool, ...]
+    rebuild: Any
+
+
+def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
+    """Separates arrays from everything else; Python numbers, strings and other objects stay static.
+
+    The weights are the leaves of the first argument if it is a container (a dict of variables, an NNX state, a tuple) and
+    not the only positional one or not a bare array.
+
+    Raises:
+      ArgumentError: A QTensor is malformed.
+    """
+    flat, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)), is_leaf=is_qtensor)
+    dynamic = [i for i, (_, leaf) in enumerate(flat) if is_arraylike(leaf)]
+    container = bool(args) and not is_arraylike(args[0])
+    leaves, paths, weights = [], [], []
+    for i in dynamic:
+        path, leaf = flat[i]
+        if isinstance(leaf, QTensor) and hasattr(leaf.values, "dtype"):
+            validate(leaf, path_name(path[1:]) or "argument")
+        leaves.append(leaf)
+        in_first = path[0] == jax.tree_util.SequenceKey(0) and path[1] == jax.tree_util.SequenceKey(0)
+        paths.append(path_name(path[2:]) or path_name(path[1:]))
+        weights.append(container and in_first)
+
+    def rebuild(new: Sequence[Any]) -> Any:
+        full = [leaf for _, leaf in flat]
+        for i, leaf in zip(dynamic, new, strict=True):
+            full[i] = leaf
+        return jax.tree_util.tree_unflatten(tree, full)
+
+    return Arguments(tuple(leaves), tuple(paths), tuple(weights), rebuild)
+
+
+def is_arraylike(x: Any) -> bool:
+    """Whether an argument leaf is data to trace."""
+    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | QTensor)
+
+
+def stand_in(leaf: Any) -> Any:
+    """The abstract float array that a leaf stands for while the function is traced."""
+    if isinstance(leaf, QTensor):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "biufcV":
+        raise ArgumentError(f"argument of dtype {leaf.dtype} ({describe(leaf)}) is not an array that JAX can compute with")
+    return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) if isinstance(
+        leaf, np.ndarray | np.generic
+    ) else leaf
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """``params/Dense_0/kernel`` from a key path; the value inside an NNX variable adds nothing."""
+    parts = []
+    for key in path:
+        part = next((str(getattr(key, a)) for a in ("key", "name", "idx") if hasattr(key, a)), str(key))
+        inside_variable = isinstance(key, jax.tree_util.GetAttrKey) and part in ("value", "raw_value", "_value")
+        if not inside_variable:
+            parts.append(part.strip("."))
+    return "/".join(parts)
+
+
+def as_array(leaf: Any) -> Any:
+    """A leaf as something that JAX computes with."""
+    return leaf if isinstance(leaf, QTensor | jax.ShapeDtypeStruct) else jnp.asarray(leaf)

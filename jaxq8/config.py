@@ -1,0 +1,174 @@
+"""What the user chooses: `Spec` (how one tensor is represented) and `Config` (how a function is quantized)."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from jaxq8.errors import SpecError
+from jaxq8.ranges import Range
+from jaxq8.rounding import RoundingFunction, get_rounding
+
+GRANULARITIES = ("tensor", "channel", "row")
+MODES = ("eightbit", "weights", "weights_rounded", "round", "simulate", "off")
+KERNELS = ("auto", "xla", "reference", "simulate")
+NONFINITE = ("propagate", "saturate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """How real numbers are represented by codes.
+
+    Attributes:
+      bits: Width of a code, 2 to 8 (32 for accumulators).
+      signed: Codes are signed. None chooses: signed if symmetric, else unsigned.
+      symmetric: Zero point 0. None means False.
+      granularity: What shares a scale: the whole "tensor", each "channel" (last axis unless another is named), or each
+        "row" (all axes but the last: a token of a sequence).
+      range: "minmax" (the extremes of the data) or a fixed `Range`.
+      include_zero: Widen every range to contain zero (always wanted; False reproduces the 2016 conversion of ranges that do
+        not hold zero, whose zero point lies outside the codes).
+
+    Raises:
+      SpecError: A value is unknown or out of bounds; the message lists what is allowed.
+
+    Example:
+      >>> Spec(bits=8, symmetric=True).qmin
+      -127
+    """
+
+    bits: int = 8
+    signed: bool | None = None
+    symmetric: bool | None = None
+    granularity: Literal["tensor", "channel", "row"] = "tensor"
+    range: str | Range = "minmax"
+    include_zero: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in (2, 3, 4, 5, 6, 7, 8, 32) or isinstance(self.bits, bool):
+            raise SpecError(f"Spec(bits={self.bits!r}): bits must be 2 to 8, or 32 for accumulators")
+        if self.granularity not in GRANULARITIES:
+            raise SpecError(f"Spec(granularity={self.granularity!r}): known are {', '.join(GRANULARITIES)}")
+        if not isinstance(self.range, Range) and self.range != "minmax":
+            raise SpecError(f'Spec(range={self.range!r}): use "minmax" or a Range(minimum, maximum)')
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the zero point is 0 by construction."""
+        return bool(self.symmetric)
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether codes are signed, with the default resolved."""
+        return self.is_symmetric if self.signed is None else self.signed
+
+    @property
+    def qmin(self) -> int:
+        """Smallest code; a symmetric signed one leaves out the most negative, so that negation stays inside."""
+        if not self.is_signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + (1 if self.is_symmetric else 0)
+
+    @property
+    def qmax(self) -> int:
+        """Largest code."""
+        return 2 ** (self.bits - 1) - 1 if self.is_signed else 2**self.bits - 1
+
+    @property
+    def storage(self) -> jnp.dtype:
+        """dtype that holds one code."""
+        if self.bits > 8:
+            return jnp.dtype("int32" if self.is_signed else "uint32")
+        return jnp.dtype("int8" if self.is_signed else "uint8")
+
+
+WEIGHTS = Spec(symmetric=True, granularity="channel")
+ACTIVATIONS = Spec(symmetric=False, granularity="tensor")
+
+Changes = tuple[tuple[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How `quantize` treats a function.
+
+    Attributes:
+      mode: "eightbit" (integer arithmetic), "weights" (weights stored in eight bits, float arithmetic), "weights_rounded"
+        (the same numbers, kept as float32), "round" (outputs of contractions rounded to ``2**bits`` steps, in float),
+        "simulate" (eight-bit codes carried in float, differentiable), or "off" (float; only the better float forms).
+      weights: `Spec` of weights.
+      activations: `Spec` of activations.
+      rounding: Name of a registered rounding, or a function ``f(x) -> rounded``.
+      overrides: ``((pattern, changes), ...)``: for sites whose name matches the glob (or ``op:dot``, ``op:conv``, ...),
+        other values of mode, weights, activations, rounding or kernels; later entries win.
+      kernels: "auto" (float where eight bits do not pay), "xla" (eight bits everywhere), "reference", or "simulate".
+      nonfinite: What NaN or infinity in data does: "propagate" (the results are NaN, as in float) or "saturate"
+        (infinities clip to the ends of the range of the finite values, NaN becomes zero).
+      attention: Also quantize batched products of two activations (attention's scores and sums); float by default, because
+        they cost little and lose the most.
+      seed: Seed of roundings that draw random numbers.
+
+    Raises:
+      SpecError: A value is unknown; the message lists the known ones.
+
+    Example:
+      >>> Config(overrides=(("*/head/*", {"mode": "off"}), ("op:dot", {"weights": Spec(bits=4, symmetric=True)})))
+    """
+
+    mode: str = "eightbit"
+    weights: Spec = WEIGHTS
+    activations: Spec = ACTIVATIONS
+    rounding: str | RoundingFunction = "half_even"
+    overrides: tuple[tuple[str, Any], ...] = ()
+    kernels: str = "auto"
+    nonfinite: str = "propagate"
+    attention: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("mode", self.mode, MODES)
+        _one_of("kernels", self.kernels, KERNELS)
+        _one_of("nonfinite", self.nonfinite, NONFINITE)
+        get_rounding(self.rounding)
+        for spec, role in ((self.weights, "weights"), (self.activations, "activations")):
+            if not isinstance(spec, Spec) or spec.bits > 8:
+                raise SpecError(f"Config({role}={spec!r}): expected a Spec of 2 to 8 bits")
+        object.__setattr__(self, "overrides", tuple(_override(entry) for entry in self.overrides))
+
+    def for_site(self, name: str, op: str) -> Config:
+        """This configuration with the overrides that match a site applied, in order."""
+        site = self
+        for pattern, changes in self.overrides:
+            if matches(pattern, name, op):
+                site = dataclasses.replace(site, **dict(changes), overrides=())
+        return dataclasses.replace(site, overrides=()) if site.overrides else site
+
+
+def matches(pattern: str, name: str, op: str) -> bool:
+    """Whether an override's pattern addresses a site: a glob over its name, or ``op:KIND``."""
+    if pattern.startswith("op:"):
+        return fnmatch.fnmatchcase(op, pattern[3:])
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _override(entry: Any) -> tuple[str, Changes]:
+    try:
+        pattern, changes = entry
+        items = tuple(sorted((changes.items() if isinstance(changes, Mapping) else changes)))
+    except (TypeError, ValueError):
+        raise SpecError(f"Config(overrides=...): {entry!r} is not a pair (pattern, {{field: value}})") from None
+    allowed = {field.name for field in dataclasses.fields(Config)} - {"overrides", "seed"}
+    unknown = sorted(str(key) for key, _ in items if key not in allowed)
+    if unknown:
+        raise SpecError(f"override {pattern!r} changes {', '.join(unknown)}; known are {', '.join(sorted(allowed))}")
+    Config(**dict(items))  # the values are checked where they are written, not when a site meets them
+    return str(pattern), items
+
+
+def _one_of(field: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SpecError(f"Config({field}={value!r}): known are {', '.join(known)}")

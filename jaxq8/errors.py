@@ -1,0 +1,30 @@
+"""The one hierarchy of errors that jaxq8 raises.
+
+Every message says what was wrong, where (the site or the argument), and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class QuantizationError(Exception):
+    """Base class of everything that jaxq8 raises on purpose."""
+
+
+class SpecError(QuantizationError, ValueError):
+    """A `Spec`, `Config`, `Range` or rounding name that does not describe a representation."""
+
+
+class TensorError(QuantizationError, ValueError):
+    """Data that cannot be represented: wrong dtype, NaN, infinity, or shapes that do not fit together."""
+
+
+class ArgumentError(QuantizationError, TypeError):
+    """A quantized function was called with arguments that it cannot take."""
+
+
+class RangesError(QuantizationError, ValueError):
+    """`Ranges` that name unknown sites, lack needed ones, or cannot be read."""
+
+
+class RuleError(QuantizationError, ValueError):
+    """An extension (rule, rounding, observer) that is registered twice or returns what it must not."""

@@ -1,0 +1,290 @@
+"""The evaluator: ``quantize(f) :: (array | QTensor) -> array``.
+
+A function is traced to a jaxpr, and its equations are evaluated in order with *values* (see `jaxq8.values`) in place of
+arrays. What eight bits mean for an operation is a *rule*; this file knows none of them. For conv -> bias -> relu -> conv::
+
+    conv   (QTensor, QTensor) -> Accumulator(int32, scale, offset)
+    add    (Accumulator, Broadcast) -> Accumulator, its offset moved
+    relu   (Accumulator) -> Accumulator, its lower clip at 0
+    conv   asks for codes: one pass from int32 to eight bits, then as above
+
+An equation without a rule, or whose rule returns NotImplemented, is evaluated in float as it stands, with all its parameters.
+
+Sharp edges: a value with several readers, one of which needs codes, is encoded where it is made, and all readers see the
+codes; so results depend on who reads a value, never on the order of reading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8 import encoding
+from jaxq8._compat import Literal, bind, name_stack, source_line, user_source
+from jaxq8.callees import CONTROL, INLINED, callees
+from jaxq8.config import Config, Spec
+from jaxq8.errors import QuantizationError, RuleError
+from jaxq8.plan import Reason, Recorder, SiteRecord
+from jaxq8.qtensor import QTensor
+from jaxq8.ranges import Ranges
+from jaxq8.rounding import get_rounding
+from jaxq8.sites import OPERATIONS, Analysis, Path, Site
+from jaxq8.values import Accumulator, Array, Value, is_quantized, to_real
+
+
+class Rule(Protocol):
+    """What one primitive means for values.
+
+    Called as ``rule(ctx, *values, **params)`` with the equation's parameters. Returns a `Value` (a list of them for a
+    primitive with several results), or NotImplemented: then the equation is evaluated in float. The result must stand for
+    an array of the equation's shape and dtype.
+    """
+
+    def __call__(self, ctx: Context, *values: Value, **params: Any) -> Any: ...
+
+
+RULES: dict[Any, Rule] = {}
+
+
+def register_rule(*primitives: Any) -> Callable[[Rule], Rule]:
+    """Registers what primitives mean for eight-bit values; use as a decorator.
+
+    Args:
+      *primitives: JAX primitives (`jax.lax.add_p`, or one of your own).
+
+    Returns:
+      A decorator that returns the function unchanged.
+
+    Raises:
+      RuleError: A primitive has a rule already.
+
+    Example:
+      >>> @register_rule(my_primitive)
+      ... def my_rule(ctx, x, **params):
+      ...     return Array(my_function(ctx.real(x)))
+    """
+
+    def register(function: Rule) -> Rule:
+        for primitive in primitives:
+            taken = RULES.get(primitive)
+            if taken is not None and taken is not function:
+                raise RuleError(
+                    f"primitive {primitive} already has the rule {_where(taken)}; {_where(function)} would replace it"
+                )
+            RULES[primitive] = function
+        return function
+
+    return register
+
+
+rule = register_rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What holds for one evaluation of a whole function."""
+
+    config: Config
+    ranges: Ranges
+    analysis: Analysis
+    recorder: Recorder
+    repeats: int = 1  # how often the body being evaluated runs: the length of the scans around it
+
+    def site_config(self, site: Site) -> Config:
+        return self.config.for_site(site.name, site.op)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a rule may ask about its equation: the only way from float to integer, the site, and the recording."""
+
+    run: Run
+    eqn: Any
+    path: Path
+    quiet: bool = False  # the rule has recorded this equation itself
+
+    @property
+    def site(self) -> Site:
+        """The equation's site; named by its scopes if the analysis gave it no name."""
+        known = self.run.analysis.sites.get(self.path)
+        if known is not None:
+            return known
+        op = OPERATIONS.get(self.eqn.primitive, str(self.eqn.primitive))
+        scope = name_stack(self.eqn)
+        return Site(f"{scope}:{op}" if scope else op, op)
+
+    @property
+    def config(self) -> Config:
+        """The configuration of this site, overrides applied."""
+        return self.run.site_config(self.site)
+
+    def real(self, value: Value) -> Any:
+        """The float array that a value stands for."""
+        return to_real(value)
+
+    def eight_bit(
+        self, value: Value, spec: Spec | None = None, keep: tuple[int, ...] | None = None, suffix: str = ""
+    ) -> QTensor:
+        """Codes of a value: those it has, or by a known, given or measured range.
+
+        Args:
+          value: Any value of float dtype.
+          spec: Representation; default the site's activations.
+          keep: Axes that keep scales of their own; default from the spec.
+          suffix: Added to the site's name where one site has several activations.
+        """
+        name = self.site.name + suffix
+        return self.run_encode(value, name, self.config, spec or self.config.activations, keep)
+
+    def run_encode(
+        self, value: Value, name: str, config: Config, spec: Spec, keep: tuple[int, ...] | None = None
+    ) -> QTensor:
+        """`eight_bit` under a given name: for values that are encoded on behalf of a later site."""
+        return encoding.encode(value, self._encoding(name, config, spec), keep)
+
+    def eight_bit_together(self, values: Sequence[Value], dimension: int) -> QTensor:
+        """Codes of several values with the one range that holds all of them, joined along an axis."""
+        how = self._encoding(self.site.name, self.config, self.config.activations)
+        return encoding.encode_together(values, how, dimension)
+
+    def _encoding(self, name: str, config: Config, spec: Spec) -> encoding.Encoding:
+        scheme = get_rounding(config.rounding)
+        key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode())) if scheme.keyed else None
+        return encoding.Encoding(
+            spec=spec, fixed=self.run.ranges.get(name), rounding=scheme, key=key,
+            simulate=config.kernels == "simulate" or config.mode == "simulate", saturate=config.nonfinite == "saturate",
+        )  # fmt: skip
+
+    def record(self, eight_bit: bool, reason: Reason = Reason.EIGHT_BIT, **fields: Any) -> None:
+        """Notes in the plan what became of this equation."""
+        site = self.site
+        fields.setdefault("source", source_line(self.eqn))
+        self.run.recorder.add(SiteRecord(site.name, site.op, eight_bit, reason, **fields))
+
+    def inner(self, callee_key: str) -> Path:
+        """The path of the scope of a function inside this equation."""
+        return (*self.path, callee_key)
+
+
+def evaluate(jaxpr: Any, consts: Sequence[Any], values: Sequence[Value], run: Run, path: Path) -> list[Value]:
+    """Evaluates a jaxpr on values; `path` says where it stands in the whole function."""
+    env: dict[Any, Value] = dict(zip(jaxpr.constvars, map(Array, consts), strict=True))
+    env.update(zip(jaxpr.invars, values, strict=True))
+    readers = run.analysis.readers.get(path, {})
+    wanted = run.analysis.wanted.get(path, {})
+
+    def read(atom: Any) -> Value:
+        return Array(np.asarray(atom.val)) if isinstance(atom, Literal) else env[atom]
+
+    for variable in jaxpr.invars:
+        env[variable] = _settle(env[variable], variable, readers, wanted, run, path)
+    for index, eqn in enumerate(jaxpr.eqns):
+        here = (*path, index)
+        context = Context(run, eqn, here)
+        results = _apply(context, [read(v) for v in eqn.invars])
+        for variable, value in zip(eqn.outvars, results, strict=True):
+            env[variable] = _settle(value, variable, readers, wanted, run, here, context)
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _settle(
+    value: Value, variable: Any, readers: Any, wanted: Any, run: Run, path: Path, context: Context | None = None
+) -> Value:
+    """Encodes a value where it is made if several equations read it and one of them needs its codes.
+
+    Integer data that every reader would decode again is replaced by its codes; a float array keeps both forms.
+    """
+    site = wanted.get(variable)
+    if site is None or readers.get(variable, 0) < 2 or isinstance(value, QTensor) or not _is_float(value):
+        return value
+    context = context or Context(run, None, path)
+    op = site.split("#")[0].rsplit(":", 1)[-1]
+    config = run.config.for_site(site, op)
+    if config.activations.granularity != "tensor":
+        return value
+    codes = context.run_encode(value, site, config, config.activations)
+    if isinstance(value, Accumulator) or (isinstance(value, Array) and not value.stored):
+        return codes
+    return dataclasses.replace(value, codes=codes) if isinstance(value, Array) else value
+
+
+def _is_float(value: Value) -> bool:
+    return bool(jnp.issubdtype(value.dtype, jnp.floating))
+
+
+def _apply(ctx: Context, values: list[Value]) -> list[Value]:
+    """Evaluates one equation: by folding constants, by its rule, or in float."""
+    eqn = ctx.eqn
+    with user_source(eqn):
+        if _foldable(eqn, values):
+            with jax.ensure_compile_time_eval():
+                return [Array(np.asarray(a)) for a in bind(eqn, [v.array for v in values])]  # type: ignore[union-attr]
+        function = RULES.get(eqn.primitive)
+        try:
+            result = NotImplemented if function is None else function(ctx, *values, **eqn.params)
+        except QuantizationError as error:
+            raise _located(error, ctx) from error
+        if result is NotImplemented:
+            return float_fallback(ctx, values)
+    results = list(result) if eqn.primitive.multiple_results else [result]
+    for value, variable in zip(results, eqn.outvars, strict=True):
+        if tuple(value.shape) != tuple(variable.aval.shape):
+            raise RuleError(
+                f"the rule {_where(function)} for {eqn.primitive} returned shape {tuple(value.shape)} at {ctx.site.name}; "
+                f"the equation has {tuple(variable.aval.shape)}"
+            )
+    return results
+
+
+def float_fallback(ctx: Context, values: Sequence[Value], reason: Reason = Reason.NO_RULE) -> list[Value]:
+    """Evaluates an equation in float, all parameters kept; records it if eight-bit data is decoded for it."""
+    eqn = ctx.eqn
+    arrays = [to_real(v) for v in values]
+    if not ctx.quiet and any(is_quantized(v) for v in values):
+        ctx.record(False, reason, shapes=_shapes(eqn))
+    elementwise = eqn.primitive in encoding.ELEMENTWISE
+    views = elementwise and any(_is_view(v) for v in values) and all(_is_view(v) or _is_small(v, eqn) for v in values)
+    return [Array(a, stored=not views) for a in bind(eqn, arrays)]
+
+
+def _is_view(value: Value) -> bool:
+    return is_quantized(value) or (isinstance(value, Array) and not value.stored)
+
+
+def _is_small(value: Value, eqn: Any) -> bool:
+    return int(np.prod(value.shape)) * 4 <= int(np.prod(eqn.outvars[0].aval.shape)) or not isinstance(value, Array)
+
+
+def _foldable(eqn: Any, values: Sequence[Value]) -> bool:
+    """Scalars that are known while tracing stay known: a rule may need to see that a clip is at 6."""
+    if not values or eqn.primitive in INLINED | CONTROL or eqn.effects or eqn.primitive.multiple_results:
+        return False
+    known = all(isinstance(v, Array) and isinstance(v.array, np.ndarray) and v.array.size == 1 for v in values)
+    out = eqn.outvars[0].aval
+    plain = jnp.issubdtype(out.dtype, jnp.number) or jnp.issubdtype(out.dtype, jnp.bool_)
+    return known and plain and int(np.prod(out.shape)) == 1 and not callees(eqn)
+
+
+def _shapes(eqn: Any) -> str:
+    ins = ", ".join("x".join(map(str, v.aval.shape)) or "()" for v in eqn.invars if hasattr(v.aval, "shape"))
+    return f"{ins} -> {'x'.join(map(str, eqn.outvars[0].aval.shape)) or '()'}" if eqn.outvars else ins
+
+
+def _located(error: QuantizationError, ctx: Context) -> QuantizationError:
+    """The same error with the site and the user's line in its text (once, however deep the site lies)."""
+    if getattr(error, "located", False):
+        return error
+    line = source_line(ctx.eqn)
+    located = type(error)(f"{error} [site {ctx.site.name}{', ' + line if line else ''}]")
+    located.located = True  # type: ignore[attr-defined]
+    return located
+
+
+def _where(function: Any) -> str:
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"

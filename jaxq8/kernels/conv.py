@@ -1,0 +1,104 @@
+"""Eight-bit convolutions as matrix products over shifted slices, shifted multiply-adds, or XLA's own integer form."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxq8.kernels.base import ConvForm, filled
+from jaxq8.kernels.dot import as_signed, dot
+from jaxq8.kernels.reference import channels_last
+
+# Beyond this many bytes of patches the copy costs more than the dots it saves (measured, batch 8).
+PATCH_BYTES = 4 << 20
+
+
+def patch_bytes(form: ConvForm) -> int:
+    """Size of all patches of a convolution laid out as rows."""
+    return form.batch * math.prod(form.out_spatial) * math.prod(form.kernel) * form.c_in
+
+
+def shifted(form: ConvForm, x: Any, offset: tuple[int, ...]) -> Any:
+    """The padded input as one position of the kernel sees it: ``(batch, *out_spatial, channels)``."""
+    starts = [o * d for o, d in zip(offset, form.rhs_dilation, strict=True)]
+    limits = [
+        start + (n - 1) * s + 1 for start, n, s in zip(starts, form.out_spatial, form.strides, strict=True)
+    ]
+    return lax.slice(x, (0, *starts, 0), (x.shape[0], *limits, x.shape[-1]), (1, *form.strides, 1))
+
+
+def offsets(kernel: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """All positions of a kernel, in the order of its weights."""
+    return itertools.product(*map(range, kernel))
+
+
+def pointwise(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
+    """1x1: the pixels, strided, times the weights."""
+    x = shifted(form, x, (0,) * len(form.kernel))
+    return _rows_dot(form, x, w.reshape(form.c_in, form.c_out))
+
+
+def patches(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
+    """All shifted slices side by side on the channel axis, one dot (im2col)."""
+    x = filled(form, x, x_zero)
+    slices = [shifted(form, x, o) for o in offsets(form.kernel)]
+    w = w.reshape(-1, form.c_out)
+    short = -w.shape[0] % 4  # the integer kernels read four terms at a time
+    if short:
+        slices.append(jnp.zeros((*slices[0].shape[:-1], short), x.dtype))
+        w = jnp.concatenate([w, jnp.zeros((short, form.c_out), w.dtype)])
+    return _rows_dot(form, jnp.concatenate(slices, axis=-1), w)
+
+
+def rows(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
+    """Shifted slices along the kernel's last axis side by side, one dot for each position on its other axes, added."""
+    x = filled(form, x, x_zero)
+    total = None
+    for outer in offsets(form.kernel[:-1]):
+        slices = [shifted(form, x, (*outer, i)) for i in range(form.kernel[-1])]
+        part = _rows_dot(form, jnp.concatenate(slices, axis=-1), w[outer].reshape(-1, form.c_out))
+        total = part if total is None else total + part
+    return total
+
+
+def _rows_dot(form: ConvForm, x: Any, w: Any) -> Any:
+    out = dot(x.reshape(-1, x.shape[-1]), w)
+    return out.reshape(form.batch, *form.out_spatial, form.c_out)
+
+
+def multiply_adds(form: ConvForm, x: Any, w: Any, x_zero: Any, dtype: Any = jnp.int32) -> Any:
+    """Depthwise: one multiply-add of the whole image for each position of the kernel, in one loop with what follows."""
+    x = filled(form, x, x_zero)
+    multiplier = form.c_out // form.c_in
+    if multiplier > 1:
+        x = jnp.repeat(x, multiplier, axis=-1)
+    total = None
+    for offset in offsets(form.kernel):
+        term = shifted(form, x, offset).astype(dtype) * w[offset].reshape(-1).astype(dtype)
+        total = term if total is None else total + term
+    return total
+
+
+def native(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
+    """XLA's int8 convolution in two dimensions; 1-D gets an axis of size 1.
+
+    Borders are filled before the codes are re-centred to int8: a pad of int8 zeros right before a convolution is
+    miscompiled by some releases of XLA:CPU, and these two steps in between keep it from being folded in.
+    """
+    x = filled(form, x, x_zero)
+    correction = 128 * jnp.sum(w, axis=tuple(range(w.ndim - 1)), dtype=jnp.int32) if x.dtype == jnp.uint8 else 0
+    x = as_signed(x) if x.dtype == jnp.uint8 else x
+    flat = len(form.kernel) == 1
+    strides, dilation = form.strides, form.rhs_dilation
+    if flat:
+        x, w, strides, dilation = x[:, None], w[None], (1, *strides), (1, *dilation)
+    out = lax.conv_general_dilated(
+        x, w, strides, [(0, 0), (0, 0)], rhs_dilation=dilation, dimension_numbers=channels_last(2),
+        feature_group_count=form.groups, preferred_element_type=jnp.int32,
+    )  # fmt: skip
+    return (out[:, 0] if flat else out) + correction

@@ -1,0 +1,57 @@
+"""Eight-bit matrix products in the forms that XLA hands to fast integer kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxq8.kernels.processor import mixed_dots_are_fast
+
+
+def as_signed(x: Any) -> Any:
+    """A uint8 code as the int8 code that is 128 smaller: the top bit flipped."""
+    return lax.bitcast_convert_type(x ^ jnp.uint8(128), jnp.int8)
+
+
+def as_unsigned(x: Any) -> Any:
+    """An int8 code as the uint8 code that is 128 larger."""
+    return lax.bitcast_convert_type(x, jnp.uint8) ^ jnp.uint8(128)
+
+
+def dot(x: Any, w: Any) -> Any:
+    """``(batch, m, k) . (batch, k, n)`` or ``(m, k) . (k, n)`` of codes, exact in int32.
+
+    On x86 CPUs with VNNI or AMX the activation goes in unsigned, everywhere else signed; either is 128 away from the other,
+    which adds ``128 * sum(w)`` per column. One traced function holds the right form for each platform.
+    """
+    cpu = _mixed if mixed_dots_are_fast() else _signed
+    if x.shape[-2] == 1:  # a single row has no fast integer kernel: two rows have one
+        return dot(jnp.concatenate([x, x], axis=-2), w)[..., :1, :]
+    return lax.platform_dependent(x, w, cpu=cpu, default=_signed)
+
+
+def _numbers(x: Any) -> Any:
+    batch = tuple(range(x.ndim - 2))
+    return (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
+
+
+def _column_sum(w: Any) -> Any:
+    return jnp.sum(w, axis=-2, keepdims=True, dtype=jnp.int32)
+
+
+def _mixed(x: Any, w: Any) -> Any:
+    """uint8 x int8; without this precision JAX widens mixed operands to int32 first."""
+    unsigned = x if x.dtype == jnp.uint8 else as_unsigned(x)
+    out = lax.dot_general(
+        unsigned, w, _numbers(x), precision=lax.DotAlgorithmPreset.DEFAULT, preferred_element_type=jnp.int32
+    )
+    return out if x.dtype == jnp.uint8 else out - 128 * _column_sum(w)
+
+
+def _signed(x: Any, w: Any) -> Any:
+    """int8 x int8."""
+    signed = as_signed(x) if x.dtype == jnp.uint8 else x
+    out = lax.dot_general(signed, w, _numbers(x), preferred_element_type=jnp.int32)
+    return out + 128 * _column_sum(w) if x.dtype == jnp.uint8 else out

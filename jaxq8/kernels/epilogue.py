@@ -1,0 +1,36 @@
+"""From an accumulator to codes in one elementwise pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+# Adding 1.5 * 2**23 to a float32 below 2**22 in magnitude rounds it to the nearest integer, ties to even, and leaves that
+# integer in the low bits of the sum. XLA:CPU vectorises this where a rounding and two conversions are slower.
+_MAGIC = 12582912.0
+
+
+def encode(values: Any, multiplier: Any, offset: Any, lo: Any, hi: Any, dtype: Any, rounding: Any = None) -> Any:
+    """``clip(round(values * multiplier + offset), lo, hi)`` as codes.
+
+    Args:
+      values: int32 accumulators, float32 reals or codes.
+      multiplier: Float32, broadcastable.
+      offset: Float32, broadcastable, the zero point included.
+      lo: Smallest code allowed, integer-valued (relu: the zero point).
+      hi: Largest code allowed.
+      dtype: uint8 or int8.
+      rounding: None for half-even, or ``f(x) -> rounded``.
+
+    Returns:
+      Codes. NaN becomes some code; its scale is NaN, so it is NaN again when decoded.
+    """
+    real = values.astype(jnp.float32) * multiplier + offset
+    if rounding is not None:
+        return jnp.clip(rounding(real), lo, hi).astype(jnp.int32).astype(dtype)
+    # The clip stands between the two additions on purpose: XLA would otherwise add the constants first, and so round the
+    # offset to an integer before the value is added to it.
+    clipped = jnp.minimum(jnp.maximum(real, lo), hi)
+    return lax.bitcast_convert_type(clipped + jnp.float32(_MAGIC), jnp.int32).astype(dtype)

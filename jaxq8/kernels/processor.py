@@ -1,0 +1,54 @@
+"""What the processor can do with eight-bit integers."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import platform
+
+from jaxq8.errors import SpecError
+
+VARIABLE = "JAXQ8_PROCESSOR"
+# Capability -> whether uint8 x int8 dots are the fast ones (YNNPACK has VNNI and AMX kernels for them, no other).
+MIXED_DOTS = {"amx": True, "avx512_vnni": True, "avx2": False, "x86": False, "arm": False, "other": False}
+
+
+@functools.cache
+def capability() -> str:
+    """One of "amx", "avx512_vnni", "avx2", "x86", "arm", "other"; the environment variable JAXQ8_PROCESSOR overrides it.
+
+    Read from the operating system's list of processor flags (Linux); elsewhere the machine's name decides.
+
+    Raises:
+      SpecError: The environment variable names none of these.
+    """
+    forced = os.environ.get(VARIABLE)
+    if forced:
+        if forced not in MIXED_DOTS:
+            raise SpecError(f"{VARIABLE}={forced!r}: known are {', '.join(MIXED_DOTS)}")
+        return forced
+    machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64"):
+        return "arm"
+    if machine not in ("x86_64", "amd64"):
+        return "other"
+    flags = _flags()
+    if "amx_int8" in flags:
+        return "amx"
+    if "avx512_vnni" in flags:
+        return "avx512_vnni"
+    return "avx2" if "avx2" in flags else "x86"
+
+
+def mixed_dots_are_fast() -> bool:
+    """Whether this processor's fast dot takes unsigned activations."""
+    return MIXED_DOTS[capability()]
+
+
+def _flags() -> set[str]:
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in text.splitlines() if line.startswith("flags")), set())

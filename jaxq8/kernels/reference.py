@@ -1,0 +1,57 @@
+"""The reference kernel: plain arithmetic on widened codes. Slow, and obviously right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxq8.kernels.base import MAXIMUM_TERMS, DotForm, Form, filled
+
+
+def plain(form: Form, x: Any, w: Any, x_zero: Any, dtype: Any) -> Any:
+    """The contraction in one arithmetic type, on explicitly padded operands."""
+    x, w = x.astype(dtype), w.astype(dtype)
+    precision = lax.Precision.HIGHEST if jnp.issubdtype(dtype, jnp.floating) else None
+    if isinstance(form, DotForm):
+        batch = ((0,), (0,)) if form.batch else ((), ())
+        numbers = (((x.ndim - 1,), (w.ndim - 2,)), batch)
+        return lax.dot_general(x, w, numbers, precision=precision, preferred_element_type=dtype)
+    rank = len(form.spatial)
+    return lax.conv_general_dilated(
+        filled(form, x, x_zero), w, form.strides, [(0, 0)] * rank, rhs_dilation=form.rhs_dilation,
+        dimension_numbers=channels_last(rank), feature_group_count=form.groups, precision=precision,
+        preferred_element_type=dtype,
+    )  # fmt: skip
+
+
+def channels_last(rank: int) -> lax.ConvDimensionNumbers:
+    """Dimension numbers of the canonical layout."""
+    spatial = tuple(range(1, rank + 1))
+    data = (0, rank + 1, *spatial)
+    return lax.ConvDimensionNumbers(data, (rank + 1, rank, *range(rank)), data)
+
+
+class Reference:
+    """Every form, in int32."""
+
+    name = "reference"
+
+    def supports(self, form: Form) -> str | None:
+        return f"{form.terms} terms can overflow int32" if form.terms > MAXIMUM_TERMS else None
+
+    def run(self, form: Form, x: Any, w: Any, x_zero: Any) -> Any:
+        return plain(form, x, w, x_zero, jnp.int32)
+
+
+class Simulate:
+    """The same on integer-valued float32 codes: differentiable, exact while sums stay below 2**24."""
+
+    name = "simulate"
+
+    def supports(self, form: Form) -> str | None:
+        return None
+
+    def run(self, form: Form, x: Any, w: Any, x_zero: Any) -> Any:
+        return plain(form, x, w, x_zero, jnp.float32)

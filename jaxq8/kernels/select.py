@@ -1,0 +1,143 @@
+"""The choice of form: one function decides what runs and says why, for execution and explanation alike.
+
+The table, in the order in which it is read (the first form that accepts wins):
+
+=============  ===================================================  ======================================================
+form           accepts                                              source
+=============  ===================================================  ======================================================
+dot            any dot of enough terms, rows and columns            measured on AVX-512 VNNI: 2-4x over float
+pointwise      1x1 convolution without borders                      measured on AVX-512 VNNI: 4-5x over float
+multiply-adds  depthwise                                            measured: 20-30x over XLA's own depthwise
+native         grouped; large kernels over few channels in batches  measured on AVX-512 VNNI: 1.5x over float
+patches        up to `PATCH_BYTES` of patches                       measured on AVX-512 VNNI: 2-4x over float
+rows           more                                                 measured on AVX-512 VNNI, batch 8: 3-4x over float
+=============  ===================================================  ======================================================
+
+On AMX, plain AVX2 and Arm the same table is used; only the sign of the activation in dots differs (`kernels.processor`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxq8.kernels import conv, dot
+from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form
+from jaxq8.kernels.processor import capability
+
+# A contraction with fewer multiply-adds takes a few microseconds in any type: encoding costs more than it saves.
+SMALL_MACS = 1 << 14
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What runs a contraction.
+
+    Attributes:
+      kernel: "xla", "reference", "simulate" or "float".
+      form: Name of the form within the kernel.
+      reason: Why this one.
+      refused: ((form, why not), ...) of the forms that were looked at before.
+    """
+
+    kernel: str
+    form: str = ""
+    reason: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One form: `obstacle(form)` says why it cannot run (None: it can), `run` runs it."""
+
+    name: str
+    obstacle: Callable[[Form], str | None]
+    run: Callable[..., Any]
+
+
+def _is_dot(form: Form) -> str | None:
+    return None if isinstance(form, DotForm) else "not a dot"
+
+
+def _is_pointwise(form: Form) -> str | None:
+    return None if isinstance(form, ConvForm) and form.pointwise else "kernel, borders or groups are not those of a 1x1"
+
+
+def _is_depthwise(form: Form) -> str | None:
+    return None if isinstance(form, ConvForm) and form.depthwise else "not depthwise"
+
+
+def _suits_native(form: Form) -> str | None:
+    if not isinstance(form, ConvForm) or len(form.kernel) > 2:
+        return "XLA's integer convolution has two dimensions"
+    if max(form.c_in, form.c_out) <= 16:
+        return "XLA widens convolutions of at most 16 channels"
+    stem = form.c_in <= 4 and max(form.kernel) >= 5 and conv.patch_bytes(form) > conv.PATCH_BYTES
+    return None if form.groups > 1 or stem else "patches are faster"
+
+
+def _suits_patches(form: Form) -> str | None:
+    if not isinstance(form, ConvForm) or form.groups > 1:
+        return "grouped"
+    size = conv.patch_bytes(form)
+    if len(form.kernel) > 1 and size > conv.PATCH_BYTES and form.c_in > 4:
+        return f"{size >> 20} MB of patches"
+    return None
+
+
+def _suits_rows(form: Form) -> str | None:
+    return None if isinstance(form, ConvForm) and form.groups == 1 else "grouped"
+
+
+FORMS = (
+    Candidate("dot", _is_dot, lambda form, x, w, x_zero: dot.dot(x, w)),
+    Candidate("pointwise", _is_pointwise, conv.pointwise),
+    Candidate("multiply-adds", _is_depthwise, conv.multiply_adds),
+    Candidate("native", _suits_native, conv.native),
+    Candidate("patches", _suits_patches, conv.patches),
+    Candidate("rows", _suits_rows, conv.rows),
+)
+
+
+def candidate(form: Form) -> tuple[Candidate | None, tuple[tuple[str, str], ...]]:
+    """The first form of the table that accepts, and the ones refused before it with their reasons."""
+    refused = []
+    for entry in FORMS:
+        obstacle = entry.obstacle(form)
+        if obstacle is None:
+            return entry, tuple(refused)
+        refused.append((entry.name, obstacle))
+    return None, tuple(refused)
+
+
+def unprofitable(form: Form) -> str | None:
+    """Why eight bits do not beat float at this site, or None if they do."""
+    if form.macs < SMALL_MACS:
+        return f"only {form.macs} multiply-adds"
+    if isinstance(form, DotForm):
+        if form.n == 1:
+            return "one column: no fast integer kernel"
+        if max(form.m, form.k, form.n) < 8:
+            return "all sides below 8: no fast integer kernel"
+    elif not form.depthwise and form.terms * form.c_out < 64:
+        return "too few channels for a fast integer kernel"
+    return None
+
+
+def select(form: Form, policy: str) -> Choice:
+    """Chooses for a policy: "auto" (float where eight bits do not pay), "xla" (eight bits), "reference", "simulate"."""
+    if policy == "simulate":
+        return Choice("simulate", "float32", "asked for")
+    if form.terms > MAXIMUM_TERMS:
+        return Choice("float", reason=f"{form.terms} terms can overflow an int32 accumulator")
+    if policy == "reference":
+        return Choice("reference", "int32", "asked for")
+    if policy == "auto" and (obstacle := unprofitable(form)):
+        return Choice("float", reason=obstacle)
+    entry, refused = candidate(form)
+    if entry is None:
+        if policy == "xla":
+            return Choice("reference", "int32", "no fast form accepts it", refused)
+        return Choice("float", reason="no fast form accepts it", refused=refused)
+    return Choice("xla", entry.name, f"first of the table for {capability()}", refused)

@@ -1,0 +1,177 @@
+"""The Plan: what runs in eight bits, what runs it, and why the rest does not."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxq8.errors import QuantizationError
+
+PLAN_VERSION = 1
+
+
+class Reason(enum.Enum):
+    """Why a site runs in float. The values are the texts that `explain` prints and the docs list."""
+
+    EIGHT_BIT = "runs in eight bits"
+    MODE = "the mode computes in float"
+    OFF = "switched off by the configuration or an override"
+    DTYPE = "operands are not floating-point numbers"
+    BATCH_GROUPS = "batch-grouped convolution has no eight-bit form"
+    ATTENTION = "product of two activations; quantize it with Config(attention=True)"
+    NOT_FASTER = "no eight-bit form beats float here"
+    UNSUPPORTED = "no kernel supports this form"
+    NO_RULE = "no eight-bit rule for this operation"
+    PER_CHANNEL = "the operation mixes values of different scales"
+    DTYPE_REQUEST = "the result dtype asked for is not the operands' float dtype"
+    EMPTY = "an operand is empty"
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteRecord:
+    """One site of a plan; everything that is printed is a field.
+
+    Attributes:
+      name: Site name; overrides and ranges address it.
+      op: Operation: dot, conv, gather, concatenate, max_pool, ..., or the primitive of a float fallback.
+      eight_bit: Whether it works on codes.
+      reason: Why not, a `Reason`.
+      detail: Numbers or names that belong to the reason.
+      kernel: Kernel and form that run it.
+      refused: ((kernel, reason), ...) of the candidates that were not taken.
+      shapes: Shapes of operands and result, as text.
+      weights: Representation of the weight, as text.
+      activations: Representation of the activation, as text.
+      range: Where the activation's range comes from.
+      macs: Multiply-adds.
+      source: ``file.py:line`` in the user's code.
+    """
+
+    name: str
+    op: str
+    eight_bit: bool
+    reason: Reason = Reason.EIGHT_BIT
+    detail: str = ""
+    kernel: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
+    shapes: str = ""
+    weights: str = ""
+    activations: str = ""
+    range: str = ""
+    macs: int = 0
+    source: str = ""
+
+    @property
+    def why(self) -> str:
+        """The reason and its detail as one text."""
+        return self.reason.value + (f" ({self.detail})" if self.detail else "")
+
+
+class Recorder:
+    """Collects site records while a function is evaluated; a site that is traced again replaces its record."""
+
+    def __init__(self) -> None:
+        self._records: dict[tuple[str, str], SiteRecord] = {}
+
+    def add(self, record: SiteRecord) -> None:
+        self._records[record.name, record.op] = record
+
+    def plan(self, unused: Iterable[str] = ()) -> Plan:
+        return Plan(tuple(self._records.values()), tuple(unused))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `jaxq8.explain` returns; ``print(plan)`` shows it as a table.
+
+    Attributes:
+      sites: A `SiteRecord` for each contraction, table look-up, pooling and concatenation, and for each operation that
+        had to leave eight bits.
+      unused_overrides: Patterns of `Config.overrides` that matched no site.
+    """
+
+    sites: tuple[SiteRecord, ...]
+    unused_overrides: tuple[str, ...] = ()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of all contractions."""
+        return sum(site.macs for site in self.sites)
+
+    @property
+    def eight_bit_share(self) -> float:
+        """Share of the multiply-adds that run on eight-bit integers; 1.0 if there are none."""
+        eight = sum(site.macs for site in self.sites if site.eight_bit)
+        return eight / self.macs if self.macs else 1.0
+
+    def __getitem__(self, name: str) -> SiteRecord:
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(name)
+
+    def summary(self) -> str:
+        """One line: share of multiply-adds, and how many contractions stay float for which reason."""
+        contractions = [s for s in self.sites if s.macs]
+        eight = sum(s.eight_bit for s in contractions)
+        reasons = collections.Counter(s.reason.value for s in contractions if not s.eight_bit)
+        floats = "; ".join(f"{count} float: {text}" for text, count in reasons.most_common())
+        return (
+            f"{self.eight_bit_share:.1%} of {self.macs / 1e6:.1f} million multiply-adds in eight bits "
+            f"({eight} of {len(contractions)} contractions{'; ' + floats if floats else ''})"
+        )
+
+    def __str__(self) -> str:
+        ordered = sorted(self.sites, key=lambda s: (s.macs == 0, s.eight_bit, -s.macs))
+        rows = [
+            (s.name, s.op, s.shapes, s.weights, s.activations, s.range, _share(s, self), "8 bit" if s.eight_bit else "float",
+             s.kernel if s.eight_bit else s.why)
+            for s in ordered
+        ]
+        header = ("site", "op", "shapes", "weights", "activations", "range", "macs", "runs in", "kernel, or why float")
+        lines = [self.summary(), "", *table(header, rows)]
+        lines += [f"override {pattern!r} matched no site" for pattern in self.unused_overrides]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """All fields of all sites, versioned."""
+        sites = [{**dataclasses.asdict(s), "reason": s.reason.name} for s in self.sites]
+        return json.dumps({"version": PLAN_VERSION, "sites": sites, "unused_overrides": self.unused_overrides}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Reads what `to_json` wrote.
+
+        Raises:
+          QuantizationError: The text is not such a document.
+        """
+        try:
+            document = json.loads(text)
+            if document["version"] != PLAN_VERSION:
+                raise ValueError(f"version {document['version']!r}")
+            sites = tuple(_read_site(entry) for entry in document["sites"])
+            return cls(sites, tuple(document["unused_overrides"]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise QuantizationError(f"plan: not a document of Plan.to_json() version {PLAN_VERSION} ({error})") from error
+
+
+def _read_site(entry: dict[str, Any]) -> SiteRecord:
+    refused = tuple((str(a), str(b)) for a, b in entry["refused"])
+    return SiteRecord(**{**entry, "reason": Reason[entry["reason"]], "refused": refused})
+
+
+def _share(site: SiteRecord, plan: Plan) -> str:
+    return f"{site.macs / plan.macs:.1%}" if site.macs and plan.macs else ""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned text columns; a column without content is left out."""
+    shown = [c for c in range(len(header)) if any(row[c] for row in rows)]
+    cells = [[str(row[c]) for c in shown] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]

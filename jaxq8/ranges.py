@@ -1,0 +1,199 @@
+"""Ranges of real values, and the scale and zero point that follow from one.
+
+`Range` is the pair (minimum, maximum) in which the 2016 system expressed every eight-bit tensor. `Ranges` maps site names to
+ranges: what calibration produces and a person may edit. `affine` is the only place where a range becomes numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from jaxq8.errors import RangesError, SpecError
+
+if TYPE_CHECKING:
+    from jaxq8.config import Spec
+    from jaxq8.rounding import Rounding
+
+RANGES_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The closed interval of real values that codes stand for.
+
+    Attributes:
+      minimum: Smallest real value, finite.
+      maximum: Largest real value, finite, at least `minimum`.
+
+    Raises:
+      SpecError: An end is not finite, or the ends are the wrong way round.
+    """
+
+    minimum: float
+    maximum: float
+
+    def __post_init__(self) -> None:
+        low, high = float(self.minimum), float(self.maximum)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise SpecError(f"Range({low}, {high}): both ends must be finite numbers")
+        if low > high:
+            raise SpecError(f"Range({low}, {high}): the minimum exceeds the maximum; swap them")
+        object.__setattr__(self, "minimum", low)
+        object.__setattr__(self, "maximum", high)
+
+    def union(self, other: Range) -> Range:
+        """The smallest range that holds both."""
+        return Range(min(self.minimum, other.minimum), max(self.maximum, other.maximum))
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.minimum, self.maximum))
+
+
+class Ranges(Mapping[str, Range]):
+    """An immutable mapping of site name to `Range`, with a JSON form that a person can read and edit.
+
+    Args:
+      ranges: Site name -> `Range` or ``(minimum, maximum)``.
+
+    Example:
+      >>> Ranges({"params/Dense_0/kernel:dot": (-1.0, 3.0)})["params/Dense_0/kernel:dot"]
+      Range(minimum=-1.0, maximum=3.0)
+    """
+
+    def __init__(self, ranges: Mapping[str, Range | tuple[float, float]] | None = None):
+        self._ranges = {name: r if isinstance(r, Range) else Range(*r) for name, r in (ranges or {}).items()}
+
+    def __getitem__(self, name: str) -> Range:
+        return self._ranges[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ranges)
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __repr__(self) -> str:
+        return f"Ranges({len(self)} sites)"
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._ranges.items()))
+
+    def merge(self, other: Mapping[str, Range]) -> Ranges:
+        """The union of two sets of observations: sites of either, and where both have one, the range that holds both."""
+        merged = dict(self._ranges)
+        for name, value in other.items():
+            merged[name] = merged[name].union(value) if name in merged else value
+        return Ranges(merged)
+
+    def check_sites(self, known: Mapping[str, object] | set[str]) -> None:
+        """Refuses names that no site of the function has.
+
+        Raises:
+          RangesError: Naming every unknown site and the nearest known names.
+        """
+        unknown = sorted(set(self) - set(known))
+        if unknown:
+            raise RangesError(unknown_names_message("ranges", unknown, sorted(known)))
+
+    def to_json(self) -> str:
+        """One line a site: ``{"version": 1, "ranges": {"site": [minimum, maximum]}}``."""
+        rows = ",\n".join(f"    {json.dumps(name)}: [{r.minimum!r}, {r.maximum!r}]" for name, r in self.items())
+        return f'{{\n  "version": {RANGES_VERSION},\n  "ranges": {{\n{rows}\n  }}\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> Ranges:
+        """Reads what `to_json` wrote.
+
+        Raises:
+          RangesError: The text is not JSON of that form; the message names the entry.
+        """
+        try:
+            document = json.loads(text)
+        except (json.JSONDecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise RangesError(f"ranges: not valid JSON ({error}); write them with Ranges.to_json()") from error
+        if not isinstance(document, dict) or document.get("version") != RANGES_VERSION:
+            raise RangesError(f'ranges: expected an object with "version": {RANGES_VERSION} and "ranges"')
+        entries = document.get("ranges")
+        if not isinstance(entries, dict):
+            raise RangesError('ranges: "ranges" must map site names to [minimum, maximum]')
+        return cls({name: _read_entry(name, entry) for name, entry in entries.items()})
+
+
+def _read_entry(name: str, entry: object) -> Range:
+    numbers = isinstance(entry, list) and len(entry) == 2 and all(type(v) in (int, float) for v in entry)
+    if not numbers:
+        raise RangesError(f"ranges: site {name!r} has {entry!r}; expected [minimum, maximum]")
+    try:
+        return Range(float(entry[0]), float(entry[1]))  # type: ignore[index]
+    except (SpecError, OverflowError) as error:
+        raise RangesError(f"ranges: site {name!r}: {error}") from error
+
+
+def unknown_names_message(what: str, unknown: list[str], known: list[str]) -> str:
+    """An error text that names what matched nothing and what was probably meant."""
+    lines = []
+    for name in unknown:
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+        lines.append(f"  {name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""))
+    return f"{what} name sites that this function does not have:\n" + "\n".join(lines) + (
+        f"\nits {len(known)} sites are listed by q8.explain(...)"
+    )
+
+
+def affine(
+    minimum: jax.Array, maximum: jax.Array, spec: Spec, rounding: Rounding
+) -> tuple[jax.Array, jax.Array]:
+    """The scale and zero point that represent a range.
+
+    The range is widened to contain zero (unless ``spec.include_zero`` is False), and the minimum is rounded to the grid, so
+    that zero is exactly a code: ``zero_point = qmin - round(minimum / scale)`` (gemmlowp, Jacob et al. 2018; TensorFlow's
+    MIN_FIRST). A symmetric range has zero point 0 and ``scale = max(|minimum|, |maximum|) / qmax`` (TensorFlow's SCALED).
+    A range without width gets scale 1, so that scale is always positive and zeros stay exact. A range that is not finite
+    gives scale NaN: whatever is decoded with it is NaN and cannot be mistaken for a result.
+
+    Args:
+      minimum: Smallest real value(s), float array of any shape (one per channel, say).
+      maximum: Largest, same shape.
+      spec: Bits, sign and symmetry.
+      rounding: How the minimum is rounded.
+
+    Returns:
+      (scale, zero_point), both of that shape; zero_point is int32, or float for a `joint` rounding.
+    """
+    if spec.include_zero:
+        minimum, maximum = jnp.minimum(minimum, 0), jnp.maximum(maximum, 0)
+    finite = jnp.isfinite(minimum) & jnp.isfinite(maximum)
+    if spec.is_symmetric:
+        magnitude = jnp.maximum(jnp.abs(minimum), jnp.abs(maximum))
+        scale = jnp.where(finite, _positive(magnitude / spec.qmax), jnp.nan)
+        return scale, jnp.zeros(scale.shape, jnp.int32)
+    steps = spec.qmax - spec.qmin
+    # Each end is divided by itself: the difference of two large ends can overflow although the scale does not.
+    scale = jnp.where(finite, _positive(maximum / steps - minimum / steps), jnp.nan)
+    offset = minimum / scale
+    if rounding.joint:
+        return scale, spec.qmin - offset
+    rounded = half_step_free(rounding, offset)
+    zero_point = jnp.where(finite, spec.qmin - rounded, 0)
+    if spec.include_zero:
+        zero_point = jnp.clip(zero_point, spec.qmin, spec.qmax)
+    return scale, zero_point.astype(jnp.int32)
+
+
+def half_step_free(rounding: Rounding, offset: jax.Array) -> jax.Array:
+    """Rounds the minimum: by the scheme itself, or to nearest where that draws random numbers (ranges stay deterministic)."""
+    return jnp.round(offset) if rounding.keyed else rounding(offset)
+
+
+def _positive(scale: jax.Array) -> jax.Array:
+    """Replaces scales that are zero or whose reciprocal would overflow by 1."""
+    tiny = jnp.finfo(scale.dtype).tiny
+    return jnp.where(scale > tiny * 4, scale, jnp.ones_like(scale))

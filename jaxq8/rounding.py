@@ -1,0 +1,170 @@
+"""Rounding: how a real number becomes an integer code, as a registry of small functions.
+
+A rounding function takes floats in units of one code and returns integer-valued floats of the same shape::
+
+    @q8.register_rounding("half_down")
+    def half_down(x):
+        return jnp.ceil(x - 0.5)
+
+    q8.QTensor.from_float(x, spec, rounding="half_down")
+
+With the zero point kept an integer, a code is ``round(x / scale) - round(minimum / scale)``: the *rounded* minimum is
+subtracted from the rounded value, so that zero is exactly a code and no value is biased by the fraction of a step by which
+the minimum misses the grid. That is the rule of TensorFlow's ``quantize_graph`` (2016). Its biased counterpart,
+``round((x - minimum) / scale)``, is registered as ``"float_minimum"`` so that the bias can be shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxq8.errors import RuleError, SpecError
+
+RoundingFunction = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounding:
+    """A registered rounding scheme.
+
+    Attributes:
+      name: The name it is asked for by.
+      function: ``f(x) -> rounded`` or, if `keyed`, ``f(x, key) -> rounded``; elementwise on floats.
+      keyed: The function needs a PRNG key.
+      joint: Value and minimum are rounded together, ``round((x - minimum) / scale)``: the zero point is then a fraction, and
+        zero is not exactly representable. False for every scheme but the one that shows this mistake.
+    """
+
+    name: str
+    function: RoundingFunction
+    keyed: bool = False
+    joint: bool = False
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Rounds `x`; `key` is needed by keyed schemes and ignored by the others."""
+        if not self.keyed:
+            return self.function(x)
+        if key is None:
+            raise SpecError(f"rounding {self.name!r} draws random numbers: pass key=jax.random.key(...)")
+        return self.function(x, key)
+
+
+_REGISTRY: dict[str, Rounding] = {}
+
+
+def register_rounding(
+    name: str, *, keyed: bool = False, joint: bool = False
+) -> Callable[[RoundingFunction], RoundingFunction]:
+    """Registers a rounding function under `name`; use as a decorator.
+
+    Args:
+      name: What `Config.rounding` and ``QTensor.from_float(rounding=...)`` call it.
+      keyed: The function takes ``(x, key)`` and draws random numbers.
+      joint: See `Rounding.joint`.
+
+    Returns:
+      A decorator that returns the function unchanged.
+
+    Raises:
+      RuleError: The name is taken by another function.
+
+    Example:
+      >>> @register_rounding("half_up")
+      ... def half_up(x):
+      ...     return jnp.floor(x + 0.5)
+    """
+
+    def register(function: RoundingFunction) -> RoundingFunction:
+        taken = _REGISTRY.get(name)
+        if taken is not None and taken.function is not function:
+            raise RuleError(
+                f"rounding {name!r} is already registered by {_where(taken.function)}; "
+                f"{_where(function)} needs another name"
+            )
+        _REGISTRY[name] = Rounding(name, function, keyed, joint)
+        return function
+
+    return register
+
+
+def get_rounding(rounding: str | Rounding | RoundingFunction) -> Rounding:
+    """Finds a scheme by name, or wraps a plain function ``f(x) -> rounded``.
+
+    Raises:
+      SpecError: No scheme has that name.
+    """
+    if isinstance(rounding, Rounding):
+        return rounding
+    if callable(rounding):
+        return Rounding(getattr(rounding, "__name__", "custom"), rounding)
+    if rounding not in _REGISTRY:
+        raise SpecError(f"unknown rounding {rounding!r}; known: {', '.join(rounding_names())}, or pass a function")
+    return _REGISTRY[rounding]
+
+
+def rounding_names() -> tuple[str, ...]:
+    """The names of all registered schemes, sorted."""
+    return tuple(sorted(_REGISTRY))
+
+
+def straight_through(x: jax.Array, rounded: jax.Array) -> jax.Array:
+    """`rounded` in value, the identity in derivative (straight-through estimator, Bengio et al. 2013)."""
+    return x + jax.lax.stop_gradient(rounded - x)
+
+
+def _where(function: Any) -> str:
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+
+
+@register_rounding("half_even")
+def half_even(x: jax.Array) -> jax.Array:
+    """Nearest, ties to the even integer: IEEE 754, ONNX and XLA; unbiased on ties. The default."""
+    return jnp.round(x)
+
+
+@register_rounding("half_away")
+def half_away(x: jax.Array) -> jax.Array:
+    """Nearest, ties away from zero: C's ``round``, TensorFlow and TFLite."""
+    return jnp.trunc(x + jnp.copysign(jnp.asarray(0.5, x.dtype), x))
+
+
+@register_rounding("floor")
+def floor(x: jax.Array) -> jax.Array:
+    """Downwards; biased by half a step."""
+    return jnp.floor(x)
+
+
+@register_rounding("ceil")
+def ceil(x: jax.Array) -> jax.Array:
+    """Upwards; biased by half a step."""
+    return jnp.ceil(x)
+
+
+@register_rounding("toward_zero")
+def toward_zero(x: jax.Array) -> jax.Array:
+    """Truncation; shrinks magnitudes by half a step on average."""
+    return jnp.trunc(x)
+
+
+@register_rounding("stochastic", keyed=True)
+def stochastic(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Up with a probability equal to the fraction, so that the expected result is `x` (Gupta et al. 2015)."""
+    below = jnp.floor(x)
+    return below + jax.random.bernoulli(key, x - below).astype(x.dtype)
+
+
+@register_rounding("rounded_minimum")
+def rounded_minimum(x: jax.Array) -> jax.Array:
+    """The 2016 rule of ``quantize_graph``: value and minimum each rounded (ties away from zero), then subtracted."""
+    return half_away(x)
+
+
+@register_rounding("float_minimum", joint=True)
+def float_minimum(x: jax.Array) -> jax.Array:
+    """The biased counterpart of `rounded_minimum`: the distance from the unrounded minimum is rounded."""
+    return half_away(x)

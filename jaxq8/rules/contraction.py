@@ -1,0 +1,183 @@
+"""Matrix products and convolutions: int8 operands, an int32 accumulator, and the algebra of zero points."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8 import modes
+from jaxq8._compat import primitives
+from jaxq8.config import Config, Spec
+from jaxq8.forms import ConvLayout, DotLayout, conv_layout, dot_layout
+from jaxq8.interpreter import Context, _shapes, float_fallback, rule
+from jaxq8.kernels import KERNELS, weight_sum
+from jaxq8.kernels.select import select
+from jaxq8.plan import Reason
+from jaxq8.qtensor import QTensor
+from jaxq8.values import Accumulator, Value, bounds
+
+# A parameter that is neither here nor None is one that this rule does not know the meaning of: the site stays float.
+DOT_PARAMS = {"dimension_numbers", "precision", "preferred_element_type"}
+CONV_PARAMS = {
+    "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count",
+    "batch_group_count", "precision", "preferred_element_type",
+}  # fmt: skip
+
+
+@rule(primitives.dot_general_p)
+def dot_general(ctx: Context, x: Value, y: Value, *, dimension_numbers: Any, **params: Any) -> Value:
+    """Any dot: the weight (or, of two activations, the right operand) gets a scale per channel, the other one per tensor."""
+    swapped = ctx.site.weight == 0
+    layout = dot_layout(dimension_numbers, x.shape, y.shape, swapped, ctx.site.weight is not None)
+    unhandled = _unhandled(params, DOT_PARAMS)
+    return _contract(ctx, (y, x) if swapped else (x, y), layout, (x, y), unhandled, params)
+
+
+@rule(primitives.conv_general_dilated_p)
+def conv_general_dilated(ctx: Context, x: Value, w: Value, **params: Any) -> Value:
+    """Any convolution: one scale per output channel; borders are padded with the zero point."""
+    unhandled = _unhandled(params, CONV_PARAMS)
+    if params["batch_group_count"] != 1:
+        return _in_float(ctx, (x, w), Reason.BATCH_GROUPS, "", 0)
+    layout = conv_layout(params, x.shape, w.shape)
+    return _contract(ctx, (x, w), layout, (x, w), unhandled, params)
+
+
+def _contract(
+    ctx: Context, operands: tuple[Value, Value], layout: DotLayout | ConvLayout, original: tuple[Value, Value],
+    unhandled: set[str], params: Any,
+) -> Value:  # fmt: skip
+    """Decides, encodes both operands, runs the kernel, and wraps the result as an Accumulator."""
+    config = ctx.config
+    activation, weight = operands
+    obstacle = _obstacle(ctx, operands, config, unhandled, params)
+    choice = select(layout.form, config.kernels if config.mode != "simulate" else "simulate")
+    macs = layout.form.macs * ctx.run.repeats
+    if obstacle is None and choice.kernel == "float":
+        obstacle = (Reason.NOT_FASTER, choice.reason)
+    if obstacle is not None:
+        return _in_float(ctx, original, *obstacle, macs)
+    spec = _activation_spec(config, layout)
+    keep = layout.row_axes if spec.granularity == "row" else ()
+    x = ctx.eight_bit(activation, spec, keep)
+    w = ctx.eight_bit(weight, config.weights, _weight_axes(weight, config, layout), suffix=".rhs")
+    ctx.record(
+        True, shapes=_shapes(ctx.eqn), macs=macs, kernel=f"{choice.kernel}: {choice.form}", detail=choice.reason,
+        refused=choice.refused, weights=_describe(w), activations=_describe(x), range=_origin(ctx, activation),
+    )  # fmt: skip
+    return accumulate(layout, x, w, choice.kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype))
+
+
+def _obstacle(
+    ctx: Context, operands: tuple[Value, Value], config: Config, unhandled: set[str], params: Any
+) -> tuple[Reason, str] | None:
+    """Why this contraction cannot or shall not run in eight bits, in the order in which it is decided."""
+    x, w = operands
+    if config.mode == "off":
+        return Reason.OFF, ""
+    if config.mode in modes.FLOAT_MODES:
+        return Reason.MODE, config.mode
+    if unhandled:
+        return Reason.UNSUPPORTED, f"parameters {', '.join(sorted(unhandled))}"
+    if not all(jnp.issubdtype(v.dtype, jnp.floating) for v in operands):
+        return Reason.DTYPE, f"{x.dtype}, {w.dtype}"
+    if 0 in x.shape or 0 in w.shape or 0 in ctx.eqn.outvars[0].aval.shape:
+        return Reason.EMPTY, ""
+    wanted = params.get("preferred_element_type")
+    if wanted is not None and not jnp.issubdtype(wanted, jnp.floating):
+        return Reason.DTYPE_REQUEST, str(wanted)
+    if ctx.site.op == "dot" and ctx.site.weight is None and not config.attention and _is_batched(ctx):
+        return Reason.ATTENTION, ""
+    return None
+
+
+def _unhandled(params: Any, known: set[str]) -> set[str]:
+    return {name for name, value in params.items() if name not in known and value is not None}
+
+
+def _is_batched(ctx: Context) -> bool:
+    """Two activations with batch axes: the products of attention."""
+    return bool(ctx.eqn.params["dimension_numbers"][1][0])
+
+
+def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detail: str, macs: int) -> Value:
+    """The equation as it stands, by the better float form where there is one, with its reason in the plan."""
+    values = modes.prepare(ctx, operands)
+    ctx.record(False, reason, detail=detail, shapes=_shapes(ctx.eqn), macs=macs)
+    result = modes.better_float(ctx, values)
+    if result is None:
+        result = float_fallback(dataclasses.replace(ctx, quiet=True), values)[0]
+    return modes.finish(ctx, result)
+
+
+def _activation_spec(config: Config, layout: DotLayout | ConvLayout) -> Spec:
+    """Rows (tokens) have scales of their own only where rows are summed separately: in dots."""
+    spec = config.activations
+    if spec.granularity == "tensor" or (spec.granularity == "row" and layout.row_axes):
+        return spec
+    return dataclasses.replace(spec, granularity="tensor")
+
+
+def _weight_axes(weight: Value, config: Config, layout: DotLayout | ConvLayout) -> tuple[int, ...]:
+    """Scales per output channel; codes that come with the weight keep the scales they have."""
+    if isinstance(weight, QTensor):
+        return tuple(a for a in layout.channel_axes if weight.scale.shape[a] != 1)
+    return () if config.weights.granularity == "tensor" else layout.channel_axes
+
+
+def accumulate(
+    layout: DotLayout | ConvLayout, x: QTensor, w: QTensor, kernel: str, dtype: Any = np.dtype("float32")
+) -> Accumulator:
+    """The product of two QTensors as an Accumulator.
+
+    With ``x = sx (qx - zx)`` and ``w = sw (qw - zw)`` the sum over k of x w is::
+
+        sx sw (sum qx qw - zx sum qw - zw sum qx + K zx zw)
+
+    (Jacob et al. 2018, eq. 7). ``sum qw`` is one number per output channel, so the term with zx moves the offset and costs
+    nothing per element; the terms with zw vanish for symmetric weights.
+
+    Args:
+      layout: Which axes are summed, and the canonical form.
+      x: Activation, one scale (or one per row).
+      w: Weight, one scale per output channel.
+      kernel: Name of the kernel that runs the form.
+      dtype: Float dtype that the result stands for.
+    """
+    codes, wx = layout.activation(x.values), layout.weight(w.values)
+    x_zero, w_zero = layout.row_scale(x.zero_point), layout.channel_scale(w.zero_point)
+    if wx.dtype == jnp.uint8:  # kernels take int8 weights: the code is the byte minus 128, and so is its zero point
+        wx, w_zero = (wx ^ 128).view(jnp.int8), w_zero - 128
+    run = KERNELS[kernel].run
+    border = x.zero_point.reshape(-1)[0]
+    raw = run(layout.form, codes, wx, border)
+    sums = layout.channel_sum(weight_sum(layout.form, wx))
+    values = layout.result(raw)
+    if not w.symmetric:
+        ones = jnp.ones_like(wx)
+        values = values - w_zero * layout.result(run(layout.form, codes, ones, border))
+        sums = sums - w_zero * layout.form_terms
+    scale = layout.row_scale(x.scale) * layout.channel_scale(w.scale)
+    offset = -scale * (x_zero.astype(jnp.float32) * sums.astype(jnp.float32))
+    return Accumulator(values, scale, offset, dtype=dtype)
+
+
+def _describe(q: QTensor) -> str:
+    sign = "s" if q.signed else "u"
+    scales = int(np.prod(q.scale.shape))
+    return f"{sign}{q.bits}{' symmetric' if q.symmetric else ''}, {scales} scale{'s' if scales > 1 else ''}"
+
+
+def _origin(ctx: Context, activation: Value) -> str:
+    """Where the range of the activation comes from."""
+    if isinstance(activation, QTensor) or getattr(activation, "codes", None) is not None:
+        return "codes of its producer"
+    if ctx.site.name in ctx.run.ranges:
+        return "given"
+    low, high = bounds(activation)
+    if np.isfinite(low) and np.isfinite(high):
+        return f"known {low:g}..{high:g}"
+    return "this run" + (f", from {low:g}" if np.isfinite(low) else "")

@@ -1,0 +1,134 @@
+"""Calls and control flow: functions inside equations are evaluated by the same rules.
+
+A body is entered only if that changes something: if it holds a site, or if codes or accumulators reach it. Otherwise the
+equation is evaluated as it stands, so custom derivatives and compiled calls stay what they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxq8._compat import open_jaxpr
+from jaxq8.callees import CLOSED, COND, CUSTOM_JVP, CUSTOM_VJP, JIT, SCAN, WHILE, callees
+from jaxq8.interpreter import Context, evaluate, rule
+from jaxq8.qtensor import QTensor
+from jaxq8.sites import OPERATIONS
+from jaxq8.values import Array, Broadcast, Value, is_quantized, to_real
+
+
+def holds_site(jaxpr: Any) -> bool:
+    """Whether a jaxpr, or any function inside it, has an operation that can run on codes."""
+    return any(
+        eqn.primitive in OPERATIONS or any(holds_site(open_jaxpr(c.jaxpr)[0]) for c in callees(eqn))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _worth_entering(ctx: Context, values: Sequence[Value]) -> bool:
+    symbolic = any(is_quantized(v) or isinstance(v, Broadcast) for v in values)
+    scalars = any(isinstance(v, Array) and not isinstance(v.array, jax.Array) for v in values)
+    return symbolic or scalars or any(holds_site(open_jaxpr(c.jaxpr)[0]) for c in callees(ctx.eqn))
+
+
+@rule(*(JIT | CLOSED | CUSTOM_JVP | CUSTOM_VJP))
+def call(ctx: Context, *values: Value, **params: Any) -> Any:
+    """A function that simply runs is evaluated in place."""
+    if not _worth_entering(ctx, values):
+        return NotImplemented
+    (callee,) = callees(ctx.eqn)
+    body, consts = open_jaxpr(callee.jaxpr)
+    return evaluate(body, consts, values, ctx.run, ctx.inner(callee.key))
+
+
+def _carried(value: Value) -> Any:
+    """What can pass into a body: QTensors as they are, everything else as arrays."""
+    return value if isinstance(value, QTensor) else to_real(value)
+
+
+def _as_value(x: Any) -> Value:
+    return x if isinstance(x, QTensor) else Array(x)
+
+
+def _body(ctx: Context, index: int, dtypes: Sequence[Any], repeats: int = 1) -> Any:
+    """The function ``f(*inputs) -> list of arrays`` of a body; results are arrays of the dtypes that the body declares."""
+    callee = callees(ctx.eqn)[index]
+    jaxpr, consts = open_jaxpr(callee.jaxpr)
+    inside = dataclasses.replace(ctx.run, repeats=ctx.run.repeats * repeats)
+
+    def run(*inputs: Any) -> list[Any]:
+        results = evaluate(jaxpr, consts, [_as_value(x) for x in inputs], inside, ctx.inner(callee.key))
+        return [jnp.asarray(to_real(r), d) for r, d in zip(results, dtypes, strict=True)]
+
+    return run
+
+
+def _out_dtypes(jaxpr: Any) -> list[Any]:
+    return [v.aval.dtype for v in open_jaxpr(jaxpr)[0].outvars]
+
+
+@rule(SCAN)
+def scan(ctx: Context, *values: Value, **params: Any) -> Any:
+    """Weights enter as codes, whole or stacked; the carry and the stacked results are arrays."""
+    if not _worth_entering(ctx, values):
+        return NotImplemented
+    nconsts, ncarry = params["num_consts"], params["num_carry"]
+    consts = [_carried(v) for v in values[:nconsts]]
+    carry = [_materialised(v) for v in values[nconsts : nconsts + ncarry]]
+    stacked = [_stackable(v) for v in values[nconsts + ncarry :]]
+    run = _body(ctx, 0, _out_dtypes(params["jaxpr"]), params["length"])
+
+    def step(state: Any, slices: Any) -> Any:
+        results = run(*consts, *state, *slices)
+        return results[:ncarry], results[ncarry:]
+
+    final, outputs = jax.lax.scan(
+        step, carry, stacked, length=params["length"], reverse=params["reverse"], unroll=params["unroll"],
+        _split_transpose=params.get("_split_transpose", False),
+    )  # fmt: skip
+    return [Array(x) for x in (*final, *outputs)]
+
+
+def _materialised(value: Value) -> Any:
+    return jnp.asarray(to_real(value))
+
+
+def _stackable(value: Value) -> Any:
+    """Codes can be sliced along their first axis if scale and zero point have that axis too."""
+    if not isinstance(value, QTensor):
+        return to_real(value)
+    length = value.shape[0]
+    scale, zero = (jnp.broadcast_to(a, (length, *a.shape[1:])) for a in (value.scale, value.zero_point))
+    return QTensor(value.values, scale, zero, value.bits, value.symmetric, value.dtype)
+
+
+@rule(WHILE)
+def while_(ctx: Context, *values: Value, **params: Any) -> Any:
+    """Condition and body are evaluated by the rules; the carry is arrays."""
+    if not _worth_entering(ctx, values):
+        return NotImplemented
+    nc, nb = params["cond_nconsts"], params["body_nconsts"]
+    cond_consts, body_consts = [_carried(v) for v in values[:nc]], [_carried(v) for v in values[nc : nc + nb]]
+    condition = _body(ctx, 0, _out_dtypes(params["cond_jaxpr"]))
+    body = _body(ctx, 1, _out_dtypes(params["body_jaxpr"]))
+    final = jax.lax.while_loop(
+        lambda state: condition(*cond_consts, *state)[0],
+        lambda state: body(*body_consts, *state),
+        [_materialised(v) for v in values[nc + nb :]],
+    )
+    return [Array(x) for x in final]
+
+
+@rule(COND)
+def cond(ctx: Context, index: Value, *values: Value, **params: Any) -> Any:
+    """Every branch is evaluated by the rules; results are arrays."""
+    if not _worth_entering(ctx, values):
+        return NotImplemented
+    operands = [_carried(v) for v in values]
+    branches = [_body(ctx, i, _out_dtypes(b)) for i, b in enumerate(params["branches"])]
+    results = jax.lax.switch(jnp.asarray(to_real(index), jnp.int32), branches, *operands)
+    return [Array(x) for x in results]

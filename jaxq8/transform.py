@@ -1,0 +1,197 @@
+"""`quantize`: a function in, the same function in eight bits out; and `explain`, which records what that means."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8 import rules, weights
+from jaxq8._compat import open_jaxpr
+from jaxq8.arguments import Arguments, as_array, stand_in, take_apart
+from jaxq8.config import Config, matches
+from jaxq8.errors import ArgumentError, SpecError
+from jaxq8.interpreter import Run, evaluate
+from jaxq8.plan import Plan, Recorder
+from jaxq8.qtensor import QTensor
+from jaxq8.ranges import Range, Ranges
+from jaxq8.sites import Analysis, analyse
+from jaxq8.values import Array, Value, to_real
+
+assert rules  # importing them is what registers them
+
+
+def quantize(
+    fn: Callable[..., Any], config: Config | None = None, *, ranges: Mapping[str, Range] | None = None
+) -> Callable[..., Any]:
+    """Returns `fn` with its heavy arithmetic in eight-bit integers, accumulated in int32.
+
+    The result has the signature of `fn` and composes with `jax.jit`, `jax.vmap`, `jax.grad` (straight-through) and the
+    other transformations. Every argument leaf may be a `QTensor`: weights from `quantize_weights`, or data that is eight-bit
+    already (`QTensor.from_uint8`). Python numbers, booleans, strings and other objects among the arguments stay static.
+
+    Args:
+      fn: Any function that JAX can trace: ``model.apply``, or plain JAX. The first argument, if it is a container, holds the
+        weights; arrays that `fn` closes over are weights too.
+      config: What to quantize and how; default `Config()`.
+      ranges: Static ranges by site name; sites that it does not name find their range in each run.
+
+    Returns:
+      A function of the same arguments. Float results have the dtypes of `fn`; one with nothing to quantize returns what `fn`
+      returns, bit for bit.
+
+    Raises:
+      SpecError: `config` is not a `Config`.
+      ArgumentError: (when called) an argument cannot be traced.
+      RangesError: (when called) `ranges` names sites that `fn` does not have.
+
+    Example:
+      >>> fast = jax.jit(q8.quantize(model.apply))
+      >>> logits = fast(variables, images)
+    """
+    config = _checked(fn, config)
+    given = ranges if isinstance(ranges, Ranges) else Ranges(ranges)
+
+    @functools.wraps(fn)
+    def quantized(*args: Any, **kwargs: Any) -> Any:
+        call = Call.trace(fn, args, kwargs)
+        return call.differentiable(config, given)
+
+    return quantized
+
+
+def explain(
+    fn: Callable[..., Any], *args: Any, config: Config | None = None, ranges: Mapping[str, Range] | None = None,
+    **kwargs: Any,
+) -> Plan:  # fmt: skip
+    """What `quantize(fn, config, ranges=ranges)` does with these arguments, without computing anything.
+
+    Args:
+      fn: The function as it is given to `quantize` (not quantized yet).
+      *args: Its arguments: arrays, QTensors or `jax.ShapeDtypeStruct`.
+      config: As for `quantize`.
+      ranges: As for `quantize`.
+      **kwargs: Its keyword arguments.
+
+    Returns:
+      A `Plan`; print it, or read its `sites`.
+
+    Example:
+      >>> print(q8.explain(model.apply, variables, images))
+    """
+    config = _checked(fn, config)
+    call = Call.trace(fn, args, kwargs)
+    recorder = Recorder()
+    given = ranges if isinstance(ranges, Ranges) else Ranges(ranges)
+    jax.eval_shape(lambda leaves: call.evaluate(leaves, config, given, recorder), call.arguments.leaves)
+    plan = recorder.plan()
+    unused = [
+        pattern for pattern, _ in config.overrides if not any(matches(pattern, s.name, s.op) for s in plan.sites)
+    ]
+    return dataclasses.replace(plan, unused_overrides=tuple(unused))
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One traced call: the jaxpr of the function, its constants made inputs, and its arguments taken apart."""
+
+    arguments: Arguments
+    jaxpr: Any
+    consts: tuple[Any, ...]
+    out_tree: Any
+
+    @classmethod
+    def trace(cls, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Traces `fn` on the float arrays that the arguments stand for."""
+        arguments = take_apart(args, kwargs)
+        trees = []
+
+        def flat(*leaves: Any) -> list[Any]:
+            new_args, new_kwargs = arguments.rebuild(leaves)
+            results, tree = jax.tree_util.tree_flatten(fn(*new_args, **new_kwargs))
+            trees.append(tree)
+            return results
+
+        closed = jax.make_jaxpr(flat)(*map(stand_in, arguments.leaves))
+        jaxpr, consts = open_jaxpr(closed)
+        return cls(arguments, jaxpr, tuple(consts), trees[-1])
+
+    def analyse(self, config: Config) -> Analysis:
+        """Sites and weights of the traced function; constants that reach a contraction are weights."""
+        names = [p if w else None for p, w in zip(self.arguments.paths, self.arguments.weights, strict=True)]
+        consts = [f"constant/{i}" if np.ndim(c) > 0 else None for i, c in enumerate(self.consts)]
+
+        def accepts(name: str, op: str) -> bool:
+            return config.for_site(name, op).mode in ("eightbit", "simulate")
+
+        return analyse(self.as_inputs, [*consts, *names], accepts)
+
+    @property
+    def as_inputs(self) -> Any:
+        """The jaxpr with its constants as first inputs, so that weights are found among them in the same way."""
+        return _InputsJaxpr(self.jaxpr)
+
+    def evaluate(self, leaves: Sequence[Any], config: Config, ranges: Ranges, recorder: Recorder) -> list[Any]:
+        """The results, flat, as arrays."""
+        analysis = self.analyse(config)
+        ranges.check_sites(_range_names(analysis))
+        run = Run(config, ranges, analysis, recorder)
+        inputs = [*self.consts, *leaves]
+        encoded = weights.encode_leaves(inputs, analysis, config, len(self.consts))
+        values = [_value(x, i >= len(self.consts)) for i, x in enumerate(encoded)]
+        outputs = evaluate(self.as_inputs, (), values, run, ())
+        return [
+            jnp.asarray(to_real(v), a.aval.dtype) for v, a in zip(outputs, self.jaxpr.outvars, strict=True)
+        ]
+
+    def differentiable(self, config: Config, ranges: Ranges) -> Any:
+        """Integer arithmetic in value; in derivative the simulation of the same codes in float (straight-through)."""
+        leaves = tuple(as_array(leaf) for leaf in self.arguments.leaves)
+
+        @jax.custom_jvp
+        def forward(leaves: Any) -> list[Any]:
+            return self.evaluate(leaves, config, ranges, Recorder())
+
+        @forward.defjvp
+        def forward_jvp(primals: Any, tangents: Any) -> Any:
+            simulated = dataclasses.replace(config, kernels="simulate") if config.kernels != "simulate" else config
+            _, out = jax.jvp(lambda x: self.evaluate(x, simulated, ranges, Recorder()), primals, tangents)
+            return forward(*primals), out
+
+        simulates = config.kernels == "simulate" or config.mode != "eightbit"
+        results = self.evaluate(leaves, config, ranges, Recorder()) if simulates else forward(leaves)
+        return jax.tree_util.tree_unflatten(self.out_tree, results)
+
+
+class _InputsJaxpr:
+    """A view of a jaxpr in which constants are inputs."""
+
+    def __init__(self, jaxpr: Any):
+        self.constvars: tuple[Any, ...] = ()
+        self.invars = (*jaxpr.constvars, *jaxpr.invars)
+        self.eqns, self.outvars = jaxpr.eqns, jaxpr.outvars
+
+
+def _value(x: Any, argument: bool) -> Value:
+    return x if isinstance(x, QTensor) else Array(x, argument=argument)
+
+
+def _range_names(analysis: Analysis) -> set[str]:
+    names = {site.name for site in analysis.sites.values()}
+    return names | {f"{name}.rhs" for name in names}
+
+
+def _checked(fn: Any, config: Config | None) -> Config:
+    if not callable(fn):
+        raise ArgumentError(f"quantize expects a function, got {type(fn).__name__}; for a Flax model pass model.apply")
+    if config is not None and not isinstance(config, Config):
+        raise SpecError(f"config must be a q8.Config, got {type(config).__name__}")
+    return config or Config()
+
+
+

@@ -1,0 +1,144 @@
+"""The kinds of value that the evaluator computes with in place of arrays.
+
+============  ==========================================================================================
+`Array`       an ordinary array, with bounds that are known without looking at it
+`Broadcast`   a small array and the shape it stands for: a bias or batch-norm vector stays per-channel
+`QTensor`     eight-bit codes with scale and zero point
+`Accumulator` an int32 contraction result standing for ``clip(values * scale + offset, lo, hi)``
+============  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8.qtensor import QTensor
+
+INF = math.inf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Array:
+    """A float (or any other) array.
+
+    Attributes:
+      array: The data.
+      lo: No element is below it, by construction (relu: 0); -inf when nothing is known.
+      hi: No element is above it.
+      stored: False if it is an elementwise view of integer data, which every reader computes again.
+      argument: It is an argument of the function, unchanged but for layout: its data was never checked for NaN.
+      codes: The same values as codes, where a reader needed them (an array is never encoded twice).
+    """
+
+    array: Any
+    lo: float = -INF
+    hi: float = INF
+    stored: bool = True
+    argument: bool = False
+    codes: QTensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(np.shape(self.array))
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.result_type(self.array)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Broadcast:
+    """`small` (same rank, 1 on broadcast axes) standing for an array of `shape`."""
+
+    small: Any
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.result_type(self.small)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Accumulator:
+    """A contraction's int32 result that nobody has needed in another form yet.
+
+    Attributes:
+      values: Int32 (float32 while simulated).
+      scale: Float32, same rank, 1 on the axes that share it.
+      offset: Float32 likewise.
+      lo: Lower clip (relu: 0) in real units; -inf for none.
+      hi: Upper clip (relu6: 6).
+      dtype: The float dtype that it stands for.
+    """
+
+    values: Any
+    scale: Any
+    offset: Any
+    lo: float = -INF
+    hi: float = INF
+    dtype: Any = np.dtype("float32")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+
+Value = Array | Broadcast | QTensor | Accumulator
+
+
+def is_quantized(value: Value) -> bool:
+    """Whether a value is integer data."""
+    return isinstance(value, QTensor | Accumulator)
+
+
+def to_real(value: Value) -> Any:
+    """The array that a value stands for, in its dtype."""
+    if isinstance(value, Array):
+        return value.array
+    if isinstance(value, Broadcast):
+        return jnp.broadcast_to(value.small, value.shape)
+    if isinstance(value, QTensor):
+        return value.dequantize()
+    return decode(value).astype(value.dtype)
+
+
+def decode(acc: Accumulator) -> jax.Array:
+    """The real numbers of an accumulator in float32."""
+    real = acc.values.astype(jnp.float32) * acc.scale + acc.offset
+    if acc.lo > -INF:
+        real = jnp.maximum(real, jnp.float32(acc.lo))
+    return jnp.minimum(real, jnp.float32(acc.hi)) if acc.hi < INF else real
+
+
+def bounds(value: Value) -> tuple[float, float]:
+    """(lo, hi) known without looking at the data; infinite where nothing is known."""
+    if isinstance(value, Array | Accumulator):
+        return value.lo, value.hi
+    return -INF, INF
+
+
+def constant(value: Value) -> float | None:
+    """The number that a value is everywhere, if it is known while tracing."""
+    data = value.array if isinstance(value, Array) else value.small if isinstance(value, Broadcast) else None
+    if isinstance(data, np.ndarray | np.generic | float | int) and np.size(data) == 1:
+        number = np.asarray(data)
+        return float(number.reshape(())) if number.dtype.kind in "fiub" or number.dtype.name == "bfloat16" else None
+    return None
+
+
+def aligned(value: Value, shape: tuple[int, ...]) -> Any | None:
+    """`value` as a small float32 array of the rank of `shape` (size 1 where it is constant), or None if it is not small."""
+    if isinstance(value, Broadcast):
+        return value.small.astype(jnp.float32) if value.shape == shape else None
+    if not isinstance(value, Array) or not jnp.issubdtype(value.dtype, jnp.floating):
+        return None
+    if value.shape == ():
+        return jnp.asarray(value.array, jnp.float32).reshape((1,) * len(shape))
+    small = len(value.shape) == len(shape) and any(v == 1 < n for v, n in zip(value.shape, shape, strict=True))
+    return jnp.asarray(value.array, jnp.float32) if small else None

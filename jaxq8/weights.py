@@ -1,0 +1,111 @@
+"""`quantize_weights`: the leaves that are weights become codes, with scales along the axes over which nothing is summed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8.config import Config
+from jaxq8.errors import ArgumentError, TensorError
+from jaxq8.modes import ENCODES_WEIGHTS
+from jaxq8.qtensor import QTensor, is_concrete, is_qtensor
+from jaxq8.rounding import get_rounding, straight_through
+from jaxq8.sites import Analysis, WeightUse
+
+# Smaller leaves are not worth a scale per channel (TensorFlow's quantize_weights leaves tensors below 1024 elements float).
+MINIMUM_SIZE = 256
+
+
+def quantize_weights(fn: Callable[..., Any], variables: Any, *inputs: Any, config: Config | None = None, **kwargs: Any) -> Any:
+    """Returns `variables` with the leaves that are weights as `QTensor`.
+
+    Which leaves are weights, and which of their axes keep scales of their own, is found by following each leaf through the
+    trace of ``fn(variables, *inputs)`` to the contractions and table look-ups that read it (through reshapes, transposes,
+    slices, `jit` and `scan`). Leaves that nothing reads in eight bits (biases, batch-norm statistics) stay as they are.
+
+    Args:
+      fn: The float function, ``model.apply`` for example; it is traced, not run.
+      variables: Its first argument: any pytree (Linen variables, NNX state, dicts).
+      *inputs: Its other arguments: arrays or `jax.ShapeDtypeStruct`.
+      config: As for `quantize`; mode, overrides, `weights` and `rounding` decide.
+      **kwargs: Keyword arguments of `fn`.
+
+    Returns:
+      A tree of the same structure; float weights are replaced by QTensors of the same shape.
+
+    Raises:
+      TensorError: A weight holds NaN or infinity; the message names it.
+      ArgumentError: `variables` holds no arrays.
+
+    Example:
+      >>> q_vars = q8.quantize_weights(model.apply, variables, images)
+      >>> logits = jax.jit(q8.quantize(model.apply))(q_vars, images)
+    """
+    from jaxq8.transform import Call  # the transform encodes weights with this module; the other direction is only here
+
+    config = config or Config()
+    call = Call.trace(fn, (variables, *inputs), kwargs)
+    flat, tree = jax.tree_util.tree_flatten(variables, is_leaf=is_qtensor)
+    count = len(call.consts)
+    arrays = [i for i, leaf in enumerate(flat) if hasattr(leaf, "dtype") or isinstance(leaf, QTensor)]
+    if not arrays:
+        raise ArgumentError("quantize_weights: the variables hold no arrays; pass the model's variables as second argument")
+    marked = dataclasses.replace(call.arguments, weights=tuple(i < len(arrays) for i in range(len(call.arguments.leaves))))
+    analysis = dataclasses.replace(call, arguments=marked).analyse(config)
+    encoded = encode_leaves([*call.consts, *call.arguments.leaves], analysis, config, count, names=marked.paths)
+    for position, i in enumerate(arrays):
+        flat[i] = encoded[count + position]
+    return jax.tree_util.tree_unflatten(tree, flat)
+
+
+def encode_leaves(
+    leaves: Sequence[Any], analysis: Analysis, config: Config, consts: int, names: Sequence[str] = ()
+) -> list[Any]:
+    """The leaves with those that are weights encoded; those that are QTensors already, and data, are returned as they are."""
+    result = list(leaves)
+    for i, use in analysis.weights.items():
+        if i < len(leaves) and _is_weight(leaves[i], use, config):
+            name = names[i - consts] if consts <= i < consts + len(names) else use.sites[0]
+            result[i] = _encode(leaves[i], use, config, name)
+    return result
+
+
+def _is_weight(leaf: Any, use: WeightUse, config: Config) -> bool:
+    if isinstance(leaf, QTensor) or not jnp.issubdtype(leaf.dtype, jnp.floating) or np.size(leaf) == 0:
+        return False
+    if np.size(leaf) < MINIMUM_SIZE and config.kernels == "auto":
+        return False
+    return all(_site_config(config, site).mode in ENCODES_WEIGHTS for site in use.sites)
+
+
+def _site_config(config: Config, site: str) -> Config:
+    return config.for_site(site, site.split("#")[0].rsplit(":", 1)[-1])
+
+
+def _encode(leaf: Any, use: WeightUse, config: Config, name: str) -> Any:
+    """One leaf as codes; outside a trace it is encoded now, once, even while the function around it is being traced."""
+    site = _site_config(config, use.sites[0])
+    if is_concrete(leaf):
+        if not np.isfinite(np.asarray(leaf, np.float32)).all():
+            raise TensorError(f"weight {name} holds NaN or infinity; repair the checkpoint or switch its site off by an override")
+        with jax.ensure_compile_time_eval():
+            return _codes(leaf, use, site)
+    return _codes(leaf, use, site)
+
+
+def _codes(leaf: Any, use: WeightUse, site: Config) -> Any:
+    keep = tuple(a for a in range(leaf.ndim) if a in use.kept) if site.weights.granularity != "tensor" else ()
+    scheme = get_rounding(site.rounding)
+    key = jax.random.key(site.seed) if scheme.keyed else None
+    if site.kernels == "simulate" or site.mode == "simulate":
+        codes = QTensor.from_float(jax.lax.stop_gradient(jnp.asarray(leaf)), site.weights, axis=keep, rounding=scheme, key=key)
+        steps = leaf.astype(jnp.float32) / codes.scale
+        values = straight_through(steps, codes.values.astype(jnp.float32))
+        return dataclasses.replace(codes, values=values)
+    codes = QTensor.from_float(jnp.asarray(leaf), site.weights, axis=keep, rounding=scheme, key=key)
+    return codes.dequantize() if site.mode == "weights_rounded" else codes
