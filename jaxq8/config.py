@@ -49,7 +49,7 @@ class Spec:
     include_zero: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits not in (2, 3, 4, 5, 6, 7, 8, 32) or isinstance(self.bits, bool):
+        if not isinstance(self.bits, int) or self.bits not in (2, 3, 4, 5, 6, 7, 8, 32):
             raise SpecError(f"Spec(bits={self.bits!r}): bits must be 2 to 8, or 32 for accumulators")
         if self.granularity not in GRANULARITIES:
             raise SpecError(f"Spec(granularity={self.granularity!r}): known are {', '.join(GRANULARITIES)}")

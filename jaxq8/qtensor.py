@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxq8.config import Spec
 from jaxq8.errors import TensorError
-from jaxq8.ranges import Range, affine
+from jaxq8.ranges import HUGE, Range, affine, step
 from jaxq8.rounding import Rounding, RoundingFunction, get_rounding
 
 
@@ -83,7 +83,8 @@ class QTensor:
           A QTensor of the same shape; within the range every element is at most half a step (of its scale) off.
 
         Raises:
-          TensorError: `x` is not a float array, or (outside jit) holds NaN or infinity.
+          TensorError: `x` is not a float array, `axis` is not one of its axes, or (outside jit) it holds NaN or infinity;
+            inside jit the scale becomes NaN then, and so does every number decoded with it.
           SpecError: `key` is missing.
 
         Example:
@@ -98,8 +99,41 @@ class QTensor:
         minimum, maximum = extremes(wide, keep, spec.range)
         scheme = get_rounding(rounding)
         scale, zero_point = affine(minimum, maximum, spec, scheme)
-        values = encode(wide, scale, zero_point, spec, scheme, key)
+        if isinstance(spec.range, Range):  # nobody has looked at the data: it must not become finite codes unseen
+            scale = jnp.where(jnp.isfinite(wide).all(), scale, jnp.nan)
+        per_unit = step(minimum, maximum, spec)[1]
+        steps = jnp.where(scale > HUGE, wide / scale, wide * per_unit)
+        values = encode(steps, zero_point, spec, scheme, key)
         return cls(values, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(x.dtype))
+
+    @classmethod
+    def from_codes(
+        cls, codes: Any, range: Range, spec: Spec | None = None, *, rounding: str | Rounding = "half_even",
+        dtype: Any = np.float32,
+    ) -> QTensor:  # fmt: skip
+        """Wraps codes that stand for a range, the notation of 2016: the smallest code its minimum, the largest its maximum.
+
+        Args:
+          codes: Integer array of the spec's storage dtype.
+          range: Real values of the smallest and largest code.
+          spec: Representation; default `Spec()`. Its own range is ignored.
+          rounding: How the minimum is rounded to the grid.
+          dtype: Float dtype that it stands for.
+
+        Raises:
+          TensorError: The codes are of another dtype.
+
+        Example:
+          >>> QTensor.from_codes(np.uint8([0, 128, 255]), Range(-3, 6)).dequantize()
+          Array([-3.       ,  1.5176471,  6.       ], dtype=float32)
+        """
+        spec = spec or Spec()
+        codes = jnp.asarray(codes)
+        if codes.dtype != spec.storage:
+            raise TensorError(f"QTensor.from_codes: {spec} has {spec.storage} codes, got {describe(codes)}")
+        ends = (jnp.full((1,) * codes.ndim, end, jnp.float32) for end in range)
+        scale, zero_point = affine(*ends, spec, get_rounding(rounding))
+        return cls(codes, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(dtype))
 
     @classmethod
     def from_uint8(cls, image: Any, scale: Any = 1.0, zero_point: Any = 0, dtype: Any = np.float32) -> QTensor:
@@ -119,6 +153,7 @@ class QTensor:
         """
         if getattr(image, "dtype", None) != np.uint8:
             raise TensorError(f"QTensor.from_uint8: expected a uint8 array, got {describe(image)}")
+        _check_parameters(scale, zero_point)
         rank = (1,) * (np.ndim(image))
         scale, zero = (jnp.asarray(v, d) for v, d in ((scale, jnp.float32), (zero_point, jnp.int32)))
         scale, zero = (v.reshape(rank) if v.ndim == 0 else v for v in (scale, zero))
@@ -145,12 +180,15 @@ class QTensor:
     @property
     def minimum(self) -> jax.Array:
         """Real value of the smallest code, in the shape of `scale`."""
-        return (self.spec.qmin - self.zero_point) * self.scale
+        return self._real(self.spec.qmin)
 
     @property
     def maximum(self) -> jax.Array:
         """Real value of the largest code, in the shape of `scale`."""
-        return (self.spec.qmax - self.zero_point) * self.scale
+        return self._real(self.spec.qmax)
+
+    def _real(self, code: int) -> jax.Array:
+        return (float(code) - jnp.asarray(self.zero_point).astype(self.scale.dtype)) * self.scale
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -183,7 +221,10 @@ class QTensor:
 def kept_axes(ndim: int, spec: Spec, axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
     """The axes that keep scales of their own."""
     if axis is not None:
-        return tuple(sorted(a % ndim for a in ((axis,) if isinstance(axis, int) else axis)))
+        named = (axis,) if isinstance(axis, int) else axis
+        if any(not -ndim <= a < ndim for a in named):
+            raise TensorError(f"axis {axis} does not exist in an array of {ndim} axes")
+        return tuple(sorted(a % ndim for a in named))
     if spec.granularity == "tensor" or ndim == 0:
         return ()
     return (ndim - 1,) if spec.granularity == "channel" else tuple(range(ndim - 1))
@@ -201,11 +242,10 @@ def extremes(x: jax.Array, keep: tuple[int, ...], fixed: str | Range = "minmax")
 
 
 def encode(
-    x: jax.Array, scale: jax.Array, zero_point: jax.Array, spec: Spec, rounding: Rounding, key: jax.Array | None = None
+    steps: jax.Array, zero_point: jax.Array, spec: Spec, rounding: Rounding, key: jax.Array | None = None
 ) -> jax.Array:
-    """Codes of `x`: ``clip(round(x / scale) + zero_point, qmin, qmax)``; NaN becomes the zero point."""
-    zero = zero_point.astype(x.dtype)
-    steps = x / scale.astype(x.dtype)
+    """Codes of numbers in units of one step: ``clip(round(steps) + zero_point, qmin, qmax)``; NaN becomes the zero point."""
+    zero = zero_point.astype(steps.dtype)
     codes = rounding(steps + zero, key) if rounding.joint else rounding(steps, key) + zero
     codes = jnp.where(jnp.isnan(codes), zero, codes)
     return jnp.clip(codes, spec.qmin, spec.qmax).astype(spec.storage)
@@ -254,6 +294,14 @@ def _float_array(x: Any) -> jax.Array:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TensorError(f"QTensor.from_float: expected a float array, got {describe(array)}; convert it with .astype")
     return array
+
+
+def _check_parameters(scale: Any, zero_point: Any) -> None:
+    """Refuses scales and zero points of bytes that mean nothing, while they can be seen."""
+    if not isinstance(scale, jax.core.Tracer) and not np.all(np.isfinite(scale) & (np.asarray(scale) > 0)):
+        raise TensorError(f"QTensor.from_uint8: scale must be positive and finite, got {scale}")
+    if not isinstance(zero_point, jax.core.Tracer) and not np.isin(zero_point, np.arange(256)).all():
+        raise TensorError(f"QTensor.from_uint8: zero_point must be an integer 0..255, got {zero_point}")
 
 
 def _check_finite(x: Any, where: str) -> None:

@@ -168,32 +168,50 @@ def affine(
     Returns:
       (scale, zero_point), both of that shape; zero_point is int32, or float for a `joint` rounding.
     """
-    if spec.include_zero:
-        minimum, maximum = jnp.minimum(minimum, 0), jnp.maximum(maximum, 0)
-    finite = jnp.isfinite(minimum) & jnp.isfinite(maximum)
+    minimum, maximum = _widened(minimum, maximum, spec)
+    scale, per_unit = step(minimum, maximum, spec)
     if spec.is_symmetric:
-        magnitude = jnp.maximum(jnp.abs(minimum), jnp.abs(maximum))
-        scale = jnp.where(finite, _positive(magnitude / spec.qmax), jnp.nan)
         return scale, jnp.zeros(scale.shape, jnp.int32)
-    steps = spec.qmax - spec.qmin
-    # Each end is divided by itself: the difference of two large ends can overflow although the scale does not.
-    scale = jnp.where(finite, _positive(maximum / steps - minimum / steps), jnp.nan)
-    offset = minimum / scale
+    offset = jnp.where(scale > HUGE, minimum / scale, minimum * per_unit)
     if rounding.joint:
         return scale, spec.qmin - offset
-    rounded = half_step_free(rounding, offset)
-    zero_point = jnp.where(finite, spec.qmin - rounded, 0)
+    zero_point = jnp.where(jnp.isnan(scale), 0, spec.qmin - half_step_free(rounding, offset))
     if spec.include_zero:
         zero_point = jnp.clip(zero_point, spec.qmin, spec.qmax)
     return scale, zero_point.astype(jnp.int32)
 
 
+# Scales above it have a reciprocal that underflows, or nearly so.
+HUGE = 2.0**100
+
+
+def step(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
+    """The size of one step of a range, and how many steps one unit has.
+
+    Both come from the range: the reciprocal of the rounded size would miss ties (0.5 in the range 0..1 is code 127.5, not just
+    below). They are 1 for a range without width, and NaN for one that is not finite; where the size exceeds `HUGE`, divide by
+    it instead.
+    """
+    minimum, maximum = _widened(minimum, maximum, spec)
+    finite = jnp.isfinite(minimum) & jnp.isfinite(maximum)
+    # Halves, each end for itself: the difference of two large ends can overflow although the step does not.
+    half = maximum * 0.5 - minimum * 0.5
+    steps = (spec.qmax - spec.qmin) * 0.5
+    if spec.is_symmetric:
+        half, steps = jnp.maximum(jnp.abs(minimum), jnp.abs(maximum)), float(spec.qmax)
+    size = half / steps
+    # Below this the reciprocal would overflow.
+    wide = size > jnp.finfo(size.dtype).tiny * 4
+    size, per_unit = jnp.where(wide, size, 1), jnp.where(wide, steps / half, 1)
+    return jnp.where(finite, size, jnp.nan), jnp.where(finite, per_unit, jnp.nan)
+
+
+def _widened(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
+    if not spec.include_zero:
+        return minimum, maximum
+    return jnp.minimum(minimum, 0), jnp.maximum(maximum, 0)
+
+
 def half_step_free(rounding: Rounding, offset: jax.Array) -> jax.Array:
     """Rounds the minimum: by the scheme itself, or to nearest where that draws random numbers (ranges stay deterministic)."""
     return jnp.round(offset) if rounding.keyed else rounding(offset)
-
-
-def _positive(scale: jax.Array) -> jax.Array:
-    """Replaces scales that are zero or whose reciprocal would overflow by 1."""
-    tiny = jnp.finfo(scale.dtype).tiny
-    return jnp.where(scale > tiny * 4, scale, jnp.ones_like(scale))

@@ -1,0 +1,64 @@
+# Every target does its own set-up: all that must be there is Python 3.11 or newer (another than python3: make PYTHON=...).
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+BIN := $(VENV)/bin
+PIP := -m pip --disable-pip-version-check install --quiet
+PYTEST := -m pytest -n 2 --dist worksteal
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo assets lint format test test-all test-oldest bench clean
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+demo: $(VENV)/.examples  ## label the packaged photos with two real networks, float beside eight-bit (ARGS="my.jpg --top 3")
+	@$(BIN)/python -m examples.assets
+	@$(BIN)/python examples/label_image.py $(ARGS)
+
+assets: $(VENV)/.examples  ## install all models and data that examples and tests use
+	@$(BIN)/python -m examples.assets --full
+
+lint: $(VENV)/.test  ## check style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted; run: make format"; exit 1; }
+	@$(BIN)/mypy
+
+format: $(VENV)/.test  ## put the code into the house format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+test: lint assets  ## lint and the tests that take no more than a few seconds each (ARGS="-k conv")
+	@$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
+
+test-all: lint assets  ## all tests
+	@$(BIN)/python $(PYTEST) $(ARGS)
+
+# Without the pretrained models, and with fewer random cases: what differs between versions is JAX's interface.
+test-oldest: $(OLDEST)/.test  ## the tests of the library with the oldest dependencies (.ci/oldest.txt)
+	@HYPOTHESIS_PROFILE=quick $(OLDEST)/bin/python $(PYTEST) -m "not slow and not assets" $(ARGS)
+
+bench: $(VENV)/.bench  ## measure speed and accuracy beside the peers
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean:  ## remove everything that the targets above made, the assets too
+	rm -rf $(VENV) $(OLDEST) .assets .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find jaxq8 tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp in the environment says which extras it has; pyproject.toml decides when to install again.
+$(VENV)/.made $(OLDEST)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxq8 needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=...")'
+	@echo "Making $(@D) ..."
+	@$(PYTHON) -m venv $(@D)
+	@touch $@
+
+$(VENV)/.%: pyproject.toml | $(VENV)/.made
+	@echo "Installing jaxq8[$*] and what it needs into $(VENV) (a minute or two, once) ..."
+	@$(BIN)/python $(PIP) --editable '.[$*]'
+	@touch $@
+
+$(OLDEST)/.test: pyproject.toml .ci/oldest.txt | $(OLDEST)/.made
+	@echo "Installing jaxq8[test] with its oldest dependencies into $(OLDEST) (a minute or two, once) ..."
+	@$(OLDEST)/bin/python $(PIP) --constraint .ci/oldest.txt --editable '.[test]'
+	@touch $@

@@ -1,0 +1,50 @@
+"""What all tests share: keys, hypothesis profiles, and a process of its own for tests that need other XLA flags."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Derandomized: a run is repeatable, and two runs of one commit cannot differ. Compilation makes the first example slow.
+_COMMON = {"deadline": None, "derandomize": True, "database": None, "print_blob": True}
+hypothesis.settings.register_profile("full", max_examples=60, **_COMMON)
+hypothesis.settings.register_profile("quick", max_examples=10, **_COMMON)
+hypothesis.settings.register_profile("search", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "full"))
+
+
+@pytest.fixture
+def new_key() -> Callable[[], jax.Array]:
+    """A function that returns another PRNG key on each call, the same ones in every run."""
+    count = iter(range(1_000_000))
+    return lambda: jax.random.fold_in(jax.random.key(20161), next(count))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fresh_compilations() -> Iterator[None]:
+    """Compiled programs are dropped after each file: thousands of them exhaust the memory maps of a process."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+    """``run_python(code, xla_flags="", **environment)`` runs code in a process of its own and returns what it printed."""
+
+    def run(code: str, xla_flags: str = "", **environment: str) -> str:
+        env = {**os.environ, "XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT), **environment}
+        command = [sys.executable, "-W", "error", "-c", code]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
