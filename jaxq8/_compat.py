@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import core as _core
 from jax.extend import source_info_util as _source_info
 from jax.extend.core import primitives
@@ -31,6 +32,8 @@ __all__ = [
     "primitive_named",
     "primitives",
     "source_line",
+    "stored",
+    "trace",
     "user_source",
 ]
 
@@ -80,3 +83,18 @@ def user_source(eqn: Any) -> Iterator[None]:
 def trace(function: Any, arguments: Sequence[Any]) -> Any:
     """The closed jaxpr of a function of flat array arguments (or ShapeDtypeStructs)."""
     return jax.make_jaxpr(function)(*arguments)
+
+
+@jax.jit
+def _identity(x: Any) -> Any:
+    return x
+
+
+def stored(x: Any) -> Any:
+    """`x`, computed once and kept in memory.
+
+    XLA:CPU computes a cheap elementwise producer again in the loop of each of its readers: nine times for the nine slices
+    of a 3x3 convolution. `lax.optimization_barrier` is removed before that happens; a call that must not be inlined stays.
+    """
+    with set_xla_metadata(inlineable="false"):
+        return _identity(x)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxq8.config import Spec
 from jaxq8.errors import TensorError
-from jaxq8.ranges import HUGE, Range, affine, step
+from jaxq8.ranges import Range, affine, in_steps, step
 from jaxq8.rounding import Rounding, RoundingFunction, get_rounding
 
 
@@ -101,8 +101,7 @@ class QTensor:
         scale, zero_point = affine(minimum, maximum, spec, scheme)
         if isinstance(spec.range, Range):  # nobody has looked at the data: it must not become finite codes unseen
             scale = jnp.where(jnp.isfinite(wide).all(), scale, jnp.nan)
-        per_unit = step(minimum, maximum, spec)[1]
-        steps = jnp.where(scale > HUGE, wide / scale, wide * per_unit)
+        steps = in_steps(wide, scale, step(minimum, maximum, spec)[1])
         values = encode(steps, zero_point, spec, scheme, key)
         return cls(values, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(x.dtype))
 
@@ -131,8 +130,8 @@ class QTensor:
         codes = jnp.asarray(codes)
         if codes.dtype != spec.storage:
             raise TensorError(f"QTensor.from_codes: {spec} has {spec.storage} codes, got {describe(codes)}")
-        ends = (jnp.full((1,) * codes.ndim, end, jnp.float32) for end in range)
-        scale, zero_point = affine(*ends, spec, get_rounding(rounding))
+        low, high = (jnp.full((1,) * codes.ndim, end, jnp.float32) for end in range)
+        scale, zero_point = affine(low, high, spec, get_rounding(rounding))
         return cls(codes, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(dtype))
 
     @classmethod

@@ -172,7 +172,7 @@ def affine(
     scale, per_unit = step(minimum, maximum, spec)
     if spec.is_symmetric:
         return scale, jnp.zeros(scale.shape, jnp.int32)
-    offset = jnp.where(scale > HUGE, minimum / scale, minimum * per_unit)
+    offset = in_steps(minimum, scale, per_unit)
     if rounding.joint:
         return scale, spec.qmin - offset
     zero_point = jnp.where(jnp.isnan(scale), 0, spec.qmin - half_step_free(rounding, offset))
@@ -181,16 +181,11 @@ def affine(
     return scale, zero_point.astype(jnp.int32)
 
 
-# Scales above it have a reciprocal that underflows, or nearly so.
-HUGE = 2.0**100
-
-
 def step(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
     """The size of one step of a range, and how many steps one unit has.
 
     Both come from the range: the reciprocal of the rounded size would miss ties (0.5 in the range 0..1 is code 127.5, not just
-    below). They are 1 for a range without width, and NaN for one that is not finite; where the size exceeds `HUGE`, divide by
-    it instead.
+    below). They are 1 for a range without width, and NaN for one that is not finite.
     """
     minimum, maximum = _widened(minimum, maximum, spec)
     finite = jnp.isfinite(minimum) & jnp.isfinite(maximum)
@@ -204,6 +199,13 @@ def step(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array,
     wide = size > jnp.finfo(size.dtype).tiny * 4
     size, per_unit = jnp.where(wide, size, 1), jnp.where(wide, steps / half, 1)
     return jnp.where(finite, size, jnp.nan), jnp.where(finite, per_unit, jnp.nan)
+
+
+def in_steps(x: jax.Array, scale: jax.Array, per_unit: jax.Array) -> jax.Array:
+    """`x` in units of one step, not rounded yet."""
+    # The reciprocal of a huge scale underflows, also the one that the compiler makes of a division: bring it down first.
+    huge = (x * 2.0**-32) / (scale * 2.0**-32)
+    return jnp.where(scale > 2.0**100, huge, x * per_unit)
 
 
 def _widened(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:

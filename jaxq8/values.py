@@ -75,6 +75,8 @@ class Accumulator:
       lo: Lower clip (relu: 0) in real units; -inf for none.
       hi: Upper clip (relu6: 6).
       dtype: The float dtype that it stands for.
+      positive: Every scale is known to be positive (until a batch norm multiplies it by who knows what): the largest
+        integer is then the largest real.
     """
 
     values: Any
@@ -83,6 +85,7 @@ class Accumulator:
     lo: float = -INF
     hi: float = INF
     dtype: Any = np.dtype("float32")
+    positive: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:

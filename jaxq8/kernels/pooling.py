@@ -10,13 +10,15 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from jaxq8._compat import stored
+
 # Windows of more positions than this are left to XLA's own loop.
 MAXIMUM_POSITIONS = 32
 
 
 def max_pool(x: Any, lowest: Any, *, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any) -> Any:
     """The maximum over each window of codes; borders and holes hold `lowest`."""
-    x = lax.pad(x, lowest, [(a, b, d - 1) for (a, b), d in zip(padding, base_dilation, strict=True)])
+    x = stored(lax.pad(stored(x), lowest, [(a, b, d - 1) for (a, b), d in zip(padding, base_dilation, strict=True)]))
     if math.prod(window) > MAXIMUM_POSITIONS:
         return lax.reduce_window(x, lowest, lax.max, window, strides, "VALID", window_dilation=window_dilation)
     return _combined(x, jnp.maximum, window, strides, window_dilation)
@@ -24,7 +26,7 @@ def max_pool(x: Any, lowest: Any, *, window: Any, strides: Any, padding: Any, ba
 
 def sum_pool(x: Any, zero: Any, *, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any) -> Any:
     """The int32 sum over each window of codes; borders hold `zero`, the zero point."""
-    x = lax.pad(x, zero, [(a, b, 0) for a, b in padding])
+    x = stored(lax.pad(stored(x), zero, [(a, b, 0) for a, b in padding]))
     wide = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.int32)
     if math.prod(window) > MAXIMUM_POSITIONS:
         none = jnp.zeros((), wide.dtype)

@@ -22,9 +22,10 @@ def _shifted(acc: Accumulator, vector: Any, sign: float = 1.0) -> Accumulator:
     return dataclasses.replace(acc, offset=acc.offset + sign * vector)
 
 
-def _scaled(acc: Accumulator, vector: Any) -> Accumulator:
+def _scaled(acc: Accumulator, vector: Any, positive: bool = False) -> Accumulator:
     """acc * vector; clips must have been ruled out or the factor known to be positive."""
-    return dataclasses.replace(acc, scale=acc.scale * vector, offset=acc.offset * vector)
+    positive = positive and acc.positive
+    return dataclasses.replace(acc, scale=acc.scale * vector, offset=acc.offset * vector, positive=positive)
 
 
 def _small_pair(x: Value, y: Value) -> tuple[Any, Any, tuple[int, ...]] | None:
@@ -114,7 +115,7 @@ def div(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
     if isinstance(x, Accumulator) and _keeps_shape(ctx, x):
         vector = aligned(y, x.shape)
         if c is not None and c > 0:
-            return dataclasses.replace(_scaled(x, jnp.float32(1 / c)), lo=x.lo / c, hi=x.hi / c)
+            return dataclasses.replace(_scaled(x, jnp.float32(1 / c), positive=True), lo=x.lo / c, hi=x.hi / c)
         if vector is not None and _free(x):
             return _scaled(x, 1 / vector)
     lo, hi = bounds(x)
@@ -131,7 +132,7 @@ def _times(ctx: Context, value: Value, other: Value) -> Value | None:
     if not isinstance(value, Accumulator) or not _keeps_shape(ctx, value):
         return None
     if c is not None and c > 0:
-        return dataclasses.replace(_scaled(value, jnp.float32(c)), lo=value.lo * c, hi=value.hi * c)
+        return dataclasses.replace(_scaled(value, jnp.float32(c), positive=True), lo=value.lo * c, hi=value.hi * c)
     vector = aligned(other, value.shape)
     return _scaled(value, vector) if vector is not None and _free(value) else None
 

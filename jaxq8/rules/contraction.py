@@ -152,16 +152,16 @@ def accumulate(
     if wx.dtype == jnp.uint8:  # kernels take int8 weights: the code is the byte minus 128, and so is its zero point
         wx, w_zero = (wx ^ 128).view(jnp.int8), w_zero - 128
     run = KERNELS[kernel].run
-    border = x.zero_point.reshape(-1)[0]
-    raw = run(layout.form, codes, wx, border)
-    sums = layout.channel_sum(weight_sum(layout.form, wx))
-    values = layout.result(raw)
-    if not w.symmetric:
-        ones = jnp.ones_like(wx)
-        values = values - w_zero * layout.result(run(layout.form, codes, ones, border))
-        sums = sums - w_zero * layout.form_terms
+    border = np.int32(0) if x.symmetric else x.zero_point.reshape(-1)[0]
+    values = layout.result(run(layout.form, codes, wx, border))
     scale = layout.row_scale(x.scale) * layout.channel_scale(w.scale)
-    offset = -scale * (x_zero.astype(jnp.float32) * sums.astype(jnp.float32))
+    offset = jnp.zeros((1,) * values.ndim, jnp.float32)
+    if not w.symmetric:
+        values = values - w_zero * layout.result(run(layout.form, codes, jnp.ones_like(wx), border))
+    if not x.symmetric:
+        sums = layout.channel_sum(weight_sum(layout.form, wx))
+        sums = sums if w.symmetric else sums - w_zero * layout.form_terms
+        offset = -scale * (x_zero.astype(jnp.float32) * sums.astype(jnp.float32))
     return Accumulator(values, scale, offset, dtype=dtype)
 
 
