@@ -64,7 +64,7 @@ def run(name: str, shown: Sequence[photos.Photo]) -> Outcome:
     q_variables = q8.quantize_weights(model.apply, variables, inputs[0])
     fast = jax.jit(q8.quantize(model.apply))
 
-    progress = tqdm(inputs, desc=TITLES[name], unit="photo", leave=False)
+    progress = tqdm(inputs, desc=TITLES[name], unit="photo", leave=False, mininterval=1)
     pairs = [(np.asarray(exact(variables, x))[0], np.asarray(fast(q_variables, x))[0]) for x in progress]
     x = jax.device_put(inputs[0])
     return Outcome(

@@ -10,17 +10,17 @@ import jaxq8 as q8
 
 class Linen(nn.Module):
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.relu(nn.Conv(32, (3, 3))(x))
         return nn.Dense(10)(jnp.mean(x, axis=(1, 2)))
 
 
 class Nnx(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, rngs: nnx.Rngs):
         self.conv = nnx.Conv(3, 32, (3, 3), rngs=rngs)
         self.dense = nnx.Linear(32, 10, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.dense(jnp.mean(nnx.relu(self.conv(x)), axis=(1, 2)))
 
 

@@ -36,6 +36,8 @@ SENTENCES = (
     "Today is a sunny day",
     "The central bank raised interest rates again",
 )
+# One range a token: a few tokens are far larger than the others and would take most codes of a common range.
+CONFIG = q8.Config(activations=q8.Spec(granularity="row"))
 BATCH = 16
 REPEATS = 10
 
@@ -54,13 +56,13 @@ def load() -> Encoders:
     """Read the float model and encode its weights in eight bits."""
     model, variables = minilm.load()
     example = minilm.preprocess(SENTENCES)
-    q_variables = q8.quantize_weights(model.apply, variables, *example)
-    exact, fast = jax.jit(model.apply), jax.jit(q8.quantize(model.apply))
+    q_variables = q8.quantize_weights(model.apply, variables, *example, config=CONFIG)
+    exact, fast = jax.jit(model.apply), jax.jit(q8.quantize(model.apply, CONFIG))
     return Encoders(
         exact=lambda *tokens: exact(variables, *tokens),
         fast=lambda *tokens: fast(q_variables, *tokens),
         size=(side_by_side.weight_bytes(variables), side_by_side.weight_bytes(q_variables)),
-        eight_bit_share=q8.explain(model.apply, q_variables, *example).eight_bit_share,
+        eight_bit_share=q8.explain(model.apply, q_variables, *example, config=CONFIG).eight_bit_share,
     )
 
 
@@ -71,9 +73,9 @@ def encode(encoders: Encoders, texts: Sequence[str], desc: str) -> tuple[np.ndar
     """
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     found: tuple[list[Any], list[Any]] = ([], [])
-    for start in tqdm(range(0, len(texts), BATCH), desc=desc, unit="batch", leave=False):
+    for start in tqdm(range(0, len(texts), BATCH), desc=desc, unit="batch", leave=False, mininterval=1):
         chosen = [texts[index] for index in order[start : start + BATCH]]
-        tokens = minilm.preprocess(chosen + [""] * (BATCH - len(chosen)))
+        tokens = minilm.preprocess(chosen + chosen[:1] * (BATCH - len(chosen)))
         for vectors, encoder in zip(found, (encoders.exact, encoders.fast), strict=True):
             vectors.extend(np.asarray(encoder(*tokens))[: len(chosen)])
     back = np.argsort(order)

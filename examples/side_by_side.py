@@ -26,13 +26,18 @@ def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float:
     return float(10 * np.log10(np.sum(exact**2) / noise)) if noise else float("inf")
 
 
-def fastest_ms(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
+def fastest_ms(
+    first: Callable[[], Any], second: Callable[[], Any], repeats: int, seconds: float = 20
+) -> tuple[float, float]:
     """The shortest time of each call in milliseconds, the two taking turns so that both see the same machine.
 
-    The first round is not counted: it compiles.
+    The first round is not counted: it compiles. Then come `repeats` rounds, or what `seconds` allow, but 3.
     """
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in tqdm(range(repeats + 1), desc="timing", unit="round", leave=False):
+    end = time.perf_counter() + seconds
+    for _ in tqdm(range(repeats + 1), desc="timing", unit="round", leave=False, mininterval=1):
+        if len(times[0]) > 3 and time.perf_counter() > end:
+            break
         for call, series in zip((first, second), times, strict=True):
             start = time.perf_counter()
             jax.block_until_ready(call())

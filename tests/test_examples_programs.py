@@ -1,0 +1,105 @@
+"""The example programs end to end: what they print and write, and how close eight bits come to float."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples import assets, label_image, photos, sentence_similarity, side_by_side, similarity_data
+
+needs_demo = pytest.mark.skipif(
+    not assets.is_installed("demo"), reason="run `make assets`: weights are missing"
+)
+needs_full = pytest.mark.skipif(not assets.is_installed("full"), reason="run `make assets`: data are missing")
+# The least signal to quantization noise of the logits, in dB, and the most bytes, as a share of the float
+# bytes. Lite0: 4,608,992 weights of one byte, 85,032 floats (batch norms, one bias), and a scale and a zero
+# point for each of 22,008 output channels, over 18,776,096 bytes, are 0.273.
+BARS = {"lite0": (19, 0.273), "squeezenet": (34, 0.26)}
+
+
+@pytest.mark.assets
+@needs_demo
+@pytest.mark.parametrize("name", BARS)
+def test_eight_bits_answer_as_float_does(name, monkeypatch):
+    monkeypatch.setattr(label_image, "REPEATS", 1)
+    outcome = label_image.run(name, photos.labelled())
+    noise, share = BARS[name]
+    assert outcome.agrees.sum() >= 19
+    assert side_by_side.sqnr_db(*outcome.logits) >= noise
+    assert outcome.size[1] <= share * outcome.size[0]
+    assert outcome.eight_bit_share >= 0.99
+
+
+@pytest.mark.assets
+@needs_demo
+def test_label_image_prints_both_columns_and_saves_a_picture(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(label_image, "REPEATS", 1)
+    eagle = assets.path(photos.LABELLED, "imagenet_17_22.jpg")
+    picture = tmp_path / "labels.png"
+    assert label_image.main([str(eagle), "--model", "squeezenet", "--top", "2", "--save", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    (first,) = [line for line in printed.splitlines() if line.count("bald eagle") == 2]
+    assert first.count("%") == 2
+    assert "same first answer    1 of 1" in printed
+    assert "EfficientNet" not in printed
+    assert photos.read(picture).image.size == (224 + 24, 224 + 2 * 18 + 24)
+
+
+def test_label_image_names_a_wrong_path_before_any_work(capsys):
+    assert label_image.main(["nowhere/cat.jpg"]) == 1
+    printed = capsys.readouterr()
+    assert "There is no photo nowhere/cat.jpg" in printed.err
+    assert not printed.out
+
+
+@pytest.mark.assets
+@needs_demo
+def test_label_image_reports_bad_class_names(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    assert label_image.main(["--labels", str(tmp_path / "names.txt")]) == 1
+    assert "holds 2 names; 1000 are needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "21", "many"])
+def test_label_image_refuses_a_wrong_number_of_classes(top, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        label_image.main(["--top", top])
+    assert "argument --top" in capsys.readouterr().err
+
+
+def test_sentence_similarity_wants_two_sentences(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        sentence_similarity.main(["just one"])
+    assert "one sentence has nothing to be compared with" in capsys.readouterr().err
+
+
+@pytest.mark.assets
+@needs_full
+def test_minilm_in_eight_bits_keeps_vectors_and_judgement():
+    encoders, data = sentence_similarity.load(), similarity_data.wordsim353()
+    exact, fast = sentence_similarity.encode(encoders, data.texts, "words")
+    scores = [similarity_data.spearman(data.cosines(vectors), data.scores) for vectors in (exact, fast)]
+    assert np.mean(np.sum(exact * fast, axis=1)) >= 0.995
+    assert scores[1] >= scores[0] - 0.005
+    assert encoders.eight_bit_share >= 0.95
+    assert encoders.size[1] <= 0.26 * encoders.size[0]
+
+
+@pytest.mark.assets
+@needs_full
+def test_encoding_keeps_the_order_of_the_texts():
+    encoders = sentence_similarity.load()
+    texts = ["a much longer sentence than the others", "short", "of middle length"]
+    exact, _ = sentence_similarity.encode(encoders, texts, "texts")
+    alone, _ = sentence_similarity.encode(encoders, texts[1:2], "text")
+    # Only the padding differs, which masked attention turns into exact zeros; sums may be ordered otherwise.
+    np.testing.assert_allclose(exact[1], alone[0], atol=1e-6)
+
+
+def test_quickstart_is_short_and_runs(capsys):
+    assert len(Path("examples/quickstart.py").read_text().splitlines()) < 40
+    runpy.run_module("examples.quickstart")
+    printed = capsys.readouterr().out
+    assert printed.count("100.0% of 3.5 million multiply-adds in eight bits") == 2
+    assert printed.count("largest difference from float") == 2
