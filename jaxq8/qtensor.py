@@ -101,8 +101,8 @@ class QTensor:
         scale, zero_point = affine(minimum, maximum, spec, scheme)
         if isinstance(spec.range, Range):  # nobody has looked at the data: it must not become finite codes unseen
             scale = jnp.where(jnp.isfinite(wide).all(), scale, jnp.nan)
-        steps = in_steps(wide, scale, step(minimum, maximum, spec)[1])
-        values = encode(steps, zero_point, spec, scheme, key)
+        per_unit = step(minimum, maximum, spec)[1] if scheme.by_range else None
+        values = encode(wide, scale, zero_point, spec, scheme, key, per_unit)
         return cls(values, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(x.dtype))
 
     @classmethod
@@ -241,9 +241,11 @@ def extremes(x: jax.Array, keep: tuple[int, ...], fixed: str | Range = "minmax")
 
 
 def encode(
-    steps: jax.Array, zero_point: jax.Array, spec: Spec, rounding: Rounding, key: jax.Array | None = None
-) -> jax.Array:
-    """Codes of numbers in units of one step: ``clip(round(steps) + zero_point, qmin, qmax)``; NaN becomes the zero point."""
+    x: jax.Array, scale: jax.Array, zero_point: jax.Array, spec: Spec, rounding: Rounding, key: jax.Array | None = None,
+    per_unit: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """Codes of `x`: ``clip(round(x / scale) + zero_point, qmin, qmax)``; NaN becomes the zero point."""
+    steps = in_steps(x, scale, per_unit)
     zero = zero_point.astype(steps.dtype)
     codes = rounding(steps + zero, key) if rounding.joint else rounding(steps, key) + zero
     codes = jnp.where(jnp.isnan(codes), zero, codes)

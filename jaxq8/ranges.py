@@ -172,7 +172,7 @@ def affine(
     scale, per_unit = step(minimum, maximum, spec)
     if spec.is_symmetric:
         return scale, jnp.zeros(scale.shape, jnp.int32)
-    offset = in_steps(minimum, scale, per_unit)
+    offset = in_steps(minimum, scale, per_unit if rounding.by_range else None)
     if rounding.joint:
         return scale, spec.qmin - offset
     zero_point = jnp.where(jnp.isnan(scale), 0, spec.qmin - half_step_free(rounding, offset))
@@ -184,8 +184,7 @@ def affine(
 def step(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
     """The size of one step of a range, and how many steps one unit has.
 
-    Both come from the range: the reciprocal of the rounded size would miss ties (0.5 in the range 0..1 is code 127.5, not just
-    below). They are 1 for a range without width, and NaN for one that is not finite.
+    Both come from the range: see `Rounding.by_range`. They are 1 for a range without width, and NaN for one that is not finite.
     """
     minimum, maximum = _widened(minimum, maximum, spec)
     finite = jnp.isfinite(minimum) & jnp.isfinite(maximum)
@@ -201,11 +200,12 @@ def step(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array,
     return jnp.where(finite, size, jnp.nan), jnp.where(finite, per_unit, jnp.nan)
 
 
-def in_steps(x: jax.Array, scale: jax.Array, per_unit: jax.Array) -> jax.Array:
-    """`x` in units of one step, not rounded yet."""
-    # The reciprocal of a huge scale underflows, also the one that the compiler makes of a division: bring it down first.
-    huge = (x * 2.0**-32) / (scale * 2.0**-32)
-    return jnp.where(scale > 2.0**100, huge, x * per_unit)
+def in_steps(x: jax.Array, scale: jax.Array, per_unit: jax.Array | None = None) -> jax.Array:
+    """`x` in units of one step, not rounded yet: ``x / scale`` to the last bit, or ``x * per_unit`` where that is given."""
+    # XLA divides by a broadcast number by multiplying with its reciprocal, which misses ties and underflows for huge scales;
+    # by a selection it divides.
+    quotient = x / jnp.where(jnp.isnan(x), jnp.nan, scale)
+    return quotient if per_unit is None else jnp.where(scale > 2.0**100, quotient, x * per_unit)
 
 
 def _widened(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:

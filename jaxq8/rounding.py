@@ -38,12 +38,15 @@ class Rounding:
       keyed: The function needs a PRNG key.
       joint: Value and minimum are rounded together, ``round((x - minimum) / scale)``: the zero point is then a fraction, and
         zero is not exactly representable. False for every scheme but the one that shows this mistake.
+      by_range: Steps are counted by ``(qmax - qmin) / (maximum - minimum)``, as TensorFlow did, not by dividing by the scale,
+        which is rounded itself: 0.5 in the range 0..1 is then the tie 127.5, not just below it.
     """
 
     name: str
     function: RoundingFunction
     keyed: bool = False
     joint: bool = False
+    by_range: bool = False
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Rounds `x`; `key` is needed by keyed schemes and ignored by the others."""
@@ -58,7 +61,7 @@ _REGISTRY: dict[str, Rounding] = {}
 
 
 def register_rounding(
-    name: str, *, keyed: bool = False, joint: bool = False
+    name: str, *, keyed: bool = False, joint: bool = False, by_range: bool = False
 ) -> Callable[[RoundingFunction], RoundingFunction]:
     """Registers a rounding function under `name`; use as a decorator.
 
@@ -66,6 +69,7 @@ def register_rounding(
       name: What `Config.rounding` and ``QTensor.from_float(rounding=...)`` call it.
       keyed: The function takes ``(x, key)`` and draws random numbers.
       joint: See `Rounding.joint`.
+      by_range: See `Rounding.by_range`.
 
     Returns:
       A decorator that returns the function unchanged.
@@ -86,7 +90,7 @@ def register_rounding(
                 f"rounding {name!r} is already registered by {_where(taken.function)}; "
                 f"{_where(function)} needs another name"
             )
-        _REGISTRY[name] = Rounding(name, function, keyed, joint)
+        _REGISTRY[name] = Rounding(name, function, keyed, joint, by_range)
         return function
 
     return register
@@ -185,13 +189,13 @@ def stochastic(x: jax.Array, key: jax.Array) -> jax.Array:
     return below + jax.random.bernoulli(key, x - below).astype(x.dtype)
 
 
-@register_rounding("rounded_minimum")
+@register_rounding("rounded_minimum", by_range=True)
 def rounded_minimum(x: jax.Array) -> jax.Array:
     """The 2016 rule of ``quantize_graph``: value and minimum each rounded (ties away from zero), then subtracted."""
     return half_away(x)
 
 
-@register_rounding("float_minimum", joint=True)
+@register_rounding("float_minimum", joint=True, by_range=True)
 def float_minimum(x: jax.Array) -> jax.Array:
     """The biased counterpart of `rounded_minimum`: the distance from the unrounded minimum is rounded."""
     return half_away(x)

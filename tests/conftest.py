@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Derandomized: a run is repeatable, and two runs of one commit cannot differ. Compilation makes the first example slow.
+# Derandomized: a run is repeatable, and two runs of one commit cannot differ. Compilation makes the first
+# example slow.
 _COMMON = {"deadline": None, "derandomize": True, "database": None, "print_blob": True}
 hypothesis.settings.register_profile("full", max_examples=60, **_COMMON)
 hypothesis.settings.register_profile("quick", max_examples=10, **_COMMON)
@@ -43,7 +44,9 @@ def run_python() -> Callable[..., str]:
     def run(code: str, xla_flags: str = "", **environment: str) -> str:
         env = {**os.environ, "XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT), **environment}
         command = [sys.executable, "-W", "error", "-c", code]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
