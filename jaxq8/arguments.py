@@ -72,10 +72,14 @@ def stand_in(leaf: Any) -> Any:
     if isinstance(leaf, QTensor):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "biufcV":
-        raise ArgumentError(f"argument of dtype {leaf.dtype} ({describe(leaf)}) is not an array that JAX can compute with")
-    return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) if isinstance(
-        leaf, np.ndarray | np.generic
-    ) else leaf
+        raise ArgumentError(
+            f"argument of dtype {leaf.dtype} ({describe(leaf)}) is not an array that JAX can compute with"
+        )
+    return (
+        jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        if isinstance(leaf, np.ndarray | np.generic)
+        else leaf
+    )
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -83,7 +87,11 @@ def path_name(path: Sequence[Any]) -> str:
     parts = []
     for key in path:
         part = next((str(getattr(key, a)) for a in ("key", "name", "idx") if hasattr(key, a)), str(key))
-        inside_variable = isinstance(key, jax.tree_util.GetAttrKey) and part in ("value", "raw_value", "_value")
+        inside_variable = isinstance(key, jax.tree_util.GetAttrKey) and part in (
+            "value",
+            "raw_value",
+            "_value",
+        )
         if not inside_variable:
             parts.append(part.strip("."))
     return "/".join(parts)

@@ -87,7 +87,8 @@ class Spec:
 
 
 WEIGHTS = Spec(symmetric=True, granularity="channel")
-ACTIVATIONS = Spec(symmetric=False, granularity="tensor")
+# One scale per row (token, example) in dots, one per tensor in convolutions, which sum over positions.
+ACTIVATIONS = Spec(symmetric=False, granularity="row")
 
 Changes = tuple[tuple[str, Any], ...]
 
@@ -101,7 +102,8 @@ class Config:
         (the same numbers, kept as float32), "round" (outputs of contractions rounded to ``2**bits`` steps, in float),
         "simulate" (eight-bit codes carried in float, differentiable), or "off" (float; only the better float forms).
       weights: `Spec` of weights.
-      activations: `Spec` of activations.
+      activations: `Spec` of activations. "row" is for dots whose range is found in the run; convolutions, pooling, and
+        sites with a given range have one scale per tensor.
       rounding: Name of a registered rounding, or a function ``f(x) -> rounded``.
       overrides: ``((pattern, changes), ...)``: for sites whose name matches the glob (or ``op:dot``, ``op:conv``, ...),
         other values of mode, weights, activations, rounding or kernels; later entries win.
@@ -158,13 +160,17 @@ def matches(pattern: str, name: str, op: str) -> bool:
 def _override(entry: Any) -> tuple[str, Changes]:
     try:
         pattern, changes = entry
-        items = tuple(sorted((changes.items() if isinstance(changes, Mapping) else changes)))
+        items = tuple(sorted(changes.items() if isinstance(changes, Mapping) else changes))
     except (TypeError, ValueError):
-        raise SpecError(f"Config(overrides=...): {entry!r} is not a pair (pattern, {{field: value}})") from None
+        raise SpecError(
+            f"Config(overrides=...): {entry!r} is not a pair (pattern, {{field: value}})"
+        ) from None
     allowed = {field.name for field in dataclasses.fields(Config)} - {"overrides", "seed"}
     unknown = sorted(str(key) for key, _ in items if key not in allowed)
     if unknown:
-        raise SpecError(f"override {pattern!r} changes {', '.join(unknown)}; known are {', '.join(sorted(allowed))}")
+        raise SpecError(
+            f"override {pattern!r} changes {', '.join(unknown)}; known are {', '.join(sorted(allowed))}"
+        )
     Config(**dict(items))  # the values are checked where they are written, not when a site meets them
     return str(pattern), items
 

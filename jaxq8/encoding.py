@@ -22,8 +22,18 @@ from jaxq8.values import INF, Accumulator, Array, Broadcast, Value, bounds, deco
 # Cheap elementwise operations: XLA computes them again in each reader's loop, so their results are views of their inputs.
 ELEMENTWISE = set(
     primitive_named(
-        "add_p", "sub_p", "mul_p", "div_p", "neg_p", "max_p", "min_p", "abs_p", "select_n_p", "convert_element_type_p",
-        "clamp_p", "copy_p",
+        "add_p",
+        "sub_p",
+        "mul_p",
+        "div_p",
+        "neg_p",
+        "max_p",
+        "min_p",
+        "abs_p",
+        "select_n_p",
+        "convert_element_type_p",
+        "clamp_p",
+        "copy_p",
     )
 )
 
@@ -78,6 +88,9 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
         value = Array(value.dequantize())
     if isinstance(value, Broadcast):
         value = Array(to_real(value))
+    if isinstance(value, Array) and not value.stored and -INF in [-abs(b) for b in _known_range(value, how)]:
+        # Measured and then encoded: two readers, so computed once. XLA:CPU does not vectorise a reduction with its producer.
+        value = dataclasses.replace(value, array=stored(value.array), stored=True)
     minimum, maximum = _range_of(value, how, keep)
     how = dataclasses.replace(how, spec=_spec_for(how, [_known_range(value, how)[0]]))
     scale, zero_point = affine(minimum, maximum, how.spec, how.rounding)
@@ -154,7 +167,9 @@ def _spec_for(how: Encoding, lows: Sequence[float]) -> Spec:
     return dataclasses.replace(spec, symmetric=True, signed=False)
 
 
-def _range_of(value: Array | Accumulator, how: Encoding, keep: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def _range_of(
+    value: Array | Accumulator, how: Encoding, keep: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
     """(minimum, maximum) in float32: given, known by construction, or measured in this run."""
     shape = tuple(n if a in keep else 1 for a, n in enumerate(value.shape))
     low, high = _known_range(value, how)
@@ -189,14 +204,19 @@ def _accumulated_range(acc: Accumulator) -> tuple[jax.Array, jax.Array]:
     """
     rows = acc.values.reshape(-1, acc.shape[-1])
     need_least = not (acc.positive and acc.lo >= 0)
-    scale, offset = (jnp.broadcast_to(v, v.shape[:-1] + acc.shape[-1:]).reshape(-1) for v in (acc.scale, acc.offset))
-    greatest = jnp.max(rows, axis=0).astype(jnp.float32) * scale + offset
-    least = jnp.min(rows, axis=0).astype(jnp.float32) * scale + offset if need_least else greatest
+    scale, offset = (
+        jnp.broadcast_to(v, v.shape[:-1] + acc.shape[-1:]).reshape(-1) for v in (acc.scale, acc.offset)
+    )
+    # Stored, because XLA would run the reductions again inside the loop that reduces their vectors.
+    greatest = stored(jnp.max(rows, axis=0)).astype(jnp.float32) * scale + offset
+    least = stored(jnp.min(rows, axis=0)).astype(jnp.float32) * scale + offset if need_least else greatest
     minimum, maximum = jnp.minimum(least, greatest), jnp.maximum(least, greatest)
     return (jnp.clip(v, acc.lo, acc.hi) for v in (jnp.min(minimum), jnp.max(maximum)))  # type: ignore[return-value]
 
 
-def _measured(value: Array | Accumulator, how: Encoding, keep: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def _measured(
+    value: Array | Accumulator, how: Encoding, keep: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
     """Extremes of the real numbers; unused ones are never computed."""
     real = decode(value) if isinstance(value, Accumulator) else value.array.astype(jnp.float32)
     if how.saturate:
@@ -207,7 +227,8 @@ def _measured(value: Array | Accumulator, how: Encoding, keep: tuple[int, ...]) 
     # Rows first, then the vector that is left: XLA:CPU vectorises the first over the last axis, and crashes on some
     # reductions of rank 7 and 8.
     rows = real.reshape(-1, real.shape[-1]) if real.ndim > 1 else real.reshape(1, -1)
-    return jnp.min(jnp.min(rows, axis=0)), jnp.max(jnp.max(rows, axis=0))
+    # Stored in between, because XLA makes one slow reduction of two in a row.
+    return jnp.min(stored(jnp.min(rows, axis=0))), jnp.max(stored(jnp.max(rows, axis=0)))
 
 
 def _checked_scale(value: Array | Accumulator, scale: jax.Array, how: Encoding) -> jax.Array:

@@ -150,12 +150,17 @@ class Context:
 
     def eight_bit_together(self, values: Sequence[Value], dimension: int) -> QTensor:
         """Codes of several values with the one range that holds all of them, joined along an axis."""
-        how = self._encoding(self.site.name, self.config, self.config.activations)
+        spec = dataclasses.replace(self.config.activations, granularity="tensor")
+        how = self._encoding(self.site.name, self.config, spec)
         return encoding.encode_together(values, how, dimension)
 
     def _encoding(self, name: str, config: Config, spec: Spec) -> encoding.Encoding:
         scheme = get_rounding(config.rounding)
-        key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode())) if scheme.keyed else None
+        key = (
+            jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+            if scheme.keyed
+            else None
+        )
         return encoding.Encoding(
             spec=spec, fixed=self.run.ranges.get(name), rounding=scheme, key=key,
             simulate=config.kernels == "simulate" or config.mode == "simulate", saturate=config.nonfinite == "saturate",
@@ -194,7 +199,13 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], values: Sequence[Value], run: Ru
 
 
 def _settle(
-    value: Value, variable: Any, readers: Any, wanted: Any, run: Run, path: Path, context: Context | None = None
+    value: Value,
+    variable: Any,
+    readers: Any,
+    wanted: Any,
+    run: Run,
+    path: Path,
+    context: Context | None = None,
 ) -> Value:
     """Encodes a value where it is made if several equations read it and one of them needs its codes.
 
@@ -206,9 +217,10 @@ def _settle(
     context = context or Context(run, None, path)
     op = site.split("#")[0].rsplit(":", 1)[-1]
     config = run.config.for_site(site, op)
-    if config.activations.granularity != "tensor":
-        return value
-    codes = context.run_encode(value, site, config, config.activations)
+    spec = config.activations
+    if spec.granularity == "row" and op == "dot" and site not in run.ranges:
+        return value  # rows depend on the axes that the dot sums over: it encodes them itself
+    codes = context.run_encode(value, site, config, dataclasses.replace(spec, granularity="tensor"))
     if isinstance(value, Accumulator) or (isinstance(value, Array) and not value.stored):
         return codes
     return dataclasses.replace(value, codes=codes) if isinstance(value, Array) else value
@@ -249,7 +261,11 @@ def float_fallback(ctx: Context, values: Sequence[Value], reason: Reason = Reaso
     if not ctx.quiet and any(is_quantized(v) for v in values):
         ctx.record(False, reason, shapes=_shapes(eqn))
     elementwise = eqn.primitive in encoding.ELEMENTWISE
-    views = elementwise and any(_is_view(v) for v in values) and all(_is_view(v) or _is_small(v, eqn) for v in values)
+    views = (
+        elementwise
+        and any(_is_view(v) for v in values)
+        and all(_is_view(v) or _is_small(v, eqn) for v in values)
+    )
     return [Array(a, stored=not views) for a in bind(eqn, arrays)]
 
 
@@ -258,14 +274,19 @@ def _is_view(value: Value) -> bool:
 
 
 def _is_small(value: Value, eqn: Any) -> bool:
-    return int(np.prod(value.shape)) * 4 <= int(np.prod(eqn.outvars[0].aval.shape)) or not isinstance(value, Array)
+    """A per-channel vector or a scalar; a mean over channels (layer norm) is not: its result is worth keeping in float."""
+    return not isinstance(value, Array) or int(np.prod(value.shape)) <= (
+        value.shape[-1] if value.shape else 1
+    )
 
 
 def _foldable(eqn: Any, values: Sequence[Value]) -> bool:
     """Scalars that are known while tracing stay known: a rule may need to see that a clip is at 6."""
     if not values or eqn.primitive in INLINED | CONTROL or eqn.effects or eqn.primitive.multiple_results:
         return False
-    known = all(isinstance(v, Array) and isinstance(v.array, np.ndarray) and v.array.size == 1 for v in values)
+    known = all(
+        isinstance(v, Array) and isinstance(v.array, np.ndarray) and v.array.size == 1 for v in values
+    )
     out = eqn.outvars[0].aval
     plain = jnp.issubdtype(out.dtype, jnp.number) or jnp.issubdtype(out.dtype, jnp.bool_)
     return known and plain and int(np.prod(out.shape)) == 1 and not callees(eqn)

@@ -56,5 +56,3 @@ def better_float(ctx: Context, operands: Sequence[Value]) -> Array | None:
 def is_float(ctx: Context) -> bool:
     """Whether the site's mode computes contractions in float."""
     return ctx.config.mode in (*FLOAT_MODES, "off")
-
-

@@ -128,11 +128,30 @@ class Plan:
     def __str__(self) -> str:
         ordered = sorted(self.sites, key=lambda s: (s.macs == 0, s.eight_bit, -s.macs))
         rows = [
-            (s.name, s.op, s.shapes, s.weights, s.activations, s.range, _share(s, self), "8 bit" if s.eight_bit else "float",
-             s.kernel if s.eight_bit else s.why)
+            (
+                s.name,
+                s.op,
+                s.shapes,
+                s.weights,
+                s.activations,
+                s.range,
+                _share(s, self),
+                "8 bit" if s.eight_bit else "float",
+                s.kernel if s.eight_bit else s.why,
+            )
             for s in ordered
         ]
-        header = ("site", "op", "shapes", "weights", "activations", "range", "macs", "runs in", "kernel, or why float")
+        header = (
+            "site",
+            "op",
+            "shapes",
+            "weights",
+            "activations",
+            "range",
+            "macs",
+            "runs in",
+            "kernel, or why float",
+        )
         lines = [self.summary(), "", *table(header, rows)]
         lines += [f"override {pattern!r} matched no site" for pattern in self.unused_overrides]
         return "\n".join(lines)
@@ -140,7 +159,9 @@ class Plan:
     def to_json(self) -> str:
         """All fields of all sites, versioned."""
         sites = [{**dataclasses.asdict(s), "reason": s.reason.name} for s in self.sites]
-        return json.dumps({"version": PLAN_VERSION, "sites": sites, "unused_overrides": self.unused_overrides}, indent=1)
+        return json.dumps(
+            {"version": PLAN_VERSION, "sites": sites, "unused_overrides": self.unused_overrides}, indent=1
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -156,7 +177,9 @@ class Plan:
             sites = tuple(_read_site(entry) for entry in document["sites"])
             return cls(sites, tuple(document["unused_overrides"]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise QuantizationError(f"plan: not a document of Plan.to_json() version {PLAN_VERSION} ({error})") from error
+            raise QuantizationError(
+                f"plan: not a document of Plan.to_json() version {PLAN_VERSION} ({error})"
+            ) from error
 
 
 def _read_site(entry: dict[str, Any]) -> SiteRecord:

@@ -49,7 +49,11 @@ class QTensor:
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         key = jax.tree_util.GetAttrKey
-        children = ((key("values"), self.values), (key("scale"), self.scale), (key("zero_point"), self.zero_point))
+        children = (
+            (key("values"), self.values),
+            (key("scale"), self.scale),
+            (key("zero_point"), self.zero_point),
+        )
         return children, (self.bits, self.symmetric, self.dtype)
 
     def tree_flatten(self) -> tuple[Any, Any]:
@@ -99,7 +103,9 @@ class QTensor:
         minimum, maximum = extremes(wide, keep, spec.range)
         scheme = get_rounding(rounding)
         scale, zero_point = affine(minimum, maximum, spec, scheme)
-        if isinstance(spec.range, Range):  # nobody has looked at the data: it must not become finite codes unseen
+        if isinstance(
+            spec.range, Range
+        ):  # nobody has looked at the data: it must not become finite codes unseen
             scale = jnp.where(jnp.isfinite(wide).all(), scale, jnp.nan)
         per_unit = step(minimum, maximum, spec)[1] if scheme.by_range else None
         values = encode(wide, scale, zero_point, spec, scheme, key, per_unit)
@@ -135,7 +141,9 @@ class QTensor:
         return cls(codes, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(dtype))
 
     @classmethod
-    def from_uint8(cls, image: Any, scale: Any = 1.0, zero_point: Any = 0, dtype: Any = np.float32) -> QTensor:
+    def from_uint8(
+        cls, image: Any, scale: Any = 1.0, zero_point: Any = 0, dtype: Any = np.float32
+    ) -> QTensor:
         """Wraps bytes that are codes already: an RGB photo as it was decoded, with no pass over its data.
 
         Args:
@@ -229,7 +237,9 @@ def kept_axes(ndim: int, spec: Spec, axis: int | tuple[int, ...] | None) -> tupl
     return (ndim - 1,) if spec.granularity == "channel" else tuple(range(ndim - 1))
 
 
-def extremes(x: jax.Array, keep: tuple[int, ...], fixed: str | Range = "minmax") -> tuple[jax.Array, jax.Array]:
+def extremes(
+    x: jax.Array, keep: tuple[int, ...], fixed: str | Range = "minmax"
+) -> tuple[jax.Array, jax.Array]:
     """Minimum and maximum over all axes but `keep`, with size-1 axes in their place; (0, 0) of nothing."""
     shape = tuple(n if a in keep else 1 for a, n in enumerate(x.shape))
     if isinstance(fixed, Range):
@@ -260,7 +270,9 @@ def validate(q: QTensor, where: str) -> None:
     """
     wrong = []
     if len(q.scale.shape) != q.ndim or len(q.zero_point.shape) != q.ndim:
-        wrong.append(f"scale {q.scale.shape} and zero_point {q.zero_point.shape} need the {q.ndim} axes of values {q.shape}")
+        wrong.append(
+            f"scale {q.scale.shape} and zero_point {q.zero_point.shape} need the {q.ndim} axes of values {q.shape}"
+        )
     elif any(s not in (1, n) for s, n in zip(q.scale.shape, q.shape, strict=True)):
         wrong.append(f"scale {q.scale.shape} does not broadcast to values {q.shape}")
     if q.zero_point.shape != q.scale.shape:
@@ -280,7 +292,9 @@ def is_qtensor(x: Any) -> bool:
 
 def is_concrete(x: Any) -> bool:
     """Whether the numbers of an array can be looked at now (not while tracing)."""
-    return isinstance(x, np.ndarray | np.generic) or (isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer))
+    return isinstance(x, np.ndarray | np.generic) or (
+        isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    )
 
 
 def describe(x: Any) -> str:
@@ -293,7 +307,9 @@ def _float_array(x: Any) -> jax.Array:
         raise TensorError("QTensor.from_float: the argument is a QTensor already; call .dequantize() first")
     array = jnp.asarray(x)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TensorError(f"QTensor.from_float: expected a float array, got {describe(array)}; convert it with .astype")
+        raise TensorError(
+            f"QTensor.from_float: expected a float array, got {describe(array)}; convert it with .astype"
+        )
     return array
 
 

@@ -105,7 +105,9 @@ class Ranges(Mapping[str, Range]):
 
     def to_json(self) -> str:
         """One line a site: ``{"version": 1, "ranges": {"site": [minimum, maximum]}}``."""
-        rows = ",\n".join(f"    {json.dumps(name)}: [{r.minimum!r}, {r.maximum!r}]" for name, r in self.items())
+        rows = ",\n".join(
+            f"    {json.dumps(name)}: [{r.minimum!r}, {r.maximum!r}]" for name, r in self.items()
+        )
         return f'{{\n  "version": {RANGES_VERSION},\n  "ranges": {{\n{rows}\n  }}\n}}\n'
 
     @classmethod
@@ -118,7 +120,9 @@ class Ranges(Mapping[str, Range]):
         try:
             document = json.loads(text)
         except (json.JSONDecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise RangesError(f"ranges: not valid JSON ({error}); write them with Ranges.to_json()") from error
+            raise RangesError(
+                f"ranges: not valid JSON ({error}); write them with Ranges.to_json()"
+            ) from error
         if not isinstance(document, dict) or document.get("version") != RANGES_VERSION:
             raise RangesError(f'ranges: expected an object with "version": {RANGES_VERSION} and "ranges"')
         entries = document.get("ranges")
@@ -143,8 +147,10 @@ def unknown_names_message(what: str, unknown: list[str], known: list[str]) -> st
     for name in unknown:
         near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
         lines.append(f"  {name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""))
-    return f"{what} name sites that this function does not have:\n" + "\n".join(lines) + (
-        f"\nits {len(known)} sites are listed by q8.explain(...)"
+    return (
+        f"{what} name sites that this function does not have:\n"
+        + "\n".join(lines)
+        + (f"\nits {len(known)} sites are listed by q8.explain(...)")
     )
 
 

@@ -107,7 +107,9 @@ def get_rounding(rounding: str | Rounding | RoundingFunction) -> Rounding:
     if callable(rounding):
         return Rounding(getattr(rounding, "__name__", "custom"), rounding)
     if rounding not in _REGISTRY:
-        raise SpecError(f"unknown rounding {rounding!r}; known: {', '.join(rounding_names())}, or pass a function")
+        raise SpecError(
+            f"unknown rounding {rounding!r}; known: {', '.join(rounding_names())}, or pass a function"
+        )
     return _REGISTRY[rounding]
 
 

@@ -150,7 +150,9 @@ def _forward(
         if inner:
             results: list[Trail | None] = [None] * len(eqn.outvars)
             for callee in inner:
-                outs = _forward(open_jaxpr(callee.jaxpr)[0], (*here, callee.key), _enter(callee, operands), leaves, found)
+                outs = _forward(
+                    open_jaxpr(callee.jaxpr)[0], (*here, callee.key), _enter(callee, operands), leaves, found
+                )
                 if callee.key == "" and len(outs) == len(results):
                     results = outs
         else:

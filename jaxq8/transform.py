@@ -60,6 +60,8 @@ def quantize(
     @functools.wraps(fn)
     def quantized(*args: Any, **kwargs: Any) -> Any:
         call = Call.trace(fn, args, kwargs)
+        if not call.analyse(config).sites and not given:
+            return call.plain(fn)
         return call.differentiable(config, given)
 
     return quantized
@@ -91,7 +93,9 @@ def explain(
     jax.eval_shape(lambda leaves: call.evaluate(leaves, config, given, recorder), call.arguments.leaves)
     plan = recorder.plan()
     unused = [
-        pattern for pattern, _ in config.overrides if not any(matches(pattern, s.name, s.op) for s in plan.sites)
+        pattern
+        for pattern, _ in config.overrides
+        if not any(matches(pattern, s.name, s.op) for s in plan.sites)
     ]
     return dataclasses.replace(plan, unused_overrides=tuple(unused))
 
@@ -131,12 +135,20 @@ class Call:
 
         return analyse(self.as_inputs, [*consts, *names], accepts)
 
+    def plain(self, fn: Callable[..., Any]) -> Any:
+        """The function itself, for one that has no site: nothing is evaluated in another way than the user wrote it."""
+        leaves = [x.dequantize() if isinstance(x, QTensor) else x for x in self.arguments.leaves]
+        args, kwargs = self.arguments.rebuild(leaves)
+        return fn(*args, **kwargs)
+
     @property
     def as_inputs(self) -> Any:
         """The jaxpr with its constants as first inputs, so that weights are found among them in the same way."""
         return _InputsJaxpr(self.jaxpr)
 
-    def evaluate(self, leaves: Sequence[Any], config: Config, ranges: Ranges, recorder: Recorder) -> list[Any]:
+    def evaluate(
+        self, leaves: Sequence[Any], config: Config, ranges: Ranges, recorder: Recorder
+    ) -> list[Any]:
         """The results, flat, as arrays."""
         analysis = self.analyse(config)
         ranges.check_sites(_range_names(analysis))
@@ -159,7 +171,9 @@ class Call:
 
         @forward.defjvp
         def forward_jvp(primals: Any, tangents: Any) -> Any:
-            simulated = dataclasses.replace(config, kernels="simulate") if config.kernels != "simulate" else config
+            simulated = (
+                dataclasses.replace(config, kernels="simulate") if config.kernels != "simulate" else config
+            )
             _, out = jax.jvp(lambda x: self.evaluate(x, simulated, ranges, Recorder()), primals, tangents)
             return forward(*primals), out
 
@@ -188,10 +202,9 @@ def _range_names(analysis: Analysis) -> set[str]:
 
 def _checked(fn: Any, config: Config | None) -> Config:
     if not callable(fn):
-        raise ArgumentError(f"quantize expects a function, got {type(fn).__name__}; for a Flax model pass model.apply")
+        raise ArgumentError(
+            f"quantize expects a function, got {type(fn).__name__}; for a Flax model pass model.apply"
+        )
     if config is not None and not isinstance(config, Config):
         raise SpecError(f"config must be a q8.Config, got {type(config).__name__}")
     return config or Config()
-
-
-

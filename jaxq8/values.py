@@ -131,7 +131,11 @@ def constant(value: Value) -> float | None:
     data = value.array if isinstance(value, Array) else value.small if isinstance(value, Broadcast) else None
     if isinstance(data, np.ndarray | np.generic | float | int) and np.size(data) == 1:
         number = np.asarray(data)
-        return float(number.reshape(())) if number.dtype.kind in "fiub" or number.dtype.name == "bfloat16" else None
+        return (
+            float(number.reshape(()))
+            if number.dtype.kind in "fiub" or number.dtype.name == "bfloat16"
+            else None
+        )
     return None
 
 
@@ -143,5 +147,7 @@ def aligned(value: Value, shape: tuple[int, ...]) -> Any | None:
         return None
     if value.shape == ():
         return jnp.asarray(value.array, jnp.float32).reshape((1,) * len(shape))
-    small = len(value.shape) == len(shape) and any(v == 1 < n for v, n in zip(value.shape, shape, strict=True))
+    small = len(value.shape) == len(shape) and any(
+        v == 1 < n for v, n in zip(value.shape, shape, strict=True)
+    )
     return jnp.asarray(value.array, jnp.float32) if small else None

@@ -21,7 +21,9 @@ from jaxq8.sites import Analysis, WeightUse
 MINIMUM_SIZE = 256
 
 
-def quantize_weights(fn: Callable[..., Any], variables: Any, *inputs: Any, config: Config | None = None, **kwargs: Any) -> Any:
+def quantize_weights(
+    fn: Callable[..., Any], variables: Any, *inputs: Any, config: Config | None = None, **kwargs: Any
+) -> Any:
     """Returns `variables` with the leaves that are weights as `QTensor`.
 
     Which leaves are weights, and which of their axes keep scales of their own, is found by following each leaf through the
@@ -46,7 +48,9 @@ def quantize_weights(fn: Callable[..., Any], variables: Any, *inputs: Any, confi
       >>> q_vars = q8.quantize_weights(model.apply, variables, images)
       >>> logits = jax.jit(q8.quantize(model.apply))(q_vars, images)
     """
-    from jaxq8.transform import Call  # the transform encodes weights with this module; the other direction is only here
+    from jaxq8.transform import (
+        Call,
+    )  # the transform encodes weights with this module; the other direction is only here
 
     config = config or Config()
     call = Call.trace(fn, (variables, *inputs), kwargs)
@@ -54,10 +58,16 @@ def quantize_weights(fn: Callable[..., Any], variables: Any, *inputs: Any, confi
     count = len(call.consts)
     arrays = [i for i, leaf in enumerate(flat) if hasattr(leaf, "dtype") or isinstance(leaf, QTensor)]
     if not arrays:
-        raise ArgumentError("quantize_weights: the variables hold no arrays; pass the model's variables as second argument")
-    marked = dataclasses.replace(call.arguments, weights=tuple(i < len(arrays) for i in range(len(call.arguments.leaves))))
+        raise ArgumentError(
+            "quantize_weights: the variables hold no arrays; pass the model's variables as second argument"
+        )
+    marked = dataclasses.replace(
+        call.arguments, weights=tuple(i < len(arrays) for i in range(len(call.arguments.leaves)))
+    )
     analysis = dataclasses.replace(call, arguments=marked).analyse(config)
-    encoded = encode_leaves([*call.consts, *call.arguments.leaves], analysis, config, count, names=marked.paths)
+    encoded = encode_leaves(
+        [*call.consts, *call.arguments.leaves], analysis, config, count, names=marked.paths
+    )
     for position, i in enumerate(arrays):
         flat[i] = encoded[count + position]
     return jax.tree_util.tree_unflatten(tree, flat)
@@ -92,7 +102,9 @@ def _encode(leaf: Any, use: WeightUse, config: Config, name: str) -> Any:
     site = _site_config(config, use.sites[0])
     if is_concrete(leaf):
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
-            raise TensorError(f"weight {name} holds NaN or infinity; repair the checkpoint or switch its site off by an override")
+            raise TensorError(
+                f"weight {name} holds NaN or infinity; repair the checkpoint or switch its site off by an override"
+            )
         with jax.ensure_compile_time_eval():
             return _codes(leaf, use, site)
     return _codes(leaf, use, site)
@@ -103,7 +115,9 @@ def _codes(leaf: Any, use: WeightUse, site: Config) -> Any:
     scheme = get_rounding(site.rounding)
     key = jax.random.key(site.seed) if scheme.keyed else None
     if site.kernels == "simulate" or site.mode == "simulate":
-        codes = QTensor.from_float(jax.lax.stop_gradient(jnp.asarray(leaf)), site.weights, axis=keep, rounding=scheme, key=key)
+        codes = QTensor.from_float(
+            jax.lax.stop_gradient(jnp.asarray(leaf)), site.weights, axis=keep, rounding=scheme, key=key
+        )
         steps = leaf.astype(jnp.float32) / codes.scale
         values = straight_through(steps, codes.values.astype(jnp.float32))
         return dataclasses.replace(codes, values=values)

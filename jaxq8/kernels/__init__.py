@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxq8.kernels.base import Form, Kernel, weight_sum
+from jaxq8.kernels.base import Form, Kernel
+from jaxq8.kernels.dot import weight_sum
 from jaxq8.kernels.reference import Reference, Simulate
 from jaxq8.kernels.select import candidate
 

@@ -116,14 +116,6 @@ class Kernel(Protocol):
         """
 
 
-def weight_sum(form: Form, w: Any) -> Any:
-    """The sum of weight codes per output channel: ``(n,)``, ``(batch, 1, n)`` or ``(c_out,)``, int32 (float32 simulated)."""
-    dtype = w.dtype if jnp.issubdtype(w.dtype, jnp.floating) else jnp.int32
-    if isinstance(form, DotForm):
-        return jnp.sum(w, axis=-2, keepdims=form.batch > 0, dtype=dtype)
-    return jnp.sum(w, axis=tuple(range(w.ndim - 1)), dtype=dtype)
-
-
 def filled(form: ConvForm, x: Any, x_zero: Any) -> Any:
     """`x` with its holes and borders filled with the code of zero; negative padding crops."""
     edges = [(low, high, d - 1) for (low, high), d in zip(form.padding, form.lhs_dilation, strict=True)]

@@ -102,7 +102,9 @@ def native(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
     miscompiled by some releases of XLA:CPU, and these two steps in between keep it from being folded in.
     """
     x = filled(form, x, x_zero)
-    correction = 128 * jnp.sum(w, axis=tuple(range(w.ndim - 1)), dtype=jnp.int32) if x.dtype == jnp.uint8 else 0
+    correction = (
+        128 * jnp.sum(w, axis=tuple(range(w.ndim - 1)), dtype=jnp.int32) if x.dtype == jnp.uint8 else 0
+    )
     x = as_signed(x) if x.dtype == jnp.uint8 else x
     flat = len(form.kernel) == 1
     strides, dilation = form.strides, form.rhs_dilation

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from jaxq8.kernels.base import DotForm, Form
 from jaxq8.kernels.processor import mixed_dots_are_fast
 
 
@@ -32,6 +33,25 @@ def dot(x: Any, w: Any) -> Any:
     return lax.platform_dependent(x, w, cpu=cpu, default=_signed)
 
 
+def weight_sum(form: Form, w: Any) -> Any:
+    """The sum of weight codes per output channel: ``(n,)``, ``(batch, 1, n)`` or ``(c_out,)``, int32 (float32 simulated).
+
+    It is taken by the integer kernels themselves, as a product with ones: XLA:CPU widens the weights to int32 in memory
+    before it adds them, which costs more than the contraction.
+    """
+    if jnp.issubdtype(w.dtype, jnp.floating):
+        flat = w if isinstance(form, DotForm) else w.reshape(-1, w.shape[-1])
+        return jnp.sum(flat, axis=-2, keepdims=isinstance(form, DotForm) and form.batch > 0)
+    if not isinstance(form, DotForm):
+        w = w.reshape(-1, w.shape[-1])
+    ones = jnp.ones((*w.shape[:-2], 2, w.shape[-2]), jnp.uint8)
+    sums = lax.platform_dependent(
+        ones, w, cpu=lambda x, w: _mixed(x, w) if mixed_dots_are_fast() else _plain(x.astype(jnp.int8), w),
+        default=lambda x, w: _plain(x.astype(jnp.int8), w),
+    )  # fmt: skip
+    return sums[..., :1, :] if isinstance(form, DotForm) and form.batch else sums[0]
+
+
 def _numbers(x: Any) -> Any:
     batch = tuple(range(x.ndim - 2))
     return (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
@@ -53,5 +73,9 @@ def _mixed(x: Any, w: Any) -> Any:
 def _signed(x: Any, w: Any) -> Any:
     """int8 x int8."""
     signed = as_signed(x) if x.dtype == jnp.uint8 else x
-    out = lax.dot_general(signed, w, _numbers(x), preferred_element_type=jnp.int32)
+    out = _plain(signed, w)
     return out + 128 * _column_sum(w) if x.dtype == jnp.uint8 else out
+
+
+def _plain(x: Any, w: Any) -> Any:
+    return lax.dot_general(x, w, _numbers(x), preferred_element_type=jnp.int32)

@@ -12,7 +12,9 @@ from jax import lax
 _MAGIC = 12582912.0
 
 
-def encode(values: Any, multiplier: Any, offset: Any, lo: Any, hi: Any, dtype: Any, rounding: Any = None) -> Any:
+def encode(
+    values: Any, multiplier: Any, offset: Any, lo: Any, hi: Any, dtype: Any, rounding: Any = None
+) -> Any:
     """``clip(round(values * multiplier + offset), lo, hi)`` as codes.
 
     Args:

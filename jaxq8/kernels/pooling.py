@@ -16,26 +16,38 @@ from jaxq8._compat import stored
 MAXIMUM_POSITIONS = 32
 
 
-def max_pool(x: Any, lowest: Any, *, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any) -> Any:
+def max_pool(
+    x: Any, lowest: Any, *, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
+) -> Any:
     """The maximum over each window of codes; borders and holes hold `lowest`."""
-    x = stored(lax.pad(stored(x), lowest, [(a, b, d - 1) for (a, b), d in zip(padding, base_dilation, strict=True)]))
+    x = stored(
+        lax.pad(stored(x), lowest, [(a, b, d - 1) for (a, b), d in zip(padding, base_dilation, strict=True)])
+    )
     if math.prod(window) > MAXIMUM_POSITIONS:
-        return lax.reduce_window(x, lowest, lax.max, window, strides, "VALID", window_dilation=window_dilation)
+        return lax.reduce_window(
+            x, lowest, lax.max, window, strides, "VALID", window_dilation=window_dilation
+        )
     return _combined(x, jnp.maximum, window, strides, window_dilation)
 
 
-def sum_pool(x: Any, zero: Any, *, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any) -> Any:
+def sum_pool(
+    x: Any, zero: Any, *, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
+) -> Any:
     """The int32 sum over each window of codes; borders hold `zero`, the zero point."""
     x = stored(lax.pad(stored(x), zero, [(a, b, 0) for a, b in padding]))
     wide = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.int32)
     if math.prod(window) > MAXIMUM_POSITIONS:
         none = jnp.zeros((), wide.dtype)
-        return lax.reduce_window(wide, none, lax.add, window, strides, "VALID", window_dilation=window_dilation)
+        return lax.reduce_window(
+            wide, none, lax.add, window, strides, "VALID", window_dilation=window_dilation
+        )
     return _combined(wide, jnp.add, window, strides, window_dilation)
 
 
 def _combined(x: Any, combine: Callable[[Any, Any], Any], window: Any, strides: Any, dilation: Any) -> Any:
-    out = [(n - (w - 1) * d - 1) // s + 1 for n, w, s, d in zip(x.shape, window, strides, dilation, strict=True)]
+    out = [
+        (n - (w - 1) * d - 1) // s + 1 for n, w, s, d in zip(x.shape, window, strides, dilation, strict=True)
+    ]
     total = None
     for position in itertools.product(*map(range, window)):
         starts = [p * d for p, d in zip(position, dilation, strict=True)]

@@ -61,7 +61,11 @@ def _is_dot(form: Form) -> str | None:
 
 
 def _is_pointwise(form: Form) -> str | None:
-    return None if isinstance(form, ConvForm) and form.pointwise else "kernel, borders or groups are not those of a 1x1"
+    return (
+        None
+        if isinstance(form, ConvForm) and form.pointwise
+        else "kernel, borders or groups are not those of a 1x1"
+    )
 
 
 def _is_depthwise(form: Form) -> str | None:

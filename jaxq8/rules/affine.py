@@ -50,8 +50,9 @@ def _symbolic(ctx: Context, x: Value, y: Value) -> Broadcast | None:
     if pair is None or tuple(ctx.eqn.outvars[0].aval.shape) != pair[2]:
         return None
     rank = len(pair[2])
-    small = ctx.eqn.primitive.bind(*(jnp.reshape(a, (1,) * rank) if jnp.ndim(a) == 0 else a for a in pair[:2]),
-                                   **ctx.eqn.params)
+    small = ctx.eqn.primitive.bind(
+        *(jnp.reshape(a, (1,) * rank) if jnp.ndim(a) == 0 else a for a in pair[:2]), **ctx.eqn.params
+    )
     return Broadcast(small, pair[2])
 
 
@@ -115,7 +116,9 @@ def div(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
     if isinstance(x, Accumulator) and _keeps_shape(ctx, x):
         vector = aligned(y, x.shape)
         if c is not None and c > 0:
-            return dataclasses.replace(_scaled(x, jnp.float32(1 / c), positive=True), lo=x.lo / c, hi=x.hi / c)
+            return dataclasses.replace(
+                _scaled(x, jnp.float32(1 / c), positive=True), lo=x.lo / c, hi=x.hi / c
+            )
         if vector is not None and _free(x):
             return _scaled(x, 1 / vector)
     lo, hi = bounds(x)
@@ -127,12 +130,19 @@ def div(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
 def _times(ctx: Context, value: Value, other: Value) -> Value | None:
     """value * other without touching data, or None."""
     c = constant(other)
-    if isinstance(value, QTensor) and c is not None and c > 0 and value.shape == ctx.eqn.outvars[0].aval.shape:
+    if (
+        isinstance(value, QTensor)
+        and c is not None
+        and c > 0
+        and value.shape == ctx.eqn.outvars[0].aval.shape
+    ):
         return dataclasses.replace(value, scale=value.scale * c)
     if not isinstance(value, Accumulator) or not _keeps_shape(ctx, value):
         return None
     if c is not None and c > 0:
-        return dataclasses.replace(_scaled(value, jnp.float32(c), positive=True), lo=value.lo * c, hi=value.hi * c)
+        return dataclasses.replace(
+            _scaled(value, jnp.float32(c), positive=True), lo=value.lo * c, hi=value.hi * c
+        )
     vector = aligned(other, value.shape)
     return _scaled(value, vector) if vector is not None and _free(value) else None
 

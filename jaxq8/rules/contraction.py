@@ -60,7 +60,7 @@ def _contract(
         obstacle = (Reason.NOT_FASTER, choice.reason)
     if obstacle is not None:
         return _in_float(ctx, original, *obstacle, macs)
-    spec = _activation_spec(config, layout)
+    spec = _activation_spec(ctx, config, layout)
     keep = layout.row_axes if spec.granularity == "row" else ()
     x = ctx.eight_bit(activation, spec, keep)
     w = ctx.eight_bit(weight, config.weights, _weight_axes(weight, config, layout), suffix=".rhs")
@@ -113,12 +113,11 @@ def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detai
     return modes.finish(ctx, result)
 
 
-def _activation_spec(config: Config, layout: DotLayout | ConvLayout) -> Spec:
-    """Rows (tokens) have scales of their own only where rows are summed separately: in dots."""
+def _activation_spec(ctx: Context, config: Config, layout: DotLayout | ConvLayout) -> Spec:
+    """Rows (tokens) have scales of their own only where rows are summed separately, in dots, and ranges are measured."""
     spec = config.activations
-    if spec.granularity == "tensor" or (spec.granularity == "row" and layout.row_axes):
-        return spec
-    return dataclasses.replace(spec, granularity="tensor")
+    rows = spec.granularity == "row" and bool(layout.row_axes) and ctx.site.name not in ctx.run.ranges
+    return spec if rows else dataclasses.replace(spec, granularity="tensor")
 
 
 def _weight_axes(weight: Value, config: Config, layout: DotLayout | ConvLayout) -> tuple[int, ...]:
@@ -149,7 +148,9 @@ def accumulate(
     """
     codes, wx = layout.activation(x.values), layout.weight(w.values)
     x_zero, w_zero = layout.row_scale(x.zero_point), layout.channel_scale(w.zero_point)
-    if wx.dtype == jnp.uint8:  # kernels take int8 weights: the code is the byte minus 128, and so is its zero point
+    if (
+        wx.dtype == jnp.uint8
+    ):  # kernels take int8 weights: the code is the byte minus 128, and so is its zero point
         wx, w_zero = (wx ^ 128).view(jnp.int8), w_zero - 128
     run = KERNELS[kernel].run
     border = np.int32(0) if x.symmetric else x.zero_point.reshape(-1)[0]

@@ -13,26 +13,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxq8._compat import open_jaxpr
+from jaxq8._compat import open_jaxpr, primitives
 from jaxq8.callees import CLOSED, COND, CUSTOM_JVP, CUSTOM_VJP, JIT, SCAN, WHILE, callees
 from jaxq8.interpreter import Context, evaluate, rule
 from jaxq8.qtensor import QTensor
 from jaxq8.sites import OPERATIONS
 from jaxq8.values import Array, Broadcast, Value, is_quantized, to_real
 
-
-def holds_site(jaxpr: Any) -> bool:
-    """Whether a jaxpr, or any function inside it, has an operation that can run on codes."""
-    return any(
-        eqn.primitive in OPERATIONS or any(holds_site(open_jaxpr(c.jaxpr)[0]) for c in callees(eqn))
-        for eqn in jaxpr.eqns
-    )
+# Operations whose results have bounds that the next encoding profits from.
+BOUNDING = {primitives.max_p, primitives.min_p, primitives.clamp_p, primitives.logistic_p, primitives.tanh_p}
 
 
 def _worth_entering(ctx: Context, values: Sequence[Value]) -> bool:
     symbolic = any(is_quantized(v) or isinstance(v, Broadcast) for v in values)
     scalars = any(isinstance(v, Array) and not isinstance(v.array, jax.Array) for v in values)
-    return symbolic or scalars or any(holds_site(open_jaxpr(c.jaxpr)[0]) for c in callees(ctx.eqn))
+    return symbolic or scalars or any(_profits(open_jaxpr(c.jaxpr)[0]) for c in callees(ctx.eqn))
+
+
+def _profits(jaxpr: Any) -> bool:
+    """Whether a jaxpr, or any function inside it, has an operation that can run on codes or that bounds its result."""
+    return any(
+        eqn.primitive in OPERATIONS
+        or eqn.primitive in BOUNDING
+        or any(_profits(open_jaxpr(c.jaxpr)[0]) for c in callees(eqn))
+        for eqn in jaxpr.eqns
+    )
 
 
 @rule(*(JIT | CLOSED | CUSTOM_JVP | CUSTOM_VJP))

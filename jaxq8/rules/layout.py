@@ -24,7 +24,9 @@ def moved(value: Value, move: Callable[[Any], Any]) -> Value | None:
         )
     if isinstance(value, Accumulator):
         rank = len(value.shape)
-        scale, offset = (jnp.reshape(v, (1,) * (rank - jnp.ndim(v)) + jnp.shape(v)) for v in (value.scale, value.offset))
+        scale, offset = (
+            jnp.reshape(v, (1,) * (rank - jnp.ndim(v)) + jnp.shape(v)) for v in (value.scale, value.offset)
+        )
         return dataclasses.replace(value, values=move(value.values), scale=move(scale), offset=move(offset))
     return None
 
@@ -75,7 +77,9 @@ def reshape(ctx: Context, x: Value, *, new_sizes: Any, dimensions: Any = None, *
     return _through(ctx, x)
 
 
-def reshaped_small(before: tuple[int, ...], after: tuple[int, ...], small: tuple[int, ...]) -> tuple[int, ...] | None:
+def reshaped_small(
+    before: tuple[int, ...], after: tuple[int, ...], small: tuple[int, ...]
+) -> tuple[int, ...] | None:
     """The shape of a small array (1 on shared axes) after its tensor is reshaped, or None if that needs data.
 
     Axes are cut into the smallest groups of equal size on both sides; within a group the small array must be either all
@@ -110,7 +114,9 @@ def reshaped_small(before: tuple[int, ...], after: tuple[int, ...], small: tuple
 
 
 @rule(primitives.broadcast_in_dim_p)
-def broadcast_in_dim(ctx: Context, x: Value, *dyn: Value, shape: Any, broadcast_dimensions: Any, **params: Any) -> Value:
+def broadcast_in_dim(
+    ctx: Context, x: Value, *dyn: Value, shape: Any, broadcast_dimensions: Any, **params: Any
+) -> Value:
     """A vector or scalar stays small, with the shape it stands for; codes are broadcast as codes."""
     if dyn:
         return NotImplemented
@@ -132,15 +138,21 @@ def broadcast_in_dim(ctx: Context, x: Value, *dyn: Value, shape: Any, broadcast_
 
 
 @rule(primitives.slice_p)
-def slice_(ctx: Context, x: Value, *, start_indices: Any, limit_indices: Any, strides: Any, **params: Any) -> Value:
+def slice_(
+    ctx: Context, x: Value, *, start_indices: Any, limit_indices: Any, strides: Any, **params: Any
+) -> Value:
     steps = strides or (1,) * len(start_indices)
     window = tuple(slice(a, b, s) for a, b, s in zip(start_indices, limit_indices, steps, strict=True))
     if isinstance(x, QTensor):
 
         def cut(small: Any) -> Any:
-            return small[tuple(slice(None) if n == 1 else w for n, w in zip(small.shape, window, strict=True))]
+            return small[
+                tuple(slice(None) if n == 1 else w for n, w in zip(small.shape, window, strict=True))
+            ]
 
-        return dataclasses.replace(x, values=x.values[window], scale=cut(x.scale), zero_point=cut(x.zero_point))
+        return dataclasses.replace(
+            x, values=x.values[window], scale=cut(x.scale), zero_point=cut(x.zero_point)
+        )
     return _through(ctx, x)
 
 
@@ -182,14 +194,16 @@ def _joined_weights(values: tuple[Value, ...], dimension: int) -> QTensor | None
                 for q in parts}) == 1  # fmt: skip
     if not same:
         return None
-    joined = (jnp.concatenate([getattr(q, f) for q in parts], dimension) for f in ("values", "scale", "zero_point"))
+    joined = (
+        jnp.concatenate([getattr(q, f) for q in parts], dimension) for f in ("values", "scale", "zero_point")
+    )
     return QTensor(*joined, parts[0].bits, parts[0].symmetric, parts[0].dtype)
 
 
 def _joined_codes(ctx: Context, values: tuple[Value, ...], dimension: int) -> QTensor | None:
     """One QTensor of all parts, or None where a part is not integer data or has scales of its own."""
     config = ctx.config
-    if config.mode != "eightbit" or config.activations.granularity != "tensor":
+    if config.mode not in ("eightbit", "simulate"):
         return None
     if not all(isinstance(v, QTensor | Accumulator) for v in values):
         return None

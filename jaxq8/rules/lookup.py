@@ -27,7 +27,12 @@ def gather(ctx: Context, table: Value, indices: Value, *, slice_sizes: Any, **pa
 
     # A row outside the table reads as NaN in float ("fill" mode): its scale is NaN, so the decoded row is too.
     codes, scale, zero = read(table.values, 0), read(table.scale, jnp.nan), read(table.zero_point, 0)
-    ctx.record(True, shapes=f"{'x'.join(map(str, table.shape))} table", weights=f"{table.bits} bits", kernel="gather of codes")
+    ctx.record(
+        True,
+        shapes=f"{'x'.join(map(str, table.shape))} table",
+        weights=f"{table.bits} bits",
+        kernel="gather of codes",
+    )
     return dataclasses.replace(table, values=codes, scale=scale, zero_point=zero)
 
 

@@ -34,7 +34,9 @@ def max_pool(ctx: Context, x: Value, **params: Any) -> Value:
         result = float_fallback(ctx, (x,))[0]
         lo, hi = bounds(x)
         return dataclasses.replace(result, lo=lo, hi=hi)  # type: ignore[arg-type]
-    ctx.record(True, shapes=_shapes(ctx.eqn), kernel="maximum of shifted codes", activations=f"{codes.bits} bits")
+    ctx.record(
+        True, shapes=_shapes(ctx.eqn), kernel="maximum of shifted codes", activations=f"{codes.bits} bits"
+    )
     if jnp.issubdtype(codes.values.dtype, jnp.floating):  # simulated codes: JAX's own form has a derivative
         return dataclasses.replace(codes, values=primitives.reduce_window_max_p.bind(codes.values, **params))
     lowest = jnp.asarray(codes.spec.qmin, codes.values.dtype)
@@ -106,4 +108,6 @@ def _extreme(ctx: Context, x: Value, axes: Any, reduce: Any, params: Any) -> Val
         return _reduced_real(ctx, x, nonnegative=False)
     values = reduce(x.values, axis=tuple(axes))
     rank = (1,) * values.ndim
-    return dataclasses.replace(x, values=values, scale=x.scale.reshape(rank), zero_point=x.zero_point.reshape(rank))
+    return dataclasses.replace(
+        x, values=values, scale=x.scale.reshape(rank), zero_point=x.zero_point.reshape(rank)
+    )
