@@ -60,13 +60,13 @@ class DotLayout:
 
     def row_scale(self, scale: Any) -> Any:
         """A scale of the activation, in the rank of the result."""
-        b, m, k, n = self.counts
+        b, m, _k, n = self.counts
         moved = jnp.transpose(scale, self.x_order)
         return self._ordered(moved.reshape(moved.shape[: b + m] + (1,) * n))
 
     def channel_scale(self, scale: Any) -> Any:
         """A scale of the weight, in the rank of the result."""
-        b, m, k, n = self.counts
+        b, m, k, _n = self.counts
         moved = jnp.transpose(scale, self.w_order)
         return self._ordered(moved.reshape(moved.shape[:b] + (1,) * m + moved.shape[b + k :]))
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,23 +37,17 @@ from jaxq8.rounding import get_rounding
 from jaxq8.sites import OPERATIONS, Analysis, Path, Site
 from jaxq8.values import Accumulator, Array, Value, is_quantized, to_real
 
-
-class Rule(Protocol):
-    """What one primitive means for values.
-
-    Called as ``rule(ctx, *values, **params)`` with the equation's parameters. Returns a `Value` (a list of them for a
-    primitive with several results), or NotImplemented: then the equation is evaluated in float. The result must stand for
-    an array of the equation's shape and dtype.
-    """
-
-    def __call__(self, ctx: Context, *values: Value, **params: Any) -> Any: ...
-
-
+# ``rule(ctx, *values, **params) -> Value``, a list of them for a primitive with several results, or NotImplemented.
+Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
 
 
 def register_rule(*primitives: Any) -> Callable[[Rule], Rule]:
     """Registers what primitives mean for eight-bit values; use as a decorator.
+
+    A rule is called as ``rule(ctx, *values, **params)`` with the equation's operands as values (`jaxq8.values`) and its
+    parameters. It returns a `Value` that stands for an array of the equation's shape and dtype (a list of them for a
+    primitive with several results), or NotImplemented: then the equation is evaluated in float.
 
     Args:
       *primitives: JAX primitives (`jax.lax.add_p`, or one of your own).
@@ -181,7 +175,7 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], values: Sequence[Value], run: Ru
     """Evaluates a jaxpr on values; `path` says where it stands in the whole function."""
     env: dict[Any, Value] = dict(zip(jaxpr.constvars, map(Array, consts), strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
-    readers = run.analysis.readers.get(path, {})
+    readers: Any = run.analysis.readers.get(path, {})
     wanted = run.analysis.wanted.get(path, {})
 
     def read(atom: Any) -> Value:

@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -63,13 +63,16 @@ class Ranges(Mapping[str, Range]):
     Args:
       ranges: Site name -> `Range` or ``(minimum, maximum)``.
 
+    Raises:
+      RangesError: An entry is not a range; the message names the site.
+
     Example:
       >>> Ranges({"params/Dense_0/kernel:dot": (-1.0, 3.0)})["params/Dense_0/kernel:dot"]
       Range(minimum=-1.0, maximum=3.0)
     """
 
     def __init__(self, ranges: Mapping[str, Range | tuple[float, float]] | None = None):
-        self._ranges = {name: r if isinstance(r, Range) else Range(*r) for name, r in (ranges or {}).items()}
+        self._ranges = {name: _as_range(name, entry) for name, entry in (ranges or {}).items()}
 
     def __getitem__(self, name: str) -> Range:
         return self._ranges[name]
@@ -84,7 +87,7 @@ class Ranges(Mapping[str, Range]):
         return f"Ranges({len(self)} sites)"
 
     def __hash__(self) -> int:
-        return hash(tuple(self._ranges.items()))
+        return hash(frozenset(self._ranges.items()))
 
     def merge(self, other: Mapping[str, Range]) -> Ranges:
         """The union of two sets of observations: sites of either, and where both have one, the range that holds both."""
@@ -128,16 +131,22 @@ class Ranges(Mapping[str, Range]):
         entries = document.get("ranges")
         if not isinstance(entries, dict):
             raise RangesError('ranges: "ranges" must map site names to [minimum, maximum]')
-        return cls({name: _read_entry(name, entry) for name, entry in entries.items()})
+        for name, entry in entries.items():  # JSON's strings and booleans would pass for numbers
+            if not (isinstance(entry, list) and all(type(v) in (int, float) for v in entry)):
+                raise RangesError(f"ranges: site {name!r} has {entry!r}; expected [minimum, maximum]")
+        return cls(entries)
 
 
-def _read_entry(name: str, entry: object) -> Range:
-    numbers = isinstance(entry, list) and len(entry) == 2 and all(type(v) in (int, float) for v in entry)
-    if not numbers:
-        raise RangesError(f"ranges: site {name!r} has {entry!r}; expected [minimum, maximum]")
+def _as_range(name: str, entry: Any) -> Range:
+    if isinstance(entry, Range):
+        return entry
     try:
-        return Range(float(entry[0]), float(entry[1]))  # type: ignore[index]
-    except (SpecError, OverflowError) as error:
+        low, high = map(float, entry)
+    except (TypeError, ValueError, OverflowError):
+        raise RangesError(f"ranges: site {name!r} has {entry!r}; expected (minimum, maximum)") from None
+    try:
+        return Range(low, high)
+    except SpecError as error:
         raise RangesError(f"ranges: site {name!r}: {error}") from error
 
 

@@ -163,7 +163,9 @@ def half_even(x: jax.Array) -> jax.Array:
 @register_rounding("half_away")
 def half_away(x: jax.Array) -> jax.Array:
     """Nearest, ties away from zero: C's ``round``, TensorFlow and TFLite."""
-    return jnp.trunc(x + jnp.copysign(jnp.asarray(0.5, x.dtype), x))
+    # Not trunc(x + 0.5): the sum is itself rounded, and makes 1 of the largest float below a half.
+    whole = jnp.trunc(x)
+    return whole + jnp.where(jnp.abs(x - whole) >= 0.5, jnp.sign(x), 0)
 
 
 @register_rounding("floor")

@@ -253,7 +253,8 @@ def reshaped_axes(
 ) -> tuple[tuple[int, ...], ...]:
     """Which old axes are in each new axis of a reshape; an axis that is split is in all of its parts."""
     result: list[tuple[int, ...]] = []
-    position, taken, left = 0, (), 1
+    position, left = 0, 1
+    taken: tuple[int, ...] = ()
     pool = [(n, tuple(a)) for n, a in zip(before, axes, strict=True) if n != 1]
     for size in after:
         members: tuple[int, ...] = ()

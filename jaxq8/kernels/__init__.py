@@ -21,7 +21,7 @@ class Xla:
         return obstacle or (None if entry else "; ".join(f"{name}: {why}" for name, why in refused))
 
     def run(self, form: Form, x: Any, w: Any, x_zero: Any) -> Any:
-        entry, refused = candidate(form)
+        entry, _refused = candidate(form)
         if entry is None:
             return Reference().run(form, x, w, x_zero)
         return entry.run(form, x, w, x_zero)

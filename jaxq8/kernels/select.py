@@ -106,7 +106,7 @@ FORMS = (
 
 def candidate(form: Form) -> tuple[Candidate | None, tuple[tuple[str, str], ...]]:
     """The first form of the table that accepts, and the ones refused before it with their reasons."""
-    refused = []
+    refused: list[tuple[str, str]] = []
     for entry in FORMS:
         obstacle = entry.obstacle(form)
         if obstacle is None:

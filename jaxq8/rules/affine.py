@@ -164,6 +164,7 @@ def _keeps_shape(ctx: Context, value: Value) -> bool:
 
 @rule(primitives.neg_p)
 def neg(ctx: Context, x: Value, **params: Any) -> Value:
+    """The sign moves into the scale; clips change places."""
     if isinstance(x, Accumulator):
         return dataclasses.replace(_scaled(x, jnp.float32(-1)), lo=-x.hi, hi=-x.lo)
     lo, hi = bounds(x)
@@ -207,6 +208,7 @@ def _clip_accumulator(acc: Accumulator, c: float, lower: bool) -> Accumulator:
 
 @rule(primitives.clamp_p)
 def clamp(ctx: Context, low: Value, x: Value, high: Value, **params: Any) -> Value:
+    """A clip between constants: the bounds of an accumulator, or known bounds of a float array."""
     lo, hi = constant(low), constant(high)
     if lo is None or hi is None or not jnp.issubdtype(x.dtype, jnp.floating):
         return NotImplemented

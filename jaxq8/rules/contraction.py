@@ -107,7 +107,7 @@ def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detai
     """The equation as it stands, by the better float form where there is one, with its reason in the plan."""
     values = modes.prepare(ctx, operands)
     ctx.record(False, reason, detail=detail, shapes=_shapes(ctx.eqn), macs=macs)
-    result = modes.better_float(ctx, values)
+    result: Value | None = modes.better_float(ctx, values)
     if result is None:
         result = float_fallback(dataclasses.replace(ctx, quiet=True), values)[0]
     return modes.finish(ctx, result)
@@ -128,7 +128,7 @@ def _weight_axes(weight: Value, config: Config, layout: DotLayout | ConvLayout) 
 
 
 def accumulate(
-    layout: DotLayout | ConvLayout, x: QTensor, w: QTensor, kernel: str, dtype: Any = np.dtype("float32")
+    layout: DotLayout | ConvLayout, x: QTensor, w: QTensor, kernel: str, dtype: Any = np.float32
 ) -> Accumulator:
     """The product of two QTensors as an Accumulator.
 

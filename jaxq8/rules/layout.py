@@ -43,21 +43,25 @@ def _through(ctx: Context, x: Value) -> Array:
 
 @rule(primitives.transpose_p)
 def transpose(ctx: Context, x: Value, *, permutation: Any, **params: Any) -> Value:
+    """Codes, scales and zero points are transposed alike."""
     return moved(x, lambda a: jnp.transpose(a, permutation)) or _through(ctx, x)
 
 
 @rule(primitives.squeeze_p)
 def squeeze(ctx: Context, x: Value, *, dimensions: Any, **params: Any) -> Value:
+    """Axes of size 1 are dropped from codes and scales alike."""
     return moved(x, lambda a: jnp.squeeze(a, tuple(dimensions))) or _through(ctx, x)
 
 
 @rule(primitives.rev_p)
 def rev(ctx: Context, x: Value, *, dimensions: Any, **params: Any) -> Value:
+    """Codes are reversed; so are the scales of axes that have them."""
     return moved(x, lambda a: jnp.flip(a, tuple(dimensions))) or _through(ctx, x)
 
 
 @rule(primitives.copy_p)
 def copy(ctx: Context, x: Value, **params: Any) -> Value:
+    """A copy of integer data is that data."""
     return x if isinstance(x, QTensor | Accumulator) else NotImplemented
 
 
@@ -69,7 +73,7 @@ def reshape(ctx: Context, x: Value, *, new_sizes: Any, dimensions: Any = None, *
         smalls = (x.scale, x.zero_point) if isinstance(x, QTensor) else (x.scale, x.offset)
         targets = [reshaped_small(tuple(x.shape), new, jnp.shape(s)) for s in smalls]
         if None not in targets:
-            first, second = (jnp.reshape(s, t) for s, t in zip(smalls, targets, strict=True))  # type: ignore[arg-type]
+            first, second = (jnp.reshape(s, t) for s, t in zip(smalls, targets, strict=True))
             values = jnp.reshape(x.values, new)
             if isinstance(x, QTensor):
                 return dataclasses.replace(x, values=values, scale=first, zero_point=second)
@@ -141,6 +145,7 @@ def broadcast_in_dim(
 def slice_(
     ctx: Context, x: Value, *, start_indices: Any, limit_indices: Any, strides: Any, **params: Any
 ) -> Value:
+    """Codes are sliced; so are the scales of axes that have them."""
     steps = strides or (1,) * len(start_indices)
     window = tuple(slice(a, b, s) for a, b, s in zip(start_indices, limit_indices, steps, strict=True))
     if isinstance(x, QTensor):
@@ -194,10 +199,10 @@ def _joined_weights(values: tuple[Value, ...], dimension: int) -> QTensor | None
                 for q in parts}) == 1  # fmt: skip
     if not same:
         return None
-    joined = (
+    codes, scale, zero = (
         jnp.concatenate([getattr(q, f) for q in parts], dimension) for f in ("values", "scale", "zero_point")
     )
-    return QTensor(*joined, parts[0].bits, parts[0].symmetric, parts[0].dtype)
+    return QTensor(codes, scale, zero, parts[0].bits, parts[0].symmetric, parts[0].dtype)
 
 
 def _joined_codes(ctx: Context, values: tuple[Value, ...], dimension: int) -> QTensor | None:

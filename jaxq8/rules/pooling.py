@@ -100,6 +100,7 @@ def reduce_max(ctx: Context, x: Value, *, axes: Any, **params: Any) -> Value:
 
 @rule(primitives.reduce_min_p)
 def reduce_min(ctx: Context, x: Value, *, axes: Any, **params: Any) -> Value:
+    """Global min pooling on codes."""
     return _extreme(ctx, x, axes, jnp.min, params)
 
 
