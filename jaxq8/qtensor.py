@@ -161,10 +161,12 @@ class QTensor:
         if getattr(image, "dtype", None) != np.uint8:
             raise TensorError(f"QTensor.from_uint8: expected a uint8 array, got {describe(image)}")
         _check_parameters(scale, zero_point)
-        rank = (1,) * (np.ndim(image))
-        scale, zero = (jnp.asarray(v, d) for v, d in ((scale, jnp.float32), (zero_point, jnp.int32)))
-        scale, zero = (v.reshape(rank) if v.ndim == 0 else v for v in (scale, zero))
-        result = cls(image, scale, jnp.broadcast_to(zero, scale.shape), 8, False, np.dtype(dtype))
+        step_size, zero = jnp.asarray(scale, jnp.float32), jnp.asarray(zero_point, jnp.int32)
+        if step_size.ndim == 0:
+            step_size = step_size.reshape((1,) * np.ndim(image))
+        if zero.ndim == 0:
+            zero = jnp.full(step_size.shape, zero)
+        result = cls(image, step_size, zero, 8, False, np.dtype(dtype))
         validate(result, "QTensor.from_uint8")
         return result
 
