@@ -44,7 +44,7 @@ class ZooEntry:
             key: the same key gives the same weights and inputs.
             batch: examples in the inputs; 2 for tiny models and 1 for full ones by default.
         """
-        seeds = jax.random.bits(key, 2)
+        seeds = jax.random.bits(key, (2,))
         batch = batch or (2 if self.size == "tiny" else 1)
         inputs = self.inputs(jax.random.key(seeds[1]), batch)
         weights = _remembered if self.size == "tiny" else _draw

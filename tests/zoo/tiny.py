@@ -100,9 +100,10 @@ class LSTM(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        states: Any = x
         for _ in range(self.layers):
-            x = nn.RNN(nn.OptimizedLSTMCell(self.features))(x)
-        return nn.Dense(self.classes)(x[:, -1])
+            states = nn.RNN(nn.OptimizedLSTMCell(self.features))(states)
+        return nn.Dense(self.classes)(states[:, -1])
 
 
 class NnxNet(nnx.Module):
