@@ -232,8 +232,11 @@ def _measured(
 
 
 def _checked_scale(value: Array | Accumulator, scale: jax.Array, how: Encoding) -> jax.Array:
-    """With a given range nobody looks at the data: an argument that holds NaN or infinity must not become finite codes."""
-    unchecked = isinstance(value, Array) and value.argument and how.range is not None and not how.saturate
+    """An argument that holds NaN or infinity must not become finite codes.
+
+    With a given range nobody looks at the data, and XLA:CPU's minimum and maximum may pass over NaN.
+    """
+    unchecked = isinstance(value, Array) and value.argument and not how.saturate
     if not unchecked:
         return scale
     return jnp.where(jnp.isfinite(jnp.sum(to_real(value) * 0)), scale, jnp.nan)

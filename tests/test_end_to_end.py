@@ -208,9 +208,9 @@ def test_errors_name_the_place_and_the_remedy(small):
     with pytest.raises(q8.TensorError, match="weight params/Conv_0/kernel holds NaN"):
         q8.quantize_weights(model.apply, broken, x)
     with pytest.raises(
-        q8.ArgumentError, match=r"expects a function, got Small; for a Flax model pass model\.apply"
+        q8.ArgumentError, match=r"expects a function, got int; for a Flax model pass model\.apply"
     ):
-        q8.quantize(model)
+        q8.quantize(3)
     with pytest.raises(q8.SpecError, match="known are eightbit"):
         q8.Config(mode="8bit")
     with pytest.raises(q8.SpecError, match="unknown rounding 'up'"):
