@@ -1,0 +1,129 @@
+"""The comparison with the peers: the exported graphs are the same functions, and one command writes the report."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("tqdm")
+
+from benchmarks import report
+from benchmarks.__main__ import main
+from benchmarks.contenders import CONTENDERS, Contender, UnavailableError
+from benchmarks.measure import Row, prepare_all, relative_error
+from benchmarks.models import MODELS
+from tests.zoo import TINY, ZOO
+
+EXPORTED = [name for name in TINY if name not in ("tiny_nnx", "tiny_transposed")]
+
+
+def _row(contender, side, times, error=0.01):
+    return Row("net", 1, contender, contender.upper(), side, times, error, 4_000_000, 1.5)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported_graph_is_the_same_function(name):
+    pytest.importorskip("onnxruntime")
+    model = MODELS[name](2)
+    outputs = CONTENDERS["ort"].prepare(model).outputs()
+    expected = jax.tree_util.tree_leaves(jax.jit(model.apply)(model.variables, *model.inputs))
+    assert len(outputs) == len(expected)
+    # float32 sums in another order: a few units in the last place for each of some dozens of layers
+    for got, want in zip(outputs, expected, strict=True):
+        assert got.shape == want.shape
+        assert relative_error([got], [np.asarray(want)]) < 64 * np.finfo(np.float32).eps
+
+
+def test_graph_has_whole_layers():
+    pytest.importorskip("onnx")
+    from benchmarks.onnx_export import export
+
+    model = MODELS["tiny_cnn"](1)
+    kinds = [node.op_type for node in export(model.module, model.variables, model.inputs).graph.node]
+    assert kinds.count("Conv") == kinds.count("BatchNormalization") == 5
+    assert {"MaxPool", "AveragePool", "Concat", "GlobalAveragePool", "Gemm"} <= set(kinds)
+    assert "Transpose" not in kinds
+
+
+def test_unknown_operation_is_named():
+    pytest.importorskip("onnx")
+    from benchmarks.onnx_export import UnsupportedModelError, export
+
+    entry = ZOO["tiny_transposed"]
+    _, variables, inputs = entry.build(jax.random.key(0))
+    with pytest.raises(
+        UnsupportedModelError, match="no ONNX form for the JAX primitive conv_general_dilated"
+    ):
+        export(entry.module, variables, inputs)
+
+
+def test_command_writes_all_three_reports(tmp_path, capsys):
+    options = [
+        "--models",
+        "tiny_mlp",
+        "--contenders",
+        "jaxq8-dynamic",
+        "--repeats",
+        "1",
+        "--seconds",
+        "0.001",
+    ]
+    assert main([*options, "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [row["contender"] for row in results["rows"]] == ["xla", "jaxq8-dynamic"]
+    assert results["rows"][0]["relative_error"] == 0
+    assert 0 < results["rows"][1]["relative_error"] < 0.1
+    assert "tiny_mlp, batch 1" in (tmp_path / "benchmark.md").read_text()
+    assert (tmp_path / "benchmark.png").stat().st_size > 0
+    assert results["machine"]["processor"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--models", "resnet51"], "unknown: resnet51; choose among resnet50"),
+        (["--contenders", ""], "choose among xla"),
+        (["--repeats", "0"], "must be above 0, got 0"),
+        (["--batch", "1,0"], "batch sizes must be at least 1, got 1,0"),
+    ],
+)
+def test_bad_options_are_explained(options, text, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(options)
+    assert text in capsys.readouterr().err
+
+
+def test_missing_and_failing_contenders_are_reported_and_left_out():
+    def missing(model):
+        raise UnavailableError("not installed")
+
+    def failing(model):
+        raise KeyError("shape")
+
+    notes = []
+    model = MODELS["tiny_mlp"](1)
+    contenders = [Contender("a", "A", "peer", missing), Contender("b", "B", "peer", failing)]
+    assert prepare_all(model, contenders, notes.append) == {}
+    assert notes == ["skipped: A on tiny_mlp: not installed", "failed: B on tiny_mlp: KeyError: 'shape'"]
+
+
+def test_ratios_are_of_the_minima():
+    rows = [
+        _row("xla", "self", [8.0, 9.0], 0),
+        _row("mine", "self", [3.0, 2.0]),
+        _row("ort", "peer", [4.0, 7.0]),
+    ]
+    assert report.speedup(rows[1], rows) == 4
+    assert report.against_best_peer(rows[1], rows) == 2
+    assert report.against_best_peer(rows[2], rows) is None
+    assert rows[1].median == 2.5
+    assert rows[1].sqnr_db == pytest.approx(40)
+    table = report.model_table(rows)
+    assert "| MINE | 2.00 | 2.50 | 4.00x | 2.00x | 0.01 | 40.0 | 4.0 | 1.5 |" in table
+    assert "peak MB" not in table
+
+
+def test_results_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"returns shape \(2,\) where XLA's float32 returns \(3,\)"):
+        relative_error([np.ones(2)], [np.ones(3)])
