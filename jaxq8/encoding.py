@@ -239,7 +239,10 @@ def _checked_scale(value: Array | Accumulator, scale: jax.Array, how: Encoding) 
     unchecked = isinstance(value, Array) and value.argument and not how.saturate
     if not unchecked:
         return scale
-    return jnp.where(jnp.isfinite(jnp.sum(to_real(value) * 0)), scale, jnp.nan)
+    shared = tuple(
+        a for a, n in enumerate(scale.shape) if n == 1
+    )  # a bad row leaves the scales of other rows alone
+    return jnp.where(jnp.isfinite(jnp.sum(to_real(value) * 0, axis=shared, keepdims=True)), scale, jnp.nan)
 
 
 def _apply(value: Array | Accumulator, scale: jax.Array, zero_point: jax.Array, how: Encoding) -> jax.Array:

@@ -1,0 +1,230 @@
+"""Input that is wrong, empty or unusual: a clear error, or the answer that float gives."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxq8 as q8
+
+ALWAYS = q8.Config(kernels="xla")
+SATURATE = dataclasses.replace(ALWAYS, nonfinite="saturate")
+RANGES = {"none": None, "static": {"w:dot": q8.Range(-4, 4), "k:conv": q8.Range(-4, 4)}}
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(shape).standard_normal(shape, np.float32))
+
+
+DENSE = {"w": normal(32, 48)}
+CONV = {"k": normal(3, 3, 8, 16)}
+X, IMAGES = normal(6, 32), normal(2, 6, 6, 8)
+
+
+def dense(v, x):
+    return jax.nn.relu(x @ v["w"])
+
+
+def conv(v, x):
+    return jax.lax.conv_general_dilated(x, v["k"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def model(v, x):
+    return conv({"k": v["k2"]}, jax.nn.relu(conv(v, x)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_row_with_a_bad_number_has_no_good_result(bad, compiled):
+    """Rows have ranges of their own: a token that is broken leaves the others alone, as in float."""
+    fast = q8.quantize(dense, ALWAYS)
+    fast = jax.jit(fast) if compiled else fast
+    found = fast(DENSE, X.at[2, 5].set(bad))
+    assert np.isnan(found[2]).all()
+    np.testing.assert_array_equal(np.delete(found, 2, 0), np.delete(fast(DENSE, X), 2, 0))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["none", "static"])
+@pytest.mark.parametrize(("fn", "v", "x"), [(dense, DENSE, X), (conv, CONV, IMAGES)], ids=["dense", "conv"])
+def test_bad_numbers_never_become_finite_garbage(fn, v, x, bad, where):
+    site = "w:dot" if fn is dense else "k:conv"
+    ranges = None if RANGES[where] is None else {site: RANGES[where][site]}
+    flat = x.reshape(-1).at[3].set(bad).reshape(x.shape)
+    found = np.asarray(jax.jit(q8.quantize(fn, ALWAYS, ranges=ranges))(v, flat))
+    exact = np.asarray(fn(v, flat))
+    assert np.isnan(found[~np.isfinite(exact)]).all()
+    assert np.isfinite(jax.jit(q8.quantize(fn, ALWAYS, ranges=ranges))(v, x)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_numbers_reach_the_end_of_a_network(bad):
+    """Also where every later value is only ever an accumulator or codes."""
+    v = {**CONV, "k2": normal(3, 3, 16, 16)}
+    found = q8.quantize(model, ALWAYS)(v, IMAGES.at[0, 3, 3, 0].set(bad))
+    assert not np.isfinite(found[0, 3, 3]).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["none", "static"])
+def test_saturation_gives_finite_results(bad, where):
+    ranges = None if where == "none" else {"w:dot": RANGES[where]["w:dot"]}
+    x = X.at[2, 5].set(bad)
+    found = q8.quantize(dense, SATURATE, ranges=ranges)(DENSE, x)
+    assert np.isfinite(found).all()
+    # NaN counts as zero, infinity as the end of the range: of the row's finite values, or of the one given.
+    low, high = (
+        (x[2, jnp.isfinite(x[2])].min(), x[2, jnp.isfinite(x[2])].max()) if where == "none" else (-4, 4)
+    )
+    clean = x.at[2, 5].set(0.0 if np.isnan(bad) else high if bad > 0 else low)
+    step = (8 if where == "static" else float(jnp.ptp(clean[2]))) / 255
+    bound = (step / 2 + 1e-5) * np.abs(DENSE["w"]).sum(0) + np.abs(clean[2]).sum() * np.abs(DENSE["w"]).max(
+        0
+    ) / 254
+    beyond = np.maximum(np.abs(clean[2]) - 4, 0).sum() * 4 if where == "static" else 0
+    assert np.all(np.abs(found[2] - dense(DENSE, clean)[2]) <= bound * 1.05 + beyond)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_weight_with_bad_numbers_is_named_or_propagates(bad):
+    broken = {"w": DENSE["w"].at[0, 7].set(bad)}
+    with pytest.raises(q8.TensorError, match="weight w:dot holds NaN or infinity; repair"):
+        q8.quantize(dense, ALWAYS)(broken, X)
+    found = jax.jit(q8.quantize(dense, ALWAYS))(broken, X)  # a traced weight cannot be looked at
+    assert not np.isfinite(found[:, 7]).any()
+    assert np.isfinite(np.delete(found, 7, 1)).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (3, 0, 32)])
+def test_empty_batches(shape):
+    found = q8.quantize(dense, ALWAYS)(DENSE, jnp.zeros(shape))
+    assert found.shape == (*shape[:-1], 48)
+    assert found.dtype == jnp.float32
+
+
+def test_empty_sums_are_zero():
+    found = q8.quantize(dense, ALWAYS)({"w": jnp.zeros((0, 48))}, jnp.zeros((5, 0)))
+    np.testing.assert_array_equal(found, np.zeros((5, 48)))
+
+
+def test_empty_images():
+    assert q8.quantize(conv, ALWAYS)(CONV, jnp.zeros((0, 6, 6, 8))).shape == (0, 6, 6, 16)
+
+
+def test_zeros_stay_zero():
+    np.testing.assert_array_equal(q8.quantize(conv, ALWAYS)(CONV, jnp.zeros_like(IMAGES)), 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.complex64])
+def test_products_of_other_dtypes_are_left_as_they_are(dtype):
+    v, x = ({"w": (4 * DENSE["w"]).astype(dtype)}, (4 * X).astype(dtype))
+
+    def product(v, x):
+        return x @ v["w"]
+
+    found = q8.quantize(product, ALWAYS)(v, x)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, product(v, x))
+    assert q8.explain(product, v, x, config=ALWAYS)["w:dot"].reason is q8.Reason.DTYPE
+
+
+def test_boolean_functions_are_left_as_they_are():
+    x = jnp.array([True, False, True])
+    np.testing.assert_array_equal(q8.quantize(lambda x: x & ~x[::-1], ALWAYS)(x), x & ~x[::-1])
+
+
+GOOD = q8.QTensor.from_float(X)
+MALFORMED = {
+    "scale of another rank": (
+        dataclasses.replace(GOOD, scale=jnp.ones(())),
+        r"scale \(\) and zero_point \(1, 1\) need the 2 axes of values \(6, 32\)",
+    ),
+    "scale that does not broadcast": (
+        dataclasses.replace(GOOD, scale=jnp.ones((5, 1)), zero_point=jnp.zeros((5, 1), jnp.int32)),
+        r"scale \(5, 1\) does not broadcast to values \(6, 32\)",
+    ),
+    "zero points of another shape": (
+        dataclasses.replace(GOOD, zero_point=jnp.zeros((6, 1), jnp.int32)),
+        r"zero_point \(6, 1\) differs in shape from scale \(1, 1\)",
+    ),
+    "codes of int16": (
+        dataclasses.replace(GOOD, values=GOOD.values.astype(jnp.int16)),
+        "values are int16; expected int8, uint8 or int32 codes",
+    ),
+    "an integer scale": (
+        dataclasses.replace(GOOD, scale=jnp.ones((1, 1), jnp.int32)),
+        "scale is int32; expected a float",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", MALFORMED)
+def test_malformed_codes_are_refused_by_name(fault):
+    tensor, text = MALFORMED[fault]
+    with pytest.raises(q8.TensorError, match="1: not a valid QTensor: .*" + text):
+        q8.quantize(dense, ALWAYS)(DENSE, tensor)
+
+
+def test_all_faults_of_a_tensor_are_named_together():
+    tensor = dataclasses.replace(GOOD, scale=jnp.ones((), jnp.int32))
+    with pytest.raises(q8.TensorError, match=r"need the 2 axes.*; .*differs in shape.*; scale is int32"):
+        q8.quantize(dense, ALWAYS)(DENSE, tensor)
+
+
+def test_codes_in_place_of_a_static_integer():
+    """The function sees a float array there, and its own error says what it does with it."""
+    with pytest.raises(TypeError, match="float32"):
+        q8.quantize(lambda x, n: jnp.broadcast_to(x, (n, 3)))(
+            jnp.ones(3), q8.QTensor.from_float(jnp.ones(()))
+        )
+
+
+def test_codes_where_the_function_indexes():
+    with pytest.raises(TypeError, match="must have integer or boolean type"):
+        q8.quantize(lambda x, i: x[i])(jnp.ones(3), GOOD)
+
+
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [
+        ("mode", "eightbit, weights, weights_rounded, round, simulate, off"),
+        ("kernels", "auto, xla, reference, simulate"),
+        ("nonfinite", "propagate, saturate"),
+    ],
+)
+def test_unknown_settings_list_the_known_ones(field, known):
+    with pytest.raises(q8.SpecError, match=rf"Config\({field}='fast'\): known are {known}"):
+        q8.Config(**{field: "fast"})
+
+
+def test_unknown_rounding():
+    with pytest.raises(q8.SpecError, match=r"unknown rounding 'upwards'.*half_even"):
+        q8.Config(rounding="upwards")
+
+
+@pytest.mark.parametrize(("what", "name"), [(3, "int"), (None, "NoneType"), (DENSE, "dict")])
+def test_only_functions_can_be_quantized(what, name):
+    for act in (q8.quantize, q8.explain):
+        with pytest.raises(
+            q8.ArgumentError, match=f"expects a function, got {name}; for a Flax model pass model.apply"
+        ):
+            act(what)
+
+
+def test_a_dictionary_is_no_config():
+    with pytest.raises(q8.SpecError, match=r"config must be a q8.Config, got dict"):
+        q8.quantize(dense, {"mode": "off"})
+
+
+def test_arrays_of_text_are_refused():
+    with pytest.raises(q8.ArgumentError, match="is not an array that JAX can compute with"):
+        q8.quantize(dense)(DENSE, np.array(["a", "b"]))
+
+
+def test_errors_of_the_function_itself_come_through():
+    with pytest.raises(TypeError, match="dot_general requires contracting dimensions to have the same shape"):
+        q8.quantize(dense)(DENSE, normal(6, 31))
