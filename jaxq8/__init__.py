@@ -1,8 +1,10 @@
 """jaxq8: eight-bit inference for any JAX function. ``fast = jax.jit(q8.quantize(model.apply))``."""
 
+from jaxq8.calibration import calibrate
 from jaxq8.config import Config, Spec
 from jaxq8.errors import ArgumentError, QuantizationError, RangesError, RuleError, SpecError, TensorError
 from jaxq8.interpreter import register_rule
+from jaxq8.observers import register_observer
 from jaxq8.plan import Plan, Reason, SiteRecord
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Range, Ranges
@@ -27,9 +29,11 @@ __all__ = [
     "Spec",
     "SpecError",
     "TensorError",
+    "calibrate",
     "explain",
     "quantize",
     "quantize_weights",
+    "register_observer",
     "register_rounding",
     "register_rule",
     "rounding_names",

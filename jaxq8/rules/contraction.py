@@ -68,7 +68,8 @@ def _contract(
         True, shapes=_shapes(ctx.eqn), macs=macs, kernel=f"{choice.kernel}: {choice.form}", detail=choice.reason,
         refused=choice.refused, weights=_describe(w), activations=_describe(x), range=_origin(ctx, activation),
     )  # fmt: skip
-    return accumulate(layout, x, w, choice.kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype))
+    kernel = "simulate" if ctx.run.exact else choice.kernel
+    return accumulate(layout, x, w, kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype))
 
 
 def _obstacle(
@@ -116,7 +117,7 @@ def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detai
 def _activation_spec(ctx: Context, config: Config, layout: DotLayout | ConvLayout) -> Spec:
     """Rows (tokens) have scales of their own only where rows are summed separately, in dots, and ranges are measured."""
     spec = config.activations
-    rows = spec.granularity == "row" and bool(layout.row_axes) and ctx.site.name not in ctx.run.ranges
+    rows = spec.granularity == "row" and bool(layout.row_axes) and not ctx.run.is_static(ctx.site.name)
     return spec if rows else dataclasses.replace(spec, granularity="tensor")
 
 
