@@ -8,6 +8,7 @@ from jaxq8.observers import register_observer
 from jaxq8.plan import Plan, Reason, SiteRecord
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Range, Ranges
+from jaxq8.report import Report, compare
 from jaxq8.rounding import register_rounding, rounding_names
 from jaxq8.transform import explain, quantize
 from jaxq8.weights import quantize_weights
@@ -24,12 +25,14 @@ __all__ = [
     "Ranges",
     "RangesError",
     "Reason",
+    "Report",
     "RuleError",
     "SiteRecord",
     "Spec",
     "SpecError",
     "TensorError",
     "calibrate",
+    "compare",
     "explain",
     "quantize",
     "quantize_weights",

@@ -62,7 +62,8 @@ def calibrate(
     """
     config = checked_config(fn, config)
     choose = _Observers(config, get_observer(observer or "minmax"))
-    step = jax.jit(lambda variables, inputs: _observe(fn, variables, inputs, kwargs, config, choose))
+    order: dict[str, None] = {}  # results of compiled functions are sorted by name
+    step = jax.jit(lambda variables, inputs: _observe(fn, variables, inputs, kwargs, config, choose, order))
     merge = jax.jit(lambda old, new: _merged(old, new, choose))
     states: dict[str, State] = {}
     count = 0
@@ -78,7 +79,8 @@ def calibrate(
         raise RangesError(
             "calibrate: this function has no site that runs in eight bits; q8.explain(...) says why"
         )
-    return Ranges({n: _range(n, choose(n), s, choose.spec(n)) for n, s in jax.device_get(states).items()})
+    found = jax.device_get(states)
+    return Ranges({name: _range(name, choose(name), found[name], choose.spec(name)) for name in order})
 
 
 def as_inputs(batch: Any) -> tuple[Any, ...]:
@@ -134,12 +136,13 @@ class _Observing(Probe):
 
 def _observe(
     fn: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], config: Config,
-    choose: _Observers,
+    choose: _Observers, order: dict[str, None],
 ) -> tuple[dict[str, State], dict[str, jax.Array]]:  # fmt: skip
     """States of one batch by site, and whether the site saw finite numbers only."""
     call = Call.trace(fn, (variables, *inputs), kwargs)
     probe = _Observing(choose)
     call.evaluate(call.arguments.leaves, config, Ranges(), Recorder(), probe, exact=lambda name: True)
+    order.update(dict.fromkeys(probe.seen))
     return {n: s for n, (s, _) in probe.seen.items()}, {n: f for n, (_, f) in probe.seen.items()}
 
 

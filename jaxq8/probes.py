@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jaxq8.qtensor import QTensor
-from jaxq8.values import Value
+from jaxq8.values import Accumulator, Value
 
 Seen = dict[str, Any]
 
@@ -34,6 +34,9 @@ class Probe:
 
     def see(self, name: str, value: Value, codes: QTensor) -> None:
         """Called for every value that is encoded, under the name of its range."""
+
+    def contracted(self, name: str, result: Accumulator, encoded: Callable[[], Accumulator]) -> None:
+        """Called for every contraction of exact values; `encoded` computes the same from codes."""
 
     @property
     def seen(self) -> Seen:

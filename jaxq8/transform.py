@@ -65,7 +65,18 @@ def quantize(
             return call.plain(fn)
         return call.differentiable(config, given)
 
+    quantized.quantization = (config, given)  # type: ignore[attr-defined]
     return quantized
+
+
+def settings_of(function: Any) -> tuple[Config, Ranges] | None:
+    """Configuration and ranges of what `quantize` returned, compiled or wrapped or not; None for any other function."""
+    while function is not None:
+        found = getattr(function, "quantization", None)
+        if found is not None:
+            return found
+        function = getattr(function, "__wrapped__", None)
+    return None
 
 
 def explain(
