@@ -17,7 +17,7 @@ import jax
 from jaxq8._compat import Literal, open_jaxpr, primitives
 from jaxq8.callees import INLINED, callees
 from jaxq8.config import Config
-from jaxq8.sites import CONTRACTIONS, Analysis, Path, Site, Trail, moved_trail
+from jaxq8.sites import CARRIES_CODES, CONTRACTIONS, Analysis, Path, Site, Trail, moved_trail
 from jaxq8.transform import Call
 
 Ref = tuple[Path, Any]  # a variable of one scope
@@ -81,6 +81,33 @@ class Chains:
         """Contractions with a weight, in program order."""
         found = [(n, self.analysis.sites.get(n.path)) for n in self.nodes if n.primitive in CONTRACTIONS]
         return [(n, s) for n, s in found if s is not None and s.weight is not None]
+
+    def sharing(self, name: str) -> set[str]:
+        """The sites that read what is encoded under a name: itself, and the contractions that share its codes."""
+        found = {name}
+        for node in self.nodes:
+            site = self.analysis.sites.get(node.path)
+            if site is None or site.name != name:
+                continue
+            carried = (
+                node.outputs[0]
+                if node.primitive not in CONTRACTIONS
+                else node.inputs[1 if site.weight == 0 else 0]
+            )
+            if carried is not None:
+                found |= self._contractions_of(carried)
+        return found
+
+    def _contractions_of(self, ref: Ref) -> set[str]:
+        """Contractions that read a variable, directly or through operations that carry codes as they are."""
+        found: set[str] = set()
+        for node in self.readers.get(ref, []):
+            site = self.analysis.sites.get(node.path)
+            if node.primitive in CONTRACTIONS and site is not None:
+                found.add(site.name)
+            elif node.primitive in CARRIES_CODES:
+                found |= self._contractions_of(node.outputs[0])
+        return found
 
     def only_reader(self, ref: Ref) -> Node | None:
         """The one equation that reads a variable; None if there are more or it is a result."""

@@ -230,7 +230,7 @@ class Percentile(Histogram):
         below = np.cumsum(data.counts) / max(data.counts.sum(), 1)
         tail = (1 - self.percent / 100) / 2
         low = data.centres[np.searchsorted(below, tail)]
-        high = data.centres[min(np.searchsorted(below, 1 - tail), len(below) - 1)]
+        high = data.centres[min(int(np.searchsorted(below, 1 - tail)), len(below) - 1)]
         return _clipped(data, low, high)
 
 
@@ -245,7 +245,7 @@ class MeanSquaredError(Histogram):
     def finalise(self, state: State, spec: Spec) -> Range:
         data = self.counts(state)
         shrink = np.linspace(1.0, 0.1, 91)
-        best = min(shrink, key=lambda s: squared_error(data, data.low * s, data.high * s, spec))
+        best = float(min(shrink, key=lambda s: squared_error(data, data.low * s, data.high * s, spec)))
         low, high = data.low * best, data.high * best
         for _ in range(2):
             low = min(

@@ -1,4 +1,4 @@
-"""`compare`: the float function beside its eight-bit one, site by site, and the `Report` that says where the error comes from."""
+"""`compare`: the float function beside its eight-bit one, site by site, and the `Report` of where the error comes from."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def compare(
     quantized = variables if fast_variables is None else fast_variables
     settings = settings_of(fast)
     order: dict[str, None] = {}  # results of compiled functions are sorted by name
-    sites = (
+    sites: Callable[..., dict[str, Any]] = (
         jax.jit(lambda v, q, x: _sites(fn, v, q, x, kwargs, settings, order))
         if settings
         else (lambda v, q, x: {})
@@ -232,7 +232,7 @@ class _Results:
             )
         self.count += 1
         flat = [np.concatenate([np.asarray(x, np.float64).ravel() for x in side]) for side in (exact, found)]
-        sums = _sums_of(*flat, np)
+        sums = _sums_of(flat[0], flat[1], np)
         self._sums = sums if self._sums is None else _added(self._sums, sums)
         if len(exact) == 1 and np.ndim(exact[0]) == 2 and np.shape(exact[0])[-1] >= 3:
             self._same += _agreement(np.asarray(exact[0]), np.asarray(found[0]))
@@ -313,7 +313,7 @@ def _sums_of(x: Any, y: Any, xp: Any) -> dict[str, Any]:
 
 def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Sums of two batches; the histogram stays that of the first."""
-    joins = {
+    joins: dict[str, Callable[[Any, Any], Any]] = {
         "max": np.maximum,
         "low": np.minimum,
         "high": np.maximum,
