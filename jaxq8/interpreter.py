@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq8 import encoding
-from jaxq8._compat import Literal, bind, name_stack, source_line, user_source
+from jaxq8._compat import Literal, bind, name_stack, source_line, stored, user_source
 from jaxq8.callees import CONTROL, INLINED, callees
 from jaxq8.config import Config, Spec
 from jaxq8.errors import QuantizationError, RuleError
@@ -228,6 +228,8 @@ def _settle(
     if spec.granularity == "row" and op == "dot" and not run.is_static(site):
         return value  # rows depend on the axes that the dot sums over: it encodes them itself
     codes = context.run_encode(value, site, config, dataclasses.replace(spec, granularity="tensor"))
+    # In memory: each reader would otherwise compute the chain behind them again, through one residual sum after another.
+    codes = dataclasses.replace(codes, values=stored(codes.values))
     if isinstance(value, Accumulator) or (isinstance(value, Array) and not value.stored):
         return codes
     return dataclasses.replace(value, codes=codes) if isinstance(value, Array) else value

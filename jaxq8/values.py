@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq8._compat import stored
 from jaxq8.qtensor import QTensor
 
 INF = math.inf
@@ -113,7 +114,9 @@ def to_real(value: Value) -> Any:
 
 def decode(acc: Accumulator) -> jax.Array:
     """The real numbers of an accumulator in float32."""
-    real = acc.values.astype(jnp.float32) * acc.scale + acc.offset
+    # Vectors in memory: XLA:CPU would compute the batch norm behind them again for every element.
+    scale, offset = stored((acc.scale, acc.offset))
+    real = acc.values.astype(jnp.float32) * scale + offset
     if acc.lo > -INF:
         real = jnp.maximum(real, jnp.float32(acc.lo))
     return jnp.minimum(real, jnp.float32(acc.hi)) if acc.hi < INF else real

@@ -8,9 +8,10 @@ form           accepts                                              source
 dot            any dot of enough terms, rows and columns            measured on AVX-512 VNNI: 2-4x over float
 pointwise      1x1 convolution without borders                      measured on AVX-512 VNNI: 4-5x over float
 multiply-adds  depthwise                                            measured: 20-30x over XLA's own depthwise
-native         grouped; large kernels over few channels in batches  measured on AVX-512 VNNI: 1.5x over float
+native         grouped                                              measured on AVX-512 VNNI: 1.5x over float
 patches        up to `PATCH_BYTES` of patches                       measured on AVX-512 VNNI: 2-4x over float
-rows           more                                                 measured on AVX-512 VNNI, batch 8: 3-4x over float
+blocks         several images that are small enough one by one      measured on AVX-512 VNNI, batch 8: 3-4x over float
+rows           larger images                                        measured on AVX-512 VNNI, batch 8: 3-4x over float
 =============  ===================================================  ======================================================
 
 On AMX, plain AVX2 and Arm the same table is used; only the sign of the activation in dots differs (`kernels.processor`).
@@ -77,17 +78,23 @@ def _suits_native(form: Form) -> str | None:
         return "XLA's integer convolution has two dimensions"
     if max(form.c_in, form.c_out) <= 16:
         return "XLA widens convolutions of at most 16 channels"
-    stem = form.c_in <= 4 and max(form.kernel) >= 5 and conv.patch_bytes(form) > conv.PATCH_BYTES
-    return None if form.groups > 1 or stem else "patches are faster"
+    return None if form.groups > 1 else "patches are faster"
 
 
 def _suits_patches(form: Form) -> str | None:
     if not isinstance(form, ConvForm) or form.groups > 1:
         return "grouped"
     size = conv.patch_bytes(form)
-    if len(form.kernel) > 1 and size > conv.PATCH_BYTES and form.c_in > 4:
+    if len(form.kernel) > 1 and size > conv.PATCH_BYTES:
         return f"{size >> 20} MB of patches"
     return None
+
+
+def _suits_blocks(form: Form) -> str | None:
+    if not isinstance(form, ConvForm) or form.groups > 1:
+        return "grouped"
+    one = conv.patch_bytes(form) // max(form.batch, 1)
+    return None if form.batch > 1 and one <= conv.PATCH_BYTES else f"{one >> 20} MB of patches for one image"
 
 
 def _suits_rows(form: Form) -> str | None:
@@ -100,6 +107,7 @@ FORMS = (
     Candidate("multiply-adds", _is_depthwise, conv.multiply_adds),
     Candidate("native", _suits_native, conv.native),
     Candidate("patches", _suits_patches, conv.patches),
+    Candidate("blocks", _suits_blocks, conv.blocks),
     Candidate("rows", _suits_rows, conv.rows),
 )
 
