@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 from jax import lax
+
+from jaxq8._compat import InconclusiveSize
 
 # 255 * 127 * K must stay below 2**31: an int32 accumulator holds this many products of full-range codes.
 MAXIMUM_TERMS = (2**31 - 1) // (255 * 127)
@@ -90,6 +93,14 @@ class ConvForm:
 
 
 Form = DotForm | ConvForm
+
+
+def certainly(comparison: Callable[[], Any]) -> bool:
+    """Whether a comparison of sizes is known to hold: False if it depends on a symbolic batch size (`jax.export`)."""
+    try:
+        return bool(comparison())
+    except InconclusiveSize:
+        return False
 
 
 class Kernel(Protocol):

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxq8.kernels import conv, dot
-from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form
+from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form, certainly
 from jaxq8.kernels.processor import capability
 
 # A contraction with fewer multiply-adds takes a few microseconds in any type: encoding costs more than it saves.
@@ -77,16 +77,15 @@ def _suits_native(form: Form) -> str | None:
         return "XLA's integer convolution has two dimensions"
     if max(form.c_in, form.c_out) <= 16:
         return "XLA widens convolutions of at most 16 channels"
-    stem = form.c_in <= 4 and max(form.kernel) >= 5 and conv.patch_bytes(form) > conv.PATCH_BYTES
+    stem = form.c_in <= 4 and max(form.kernel) >= 5 and conv.many_patches(form)
     return None if form.groups > 1 or stem else "patches are faster"
 
 
 def _suits_patches(form: Form) -> str | None:
     if not isinstance(form, ConvForm) or form.groups > 1:
         return "grouped"
-    size = conv.patch_bytes(form)
-    if len(form.kernel) > 1 and size > conv.PATCH_BYTES and form.c_in > 4:
-        return f"{size >> 20} MB of patches"
+    if len(form.kernel) > 1 and form.c_in > 4 and conv.many_patches(form):
+        return f"{conv.patch_bytes(form) // 2**20} MB of patches"
     return None
 
 
@@ -117,12 +116,12 @@ def candidate(form: Form) -> tuple[Candidate | None, tuple[tuple[str, str], ...]
 
 def unprofitable(form: Form) -> str | None:
     """Why eight bits do not beat float at this site, or None if they do."""
-    if form.macs < SMALL_MACS:
+    if certainly(lambda: form.macs < SMALL_MACS):
         return f"only {form.macs} multiply-adds"
     if isinstance(form, DotForm):
         if form.n == 1:
             return "one column: no fast integer kernel"
-        if max(form.m, form.k, form.n) < 8:
+        if all(certainly(lambda n=n: n < 8) for n in (form.m, form.k, form.n)):
             return "all sides below 8: no fast integer kernel"
     elif not form.depthwise and form.terms * form.c_out < 64:
         return "too few channels for a fast integer kernel"
