@@ -31,7 +31,7 @@ from jaxq8._compat import Literal, bind, name_stack, source_line, user_source
 from jaxq8.callees import CONTROL, INLINED, callees
 from jaxq8.config import Config, Spec
 from jaxq8.errors import QuantizationError, RuleError
-from jaxq8.kernels.base import certainly
+from jaxq8.kernels.base import certainly_less
 from jaxq8.plan import Reason, Recorder, SiteRecord
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
@@ -286,7 +286,7 @@ def _is_small(value: Value, eqn: Any) -> bool:
     """A per-channel vector or a scalar; a mean over channels (layer norm) is not: its result is worth keeping in float."""
     if not isinstance(value, Array):
         return True
-    return certainly(lambda: math.prod(value.shape) <= (value.shape[-1] if value.shape else 1))
+    return certainly_less(math.prod(value.shape), (value.shape[-1] if value.shape else 1) + 1)
 
 
 def _foldable(eqn: Any, values: Sequence[Value]) -> bool:

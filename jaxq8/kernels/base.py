@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -95,10 +94,10 @@ class ConvForm:
 Form = DotForm | ConvForm
 
 
-def certainly(comparison: Callable[[], Any]) -> bool:
-    """Whether a comparison of sizes is known to hold: False if it depends on a symbolic batch size (`jax.export`)."""
+def certainly_less(small: Any, large: Any) -> bool:
+    """Whether ``small < large`` is known: False if it depends on a symbolic batch size (`jax.export`)."""
     try:
-        return bool(comparison())
+        return bool(small < large)
     except InconclusiveSize:
         return False
 

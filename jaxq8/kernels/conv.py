@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxq8._compat import stored
-from jaxq8.kernels.base import ConvForm, certainly, filled
+from jaxq8.kernels.base import ConvForm, certainly_less, filled
 from jaxq8.kernels.dot import as_signed, dot
 from jaxq8.kernels.reference import channels_last
 
@@ -26,7 +26,7 @@ def patch_bytes(form: ConvForm) -> int:
 
 def many_patches(form: ConvForm) -> bool:
     """Whether the patches exceed `PATCH_BYTES`; of a symbolic batch, whether those of every batch do."""
-    return certainly(lambda: patch_bytes(form) > PATCH_BYTES)
+    return certainly_less(PATCH_BYTES, patch_bytes(form))
 
 
 def shifted(form: ConvForm, x: Any, offset: tuple[int, ...]) -> Any:

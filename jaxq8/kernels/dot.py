@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import export, lax
 
-from jaxq8.kernels.base import DotForm, Form, certainly
+from jaxq8.kernels.base import DotForm, Form, certainly_less
 from jaxq8.kernels.processor import mixed_dots_are_fast
 
 
@@ -29,7 +29,7 @@ def dot(x: Any, w: Any) -> Any:
     """
     cpu = _mixed if mixed_dots_are_fast() else _signed
     rows = x.shape[-2]
-    if export.is_symbolic_dim(rows) and not certainly(lambda: rows > 1):
+    if export.is_symbolic_dim(rows) and not certainly_less(1, rows):
         return dot_of_rows(jnp.concatenate([x, x[..., :1, :]], axis=-2), w, cpu)[..., :rows, :]
     if rows == 1:  # a single row has no fast integer kernel: two rows have one
         return dot_of_rows(jnp.concatenate([x, x], axis=-2), w, cpu)[..., :1, :]

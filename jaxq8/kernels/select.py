@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxq8.kernels import conv, dot
-from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form, certainly
+from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form, certainly_less
 from jaxq8.kernels.processor import capability
 
 # A contraction with fewer multiply-adds takes a few microseconds in any type: encoding costs more than it saves.
@@ -116,12 +116,12 @@ def candidate(form: Form) -> tuple[Candidate | None, tuple[tuple[str, str], ...]
 
 def unprofitable(form: Form) -> str | None:
     """Why eight bits do not beat float at this site, or None if they do."""
-    if certainly(lambda: form.macs < SMALL_MACS):
+    if certainly_less(form.macs, SMALL_MACS):
         return f"only {form.macs} multiply-adds"
     if isinstance(form, DotForm):
         if form.n == 1:
             return "one column: no fast integer kernel"
-        if all(certainly(lambda n=n: n < 8) for n in (form.m, form.k, form.n)):
+        if all(certainly_less(n, 8) for n in (form.m, form.k, form.n)):
             return "all sides below 8: no fast integer kernel"
     elif not form.depthwise and form.terms * form.c_out < 64:
         return "too few channels for a fast integer kernel"

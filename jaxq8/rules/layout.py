@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxq8._compat import primitives
 from jaxq8.interpreter import Context, float_fallback, rule
-from jaxq8.kernels.base import certainly
+from jaxq8.kernels.base import certainly_less
 from jaxq8.plan import Reason
 from jaxq8.qtensor import QTensor
 from jaxq8.values import Accumulator, Array, Broadcast, Value, bounds, constant
@@ -100,7 +100,7 @@ def reshaped_small(
         i0, j0 = i, j
         left = right = 1
         while (i == i0 and j == j0) or left != right:
-            if i < len(before) and certainly(lambda a=left, b=right: a <= b):
+            if i < len(before) and not certainly_less(right, left):
                 left *= before[i]
                 i += 1
             elif j < len(after):
@@ -138,7 +138,7 @@ def broadcast_in_dim(
         values = jnp.broadcast_to(placed(x.values), target)
         return dataclasses.replace(x, values=values, scale=placed(x.scale), zero_point=placed(x.zero_point))
     small = x.small if isinstance(x, Broadcast) else x.array if isinstance(x, Array) and x.stored else None
-    if small is not None and certainly(lambda: math.prod(x.shape) < math.prod(target)):
+    if small is not None and certainly_less(math.prod(x.shape), math.prod(target)):
         return Broadcast(placed(small), target)
     return _through(ctx, x)
 
