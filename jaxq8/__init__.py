@@ -3,7 +3,17 @@
 from jaxq8.calibration import calibrate
 from jaxq8.config import Config, Spec
 from jaxq8.equalization import equalize
-from jaxq8.errors import ArgumentError, QuantizationError, RangesError, RuleError, SpecError, TensorError
+from jaxq8.errors import (
+    ArgumentError,
+    FileError,
+    QuantizationError,
+    RangesError,
+    RuleError,
+    SpecError,
+    TensorError,
+)
+from jaxq8.exporting import ExportedModel, export, load_exported
+from jaxq8.floats import load_float
 from jaxq8.interpreter import register_rule
 from jaxq8.observers import Observer, observer_names, register_observer
 from jaxq8.plan import Plan, Reason, SiteRecord
@@ -13,7 +23,9 @@ from jaxq8.repairs import correct_bias
 from jaxq8.report import Report, compare
 from jaxq8.rounding import register_rounding, rounding_names
 from jaxq8.sensitivity import Sensitivity, sensitivity
+from jaxq8.serialize import load, save
 from jaxq8.transform import explain, quantize
+from jaxq8.trees import StoredTensor
 from jaxq8.weights import quantize_weights
 
 __version__ = "0.1.0"
@@ -21,6 +33,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "Config",
+    "ExportedModel",
+    "FileError",
     "Observer",
     "Plan",
     "QTensor",
@@ -35,12 +49,17 @@ __all__ = [
     "SiteRecord",
     "Spec",
     "SpecError",
+    "StoredTensor",
     "TensorError",
     "calibrate",
     "compare",
     "correct_bias",
     "equalize",
     "explain",
+    "export",
+    "load",
+    "load_exported",
+    "load_float",
     "observer_names",
     "quantize",
     "quantize_weights",
@@ -48,5 +67,6 @@ __all__ = [
     "register_rounding",
     "register_rule",
     "rounding_names",
+    "save",
     "sensitivity",
 ]

@@ -98,3 +98,11 @@ def stored(x: Any) -> Any:
     """
     with set_xla_metadata(inlineable="false"):
         return _identity(x)
+
+
+# Raised by a comparison that depends on a symbolic size; it moved from `jax.core` to `jax.errors`.
+InconclusiveSize: Any = (
+    jax.errors.InconclusiveDimensionOperation
+    if hasattr(jax.errors, "InconclusiveDimensionOperation")
+    else jax.core.InconclusiveDimensionOperation
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -145,6 +146,28 @@ class Config:
                 raise SpecError(f"Config({role}={spec!r}): expected a Spec of 2 to 8 bits")
         object.__setattr__(self, "overrides", tuple(_override(entry) for entry in self.overrides))
 
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads.
+
+        Raises:
+          SpecError: A rounding is a function, here or in an override: register it and use its name.
+        """
+        return json.dumps(_fields_to_json(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Reads what `to_json` wrote.
+
+        Raises:
+          SpecError: The text is not JSON of that form, or holds values that this version does not know.
+        """
+        try:
+            return cls(**_fields_from_json(cls, json.loads(text)))
+        except SpecError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise SpecError(f"config: cannot be read ({error}); write it with Config.to_json()") from error
+
     def for_site(self, name: str, op: str) -> Config:
         """This configuration with the overrides that match a site applied, in order."""
         site = self
@@ -182,3 +205,41 @@ def _override(entry: Any) -> tuple[str, Changes]:
 def _one_of(field: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise SpecError(f"Config({field}={value!r}): known are {', '.join(known)}")
+
+
+def _fields_to_json(item: Any) -> Any:
+    """A Config, a Spec, overrides or a plain value as what JSON can hold."""
+    if isinstance(item, Range):
+        return [item.minimum, item.maximum]
+    if isinstance(item, Spec | Config):
+        return {f.name: _fields_to_json(getattr(item, f.name)) for f in dataclasses.fields(item)}
+    if isinstance(item, tuple):  # overrides, the entries of them, and their changes
+        return [_fields_to_json(entry) for entry in item]
+    if callable(item):
+        raise SpecError(
+            f"rounding {item!r} is a function, which a file cannot hold; give it a name with q8.register_rounding"
+        )
+    return item
+
+
+def _fields_from_json(kind: type, document: Any) -> dict[str, Any]:
+    """Keyword arguments of a Config or Spec from JSON; unknown fields are refused."""
+    if not isinstance(document, dict):
+        raise SpecError(f"{kind.__name__.lower()}: expected a JSON object; write it with Config.to_json()")
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(document) - known):
+        raise SpecError(f"{kind.__name__.lower()}: unknown fields {', '.join(unknown)}; upgrade jaxq8")
+    return {name: _field_from_json(name, value) for name, value in document.items()}
+
+
+def _field_from_json(name: str, value: Any) -> Any:
+    if name in ("weights", "activations"):
+        return Spec(**_fields_from_json(Spec, value))
+    if name == "range" and isinstance(value, list):
+        return Range(*value)
+    if name == "overrides":
+        return tuple(
+            (pattern, {key: _field_from_json(key, change) for key, change in changes})
+            for pattern, changes in value
+        )
+    return value

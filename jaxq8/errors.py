@@ -28,3 +28,7 @@ class RangesError(QuantizationError, ValueError):
 
 class RuleError(QuantizationError, ValueError):
     """An extension (rule, rounding, observer) that is registered twice or returns what it must not."""
+
+
+class FileError(QuantizationError, ValueError):
+    """A file that cannot be read or written: missing, cut off, changed, of another kind, or of a newer version."""

@@ -6,6 +6,7 @@ Axes are named ``b`` (batch), ``m`` (rows of the activation), ``k`` (summed) and
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ def _inverse(permutation: Sequence[int]) -> tuple[int, ...]:
 
 
 def _prod(sizes: Sequence[int]) -> int:
-    return int(np.prod(sizes, dtype=np.int64))
+    return math.prod(sizes)  # of ints, or of symbolic sizes (jax.export)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ codes; so results depend on who reads a value, never on the order of reading.
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ from jaxq8._compat import Literal, bind, name_stack, source_line, stored, user_s
 from jaxq8.callees import CONTROL, INLINED, callees
 from jaxq8.config import Config, Spec
 from jaxq8.errors import QuantizationError, RuleError
+from jaxq8.kernels.base import certainly_less
 from jaxq8.plan import Reason, Recorder, SiteRecord
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
@@ -284,9 +286,9 @@ def _is_view(value: Value) -> bool:
 
 def _is_small(value: Value, eqn: Any) -> bool:
     """A per-channel vector or a scalar; a mean over channels (layer norm) is not: its result is worth keeping in float."""
-    return not isinstance(value, Array) or int(np.prod(value.shape)) <= (
-        value.shape[-1] if value.shape else 1
-    )
+    if not isinstance(value, Array):
+        return True
+    return certainly_less(math.prod(value.shape), (value.shape[-1] if value.shape else 1) + 1)
 
 
 def _foldable(eqn: Any, values: Sequence[Value]) -> bool:
@@ -298,7 +300,7 @@ def _foldable(eqn: Any, values: Sequence[Value]) -> bool:
     )
     out = eqn.outvars[0].aval
     plain = jnp.issubdtype(out.dtype, jnp.number) or jnp.issubdtype(out.dtype, jnp.bool_)
-    return known and plain and int(np.prod(out.shape)) == 1 and not callees(eqn)
+    return known and plain and math.prod(out.shape) == 1 and not callees(eqn)
 
 
 def _shapes(eqn: Any) -> str:

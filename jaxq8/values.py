@@ -151,6 +151,6 @@ def aligned(value: Value, shape: tuple[int, ...]) -> Any | None:
     if value.shape == ():
         return jnp.asarray(value.array, jnp.float32).reshape((1,) * len(shape))
     small = len(value.shape) == len(shape) and any(
-        v == 1 < n for v, n in zip(value.shape, shape, strict=True)
+        v == 1 and n not in (0, 1) for v, n in zip(value.shape, shape, strict=True)
     )
     return jnp.asarray(value.array, jnp.float32) if small else None

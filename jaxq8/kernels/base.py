@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 from jax import lax
 
+from jaxq8._compat import InconclusiveSize
+
 # 255 * 127 * K must stay below 2**31: an int32 accumulator holds this many products of full-range codes.
 MAXIMUM_TERMS = (2**31 - 1) // (255 * 127)
 
@@ -90,6 +92,14 @@ class ConvForm:
 
 
 Form = DotForm | ConvForm
+
+
+def certainly_less(small: Any, large: Any) -> bool:
+    """Whether ``small < large`` is known: False if it depends on a symbolic batch size (`jax.export`)."""
+    try:
+        return bool(small < large)
+    except InconclusiveSize:
+        return False
 
 
 class Kernel(Protocol):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxq8._compat import stored
-from jaxq8.kernels.base import ConvForm, filled
+from jaxq8.kernels.base import ConvForm, certainly_less, filled
 from jaxq8.kernels.dot import as_signed, dot
 from jaxq8.kernels.reference import channels_last
 
@@ -23,6 +23,11 @@ PATCH_BYTES = 16 << 20
 def patch_bytes(form: ConvForm) -> int:
     """Size of all patches of a convolution laid out as rows."""
     return form.batch * math.prod(form.out_spatial) * math.prod(form.kernel) * form.c_in
+
+
+def many_patches(form: ConvForm) -> bool:
+    """Whether the patches exceed `PATCH_BYTES`; of a symbolic batch, whether those of every batch do."""
+    return certainly_less(PATCH_BYTES, patch_bytes(form))
 
 
 def shifted(form: ConvForm, x: Any, offset: tuple[int, ...]) -> Any:

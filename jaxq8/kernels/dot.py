@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
-from jaxq8.kernels.base import DotForm, Form
+from jaxq8.kernels.base import DotForm, Form, certainly_less
 from jaxq8.kernels.processor import mixed_dots_are_fast
 
 
@@ -28,8 +28,16 @@ def dot(x: Any, w: Any) -> Any:
     which adds ``128 * sum(w)`` per column. One traced function holds the right form for each platform.
     """
     cpu = _mixed if mixed_dots_are_fast() else _signed
-    if x.shape[-2] == 1:  # a single row has no fast integer kernel: two rows have one
-        return dot(jnp.concatenate([x, x], axis=-2), w)[..., :1, :]
+    rows = x.shape[-2]
+    if export.is_symbolic_dim(rows) and not certainly_less(1, rows):
+        return dot_of_rows(jnp.concatenate([x, x[..., :1, :]], axis=-2), w, cpu)[..., :rows, :]
+    if rows == 1:  # a single row has no fast integer kernel: two rows have one
+        return dot_of_rows(jnp.concatenate([x, x], axis=-2), w, cpu)[..., :1, :]
+    return dot_of_rows(x, w, cpu)
+
+
+def dot_of_rows(x: Any, w: Any, cpu: Any) -> Any:
+    """The product in the form of the platform that runs it."""
     return lax.platform_dependent(x, w, cpu=cpu, default=_signed)
 
 

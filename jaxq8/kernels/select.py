@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxq8.kernels import conv, dot
-from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form
+from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form, certainly_less
 from jaxq8.kernels.processor import capability
 
 # A contraction with fewer multiply-adds takes a few microseconds in any type: encoding costs more than it saves.
@@ -84,17 +84,18 @@ def _suits_native(form: Form) -> str | None:
 def _suits_patches(form: Form) -> str | None:
     if not isinstance(form, ConvForm) or form.groups > 1:
         return "grouped"
-    size = conv.patch_bytes(form)
-    if len(form.kernel) > 1 and size > conv.PATCH_BYTES:
-        return f"{size >> 20} MB of patches"
+    if len(form.kernel) > 1 and conv.many_patches(form):
+        return f"{conv.patch_bytes(form) // 2**20} MB of patches"
     return None
 
 
 def _suits_blocks(form: Form) -> str | None:
     if not isinstance(form, ConvForm) or form.groups > 1:
         return "grouped"
-    one = conv.patch_bytes(form) // max(form.batch, 1)
-    return None if form.batch > 1 and one <= conv.PATCH_BYTES else f"{one >> 20} MB of patches for one image"
+    one = dataclasses.replace(form, batch=1)
+    if certainly_less(1, form.batch) and not conv.many_patches(one):
+        return None
+    return f"{conv.patch_bytes(one) // 2**20} MB of patches for one image"
 
 
 def _suits_rows(form: Form) -> str | None:
@@ -125,12 +126,12 @@ def candidate(form: Form) -> tuple[Candidate | None, tuple[tuple[str, str], ...]
 
 def unprofitable(form: Form) -> str | None:
     """Why eight bits do not beat float at this site, or None if they do."""
-    if form.macs < SMALL_MACS:
+    if certainly_less(form.macs, SMALL_MACS):
         return f"only {form.macs} multiply-adds"
     if isinstance(form, DotForm):
         if form.n == 1:
             return "one column: no fast integer kernel"
-        if max(form.m, form.k, form.n) < 8:
+        if all(certainly_less(n, 8) for n in (form.m, form.k, form.n)):
             return "all sides below 8: no fast integer kernel"
     elif not form.depthwise and form.terms * form.c_out < 64:
         return "too few channels for a fast integer kernel"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -192,8 +193,8 @@ def accumulate(
 
 def _describe(q: QTensor) -> str:
     sign = "s" if q.signed else "u"
-    scales = int(np.prod(q.scale.shape))
-    return f"{sign}{q.bits}{' symmetric' if q.symmetric else ''}, {scales} scale{'s' if scales > 1 else ''}"
+    scales = math.prod(q.scale.shape)
+    return f"{sign}{q.bits}{' symmetric' if q.symmetric else ''}, {scales} scale{'s' if scales != 1 else ''}"
 
 
 def _origin(ctx: Context, activation: Value) -> str:

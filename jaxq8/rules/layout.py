@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from jaxq8._compat import primitives
 from jaxq8.interpreter import Context, float_fallback, rule
+from jaxq8.kernels.base import certainly_less
 from jaxq8.plan import Reason
 from jaxq8.qtensor import QTensor
 from jaxq8.values import Accumulator, Array, Broadcast, Value, bounds, constant
@@ -98,7 +100,7 @@ def reshaped_small(
         i0, j0 = i, j
         left = right = 1
         while (i == i0 and j == j0) or left != right:
-            if left <= right and i < len(before):
+            if i < len(before) and not certainly_less(right, left):
                 left *= before[i]
                 i += 1
             elif j < len(after):
@@ -136,7 +138,7 @@ def broadcast_in_dim(
         values = jnp.broadcast_to(placed(x.values), target)
         return dataclasses.replace(x, values=values, scale=placed(x.scale), zero_point=placed(x.zero_point))
     small = x.small if isinstance(x, Broadcast) else x.array if isinstance(x, Array) and x.stored else None
-    if small is not None and int(np.prod(x.shape)) < int(np.prod(target)):
+    if small is not None and certainly_less(math.prod(x.shape), math.prod(target)):
         return Broadcast(placed(small), target)
     return _through(ctx, x)
 
@@ -164,7 +166,7 @@ def slice_(
 @rule(primitives.pad_p)
 def pad(ctx: Context, x: Value, fill: Value, *, padding_config: Any, **params: Any) -> Value:
     """Zeros are padded as the zero point: exact, whatever the range."""
-    one_scale = isinstance(x, QTensor) and int(np.prod(x.scale.shape)) == 1
+    one_scale = isinstance(x, QTensor) and math.prod(x.scale.shape) == 1
     if not one_scale or constant(fill) != 0:
         if isinstance(x, Accumulator) and constant(fill) == 0:
             codes = ctx.eight_bit(x)
@@ -212,6 +214,6 @@ def _joined_codes(ctx: Context, values: tuple[Value, ...], dimension: int) -> QT
         return None
     if not all(isinstance(v, QTensor | Accumulator) for v in values):
         return None
-    if any(isinstance(v, QTensor) and int(np.prod(v.scale.shape)) != 1 for v in values):
+    if any(isinstance(v, QTensor) and math.prod(v.scale.shape) != 1 for v in values):
         return None
     return ctx.eight_bit_together(values, dimension)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxq8._compat import primitives
 from jaxq8.interpreter import Context, _shapes, float_fallback, rule
@@ -16,7 +16,7 @@ from jaxq8.values import INF, Accumulator, Array, Value, bounds
 
 
 def _one_scale(value: Value) -> bool:
-    return isinstance(value, QTensor) and int(np.prod(value.scale.shape)) == 1
+    return isinstance(value, QTensor) and math.prod(value.scale.shape) == 1
 
 
 def _codes(ctx: Context, x: Value) -> QTensor | None:
@@ -52,7 +52,7 @@ def sum_pool(ctx: Context, x: Value, **params: Any) -> Value:
     zero = codes.zero_point.reshape(()).astype(codes.values.dtype)
     sums = pooling.sum_pool(codes.values, zero, **_window(params))
     ctx.record(True, shapes=_shapes(ctx.eqn), kernel="int32 sum of codes", activations=f"{codes.bits} bits")
-    return _sum_of(codes, sums, int(np.prod(params["window_dimensions"])))
+    return _sum_of(codes, sums, math.prod(params["window_dimensions"]))
 
 
 def _window(params: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def reduce_sum(ctx: Context, x: Value, *, axes: Any, **params: Any) -> Value:
     if not isinstance(x, QTensor) or not _one_scale(x) or params.get("out_sharding") is not None:
         return _reduced_real(ctx, x, nonnegative=True)
     kind = jnp.int32 if not jnp.issubdtype(x.values.dtype, jnp.floating) else x.values.dtype
-    terms = int(np.prod([x.shape[a] for a in axes]))
+    terms = math.prod([x.shape[a] for a in axes])
     if terms * 255 >= 2**31:
         return NotImplemented
     return _sum_of(x, jnp.sum(x.values, axis=tuple(axes), dtype=kind), terms)
