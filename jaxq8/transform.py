@@ -171,14 +171,12 @@ class Call:
 
         @forward.defjvp
         def forward_jvp(primals: Any, tangents: Any) -> Any:
-            simulated = (
-                dataclasses.replace(config, kernels="simulate") if config.kernels != "simulate" else config
-            )
+            simulated = config.simulated()
             _, out = jax.jvp(lambda x: self.evaluate(x, simulated, ranges, Recorder()), primals, tangents)
             return forward(*primals), out
 
-        simulates = config.kernels == "simulate" or config.mode != "eightbit"
-        results = self.evaluate(leaves, config, ranges, Recorder()) if simulates else forward(leaves)
+        smooth = config == config.simulated() or (config.mode == "off" and not config.overrides)
+        results = self.evaluate(leaves, config, ranges, Recorder()) if smooth else forward(leaves)
         return jax.tree_util.tree_unflatten(self.out_tree, results)
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq8.qtensor import QTensor
+from jaxq8.rounding import straight_through
 
 INF = math.inf
 
@@ -77,6 +78,7 @@ class Accumulator:
       dtype: The float dtype that it stands for.
       positive: Every scale is known to be positive (until a batch norm multiplies it by who knows what): the largest
         integer is then the largest real.
+      straight: The clips act on values and not on derivatives (while simulated: a custom derivative has said all about them).
     """
 
     values: Any
@@ -86,6 +88,7 @@ class Accumulator:
     hi: float = INF
     dtype: Any = np.dtype("float32")
     positive: bool = True
+    straight: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,9 +117,9 @@ def to_real(value: Value) -> Any:
 def decode(acc: Accumulator) -> jax.Array:
     """The real numbers of an accumulator in float32."""
     real = acc.values.astype(jnp.float32) * acc.scale + acc.offset
-    if acc.lo > -INF:
-        real = jnp.maximum(real, jnp.float32(acc.lo))
-    return jnp.minimum(real, jnp.float32(acc.hi)) if acc.hi < INF else real
+    clipped = jnp.maximum(real, jnp.float32(acc.lo)) if acc.lo > -INF else real
+    clipped = jnp.minimum(clipped, jnp.float32(acc.hi)) if acc.hi < INF else clipped
+    return straight_through(real, clipped) if acc.straight else clipped
 
 
 def bounds(value: Value) -> tuple[float, float]:

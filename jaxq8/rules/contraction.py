@@ -153,7 +153,8 @@ def accumulate(
     ):  # kernels take int8 weights: the code is the byte minus 128, and so is its zero point
         wx, w_zero = (wx ^ 128).view(jnp.int8), w_zero - 128
     run = KERNELS[kernel].run
-    border = np.int32(0) if x.symmetric else x.zero_point.reshape(-1)[0]
+    bordered = isinstance(layout, ConvLayout) and not x.symmetric
+    border = x.zero_point.reshape(()) if bordered else np.int32(0)
     values = layout.result(run(layout.form, codes, wx, border))
     scale = layout.row_scale(x.scale) * layout.channel_scale(w.scale)
     offset = jnp.zeros((1,) * values.ndim, jnp.float32)
