@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 import jaxq8 as q8
 from tests.small import (
@@ -216,3 +217,13 @@ def test_merged_weights_of_a_scan_equal_unrolled_code():
     encoded = q8.quantize_weights(looped, v, X, config=ALWAYS)
     assert sqnr_db(found, jax.jit(q8.quantize(looped, ALWAYS))(encoded, X)) > BOUNDARY_DB
     assert "i8[4,32,32]" in str(jax.make_jaxpr(q8.quantize(looped, ALWAYS))(v, X))  # whole: outside of the loop
+
+
+def test_names_for_checkpoint_policies_let_codes_through():
+    def fn(variables, x):
+        h = checkpoint_name(x @ variables["w"], "hidden")
+        return jnp.tanh(h) @ checkpoint_name(variables["v"], "weight")
+
+    assert isinstance(q8.quantize_weights(fn, PAIR, X, config=ALWAYS)["v"], q8.QTensor)
+    assert_equal(COMPILED, jax.jit(q8.quantize(fn, ALWAYS))(PAIR, X))
+    assert {s.op for s in q8.explain(fn, PAIR, X, config=ALWAYS).sites} == {"dot", "tanh"}  # nothing decoded for a name

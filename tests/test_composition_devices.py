@@ -43,6 +43,10 @@ assert_equal(alone, found)  # float sums over the parts would differ in their la
 def fn(variables, x):
     return dense(variables, jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P("data"))))
 assert_equal(alone, jax.jit(q8.quantize(fn, ALWAYS))(PAIR, X))
+def constrained(variables, x):
+    return dense(jax.lax.with_sharding_constraint(variables, NamedSharding(mesh, P("model"))), x)
+assert isinstance(q8.quantize_weights(constrained, PAIR, X, config=ALWAYS)["w"], q8.QTensor)
+assert_equal(alone, jax.jit(q8.quantize(constrained, ALWAYS))(PAIR, X))
 """,
     "encoded weights, sharded": """
 encoded = q8.quantize_weights(dense, PAIR, X, config=ALWAYS)

@@ -215,7 +215,7 @@ class NnxStack(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs):
         make = nnx.vmap(lambda rngs: nnx.Linear(32, 32, rngs=rngs), in_axes=(0,), out_axes=0)
-        self.layers = make(rngs.fork(split=3))
+        self.layers = make(rngs.split(3))
 
     def __call__(self, x):
         step = nnx.scan(

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxq8.kernels import conv, dot
+from jaxq8.kernels.barred import BARRED, is_barred
 from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form
 from jaxq8.kernels.processor import capability
 
@@ -108,7 +109,7 @@ def candidate(form: Form) -> tuple[Candidate | None, tuple[tuple[str, str], ...]
     """The first form of the table that accepts, and the ones refused before it with their reasons."""
     refused: list[tuple[str, str]] = []
     for entry in FORMS:
-        obstacle = entry.obstacle(form)
+        obstacle = BARRED if is_barred(entry.name) else entry.obstacle(form)
         if obstacle is None:
             return entry, tuple(refused)
         refused.append((entry.name, obstacle))
