@@ -98,10 +98,10 @@ def _suits_rows(form: Form) -> str | None:
 FORMS = (
     Candidate("dot", _is_dot, lambda form, x, w, x_zero: dot.dot(x, w)),
     Candidate("pointwise", _is_pointwise, conv.pointwise),
-    Candidate("multiply-adds", _is_depthwise, conv.multiply_adds),
+    Candidate("multiply-adds", _is_depthwise, conv.or_native(conv.multiply_adds)),
     Candidate("native", _suits_native, conv.native),
-    Candidate("patches", _suits_patches, conv.patches),
-    Candidate("rows", _suits_rows, conv.rows),
+    Candidate("patches", _suits_patches, conv.or_native(conv.patches)),
+    Candidate("rows", _suits_rows, conv.or_native(conv.rows)),
 )
 
 
