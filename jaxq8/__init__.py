@@ -1,14 +1,20 @@
 """jaxq8: eight-bit inference for any JAX function. ``fast = jax.jit(q8.quantize(model.apply))``."""
 
+from jaxq8.calibration import calibrate
 from jaxq8.config import Config, Spec
+from jaxq8.equalization import equalize
 from jaxq8.errors import ArgumentError, QuantizationError, RangesError, RuleError, SpecError, TensorError
 from jaxq8.interpreter import register_rule
 from jaxq8.kernels.barred import bar_forms
+from jaxq8.observers import Observer, observer_names, register_observer
 from jaxq8.plan import Plan, Reason, SiteRecord
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Range, Ranges
+from jaxq8.repairs import correct_bias
+from jaxq8.report import Report, compare
 from jaxq8.rounding import register_rounding, rounding_names
 from jaxq8.selfcheck import SelfCheck, selfcheck
+from jaxq8.sensitivity import Sensitivity, sensitivity
 from jaxq8.transform import explain, quantize
 from jaxq8.weights import quantize_weights
 
@@ -17,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "Config",
+    "Observer",
     "Plan",
     "QTensor",
     "QuantizationError",
@@ -24,18 +31,27 @@ __all__ = [
     "Ranges",
     "RangesError",
     "Reason",
+    "Report",
     "RuleError",
     "SelfCheck",
+    "Sensitivity",
     "SiteRecord",
     "Spec",
     "SpecError",
     "TensorError",
     "bar_forms",
+    "calibrate",
+    "compare",
+    "correct_bias",
+    "equalize",
     "explain",
+    "observer_names",
     "quantize",
     "quantize_weights",
+    "register_observer",
     "register_rounding",
     "register_rule",
     "rounding_names",
     "selfcheck",
+    "sensitivity",
 ]

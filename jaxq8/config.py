@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from jaxq8.errors import SpecError
+from jaxq8.observers import observer_names
 from jaxq8.ranges import Range
 from jaxq8.rounding import RoundingFunction, get_rounding
 
@@ -29,7 +30,8 @@ class Spec:
       symmetric: Zero point 0. None means False.
       granularity: What shares a scale: the whole "tensor", each "channel" (last axis unless another is named), or each
         "row" (all axes but the last: a token of a sequence).
-      range: "minmax" (the extremes of the data) or a fixed `Range`.
+      range: A fixed `Range`, or the name of the observer that `calibrate` uses (`jaxq8.observers`); without calibration
+        every range holds the extremes of the data.
       include_zero: Widen every range to contain zero (always wanted; False reproduces the 2016 conversion of ranges that do
         not hold zero, whose zero point lies outside the codes).
 
@@ -53,8 +55,10 @@ class Spec:
             raise SpecError(f"Spec(bits={self.bits!r}): bits must be 2 to 8, or 32 for accumulators")
         if self.granularity not in GRANULARITIES:
             raise SpecError(f"Spec(granularity={self.granularity!r}): known are {', '.join(GRANULARITIES)}")
-        if not isinstance(self.range, Range) and self.range != "minmax":
-            raise SpecError(f'Spec(range={self.range!r}): use "minmax" or a Range(minimum, maximum)')
+        if not isinstance(self.range, Range) and self.range not in observer_names():
+            raise SpecError(
+                f"Spec(range={self.range!r}): use a Range(minimum, maximum) or an observer: {', '.join(observer_names())}"
+            )
 
     @property
     def is_symmetric(self) -> bool:

@@ -49,6 +49,8 @@ class Encoding:
       key: PRNG key for schemes that need one.
       simulate: Keep codes in float32 with a straight-through derivative.
       saturate: Measure ranges over finite values only.
+      exact: Codes are the real numbers themselves, with scale 1: the float arithmetic of the same evaluation. An array
+        of one boolean chooses between that and the codes' numbers while running.
     """
 
     spec: Spec
@@ -57,6 +59,7 @@ class Encoding:
     key: Any = None
     simulate: bool = False
     saturate: bool = False
+    exact: Any = False
 
     @property
     def range(self) -> Range | None:
@@ -86,6 +89,8 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
         if _fits(value, how, keep):
             return value
         value = Array(value.dequantize())
+    if how.exact is not False:
+        return _exact(value, how, keep)
     if isinstance(value, Broadcast):
         value = Array(to_real(value))
     if isinstance(value, Array) and not value.stored and -INF in [-abs(b) for b in _known_range(value, how)]:
@@ -105,6 +110,8 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
     QTensors keep the range of their codes; only accumulators are measured. Parts that have the common range already are
     copied as they are.
     """
+    if how.exact is not False:
+        return _exact(Array(jnp.concatenate([to_real(v) for v in values], dimension)), how, ())
     limits = [_limits(v, how) for v in values]
     low, high = (jnp.stack(ends) for ends in zip(*limits, strict=True))
     minimum, maximum = jnp.min(low), jnp.max(high)
@@ -117,6 +124,16 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
     parts = [_apply(_as_accumulator(v), scale, zero_point, how) for v in values]
     joined = jnp.concatenate(parts, axis=dimension)
     return QTensor(joined, scale, zero_point, how.spec.bits, how.spec.is_symmetric, np.dtype(values[0].dtype))
+
+
+def _exact(value: Value, how: Encoding, keep: tuple[int, ...]) -> QTensor:
+    """Real numbers in the place of codes; rounded to those that codes stand for where ``how.exact`` is false."""
+    real = to_real(value).astype(jnp.float32)
+    if how.exact is not True:
+        rounded = encode(value, dataclasses.replace(how, exact=False, simulate=True), keep).dequantize()
+        real = jnp.where(how.exact, real, rounded.astype(jnp.float32))
+    one = jnp.ones((1,) * real.ndim, jnp.float32)
+    return QTensor(real, one, jnp.zeros(one.shape, jnp.int32), how.spec.bits, True, np.dtype(value.dtype))
 
 
 def _limits(value: Value, how: Encoding) -> tuple[jax.Array, jax.Array]:

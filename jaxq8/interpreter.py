@@ -31,6 +31,7 @@ from jaxq8.callees import CONTROL, INLINED, callees
 from jaxq8.config import Config, Spec
 from jaxq8.errors import QuantizationError, RuleError
 from jaxq8.plan import Reason, Recorder, SiteRecord
+from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Ranges
 from jaxq8.rounding import get_rounding
@@ -89,9 +90,15 @@ class Run:
     analysis: Analysis
     recorder: Recorder
     repeats: int = 1  # how often the body being evaluated runs: the length of the scans around it
+    probe: Probe = dataclasses.field(default_factory=Probe)
+    exact: Callable[[str], Any] | None = None  # which encodings keep the real numbers: see `Encoding.exact`
 
     def site_config(self, site: Site) -> Config:
         return self.config.for_site(site.name, site.op)
+
+    def is_static(self, name: str) -> bool:
+        """Whether the range of a site does not depend on this run."""
+        return name in self.ranges or self.probe.static
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,13 +147,18 @@ class Context:
         self, value: Value, name: str, config: Config, spec: Spec, keep: tuple[int, ...] | None = None
     ) -> QTensor:
         """`eight_bit` under a given name: for values that are encoded on behalf of a later site."""
-        return encoding.encode(value, self._encoding(name, config, spec), keep)
+        codes = encoding.encode(value, self._encoding(name, config, spec), keep)
+        if codes is not value and not (self.site.weight is not None and name.endswith(".rhs")):
+            self.run.probe.see(name, value, codes)
+        return codes
 
     def eight_bit_together(self, values: Sequence[Value], dimension: int) -> QTensor:
         """Codes of several values with the one range that holds all of them, joined along an axis."""
         spec = dataclasses.replace(self.config.activations, granularity="tensor")
         how = self._encoding(self.site.name, self.config, spec)
-        return encoding.encode_together(values, how, dimension)
+        codes = encoding.encode_together(values, how, dimension)
+        self.run.probe.see(self.site.name, codes, codes)
+        return codes
 
     def _encoding(self, name: str, config: Config, spec: Spec) -> encoding.Encoding:
         scheme = get_rounding(config.rounding)
@@ -158,6 +170,7 @@ class Context:
         return encoding.Encoding(
             spec=spec, fixed=self.run.ranges.get(name), rounding=scheme, key=key,
             simulate=config.kernels == "simulate" or config.mode == "simulate", saturate=config.nonfinite == "saturate",
+            exact=self.run.exact(name) if self.run.exact else False,
         )  # fmt: skip
 
     def record(self, eight_bit: bool, reason: Reason = Reason.EIGHT_BIT, **fields: Any) -> None:
@@ -212,7 +225,7 @@ def _settle(
     op = site.split("#")[0].rsplit(":", 1)[-1]
     config = run.config.for_site(site, op)
     spec = config.activations
-    if spec.granularity == "row" and op == "dot" and site not in run.ranges:
+    if spec.granularity == "row" and op == "dot" and not run.is_static(site):
         return value  # rows depend on the axes that the dot sums over: it encodes them itself
     codes = context.run_encode(value, site, config, dataclasses.replace(spec, granularity="tensor"))
     if isinstance(value, Accumulator) or (isinstance(value, Array) and not value.stored):

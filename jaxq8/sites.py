@@ -159,7 +159,7 @@ def _forward(
         else:
             if eqn.primitive in OPERATIONS:
                 _name_site(eqn, here, operands, leaves, found)
-            results = [_moved(eqn, operands)] + [None] * (len(eqn.outvars) - 1)
+            results = [moved_trail(eqn, operands)] + [None] * (len(eqn.outvars) - 1)
         env.update(zip(eqn.outvars, results, strict=True))
     _count(readers, jaxpr.outvars)
     found.readers[path] = readers
@@ -215,7 +215,7 @@ def _kept_dims(eqn: Any, weight: int) -> tuple[int, ...]:
     return tuple(d for d in range(rank) if d not in contracted)
 
 
-def _moved(eqn: Any, operands: Sequence[Trail | None]) -> Trail | None:
+def moved_trail(eqn: Any, operands: Sequence[Trail | None]) -> Trail | None:
     """The trail of a layout operation's result; None for anything else."""
     if not operands or operands[0] is None:
         return None

@@ -18,6 +18,7 @@ from jaxq8.config import Config, matches
 from jaxq8.errors import ArgumentError, SpecError
 from jaxq8.interpreter import Run, evaluate
 from jaxq8.plan import Plan, Recorder
+from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Range, Ranges
 from jaxq8.sites import Analysis, analyse
@@ -54,7 +55,7 @@ def quantize(
       >>> fast = jax.jit(q8.quantize(model.apply))
       >>> logits = fast(variables, images)
     """
-    config = _checked(fn, config)
+    config = checked_config(fn, config)
     given = ranges if isinstance(ranges, Ranges) else Ranges(ranges)
 
     @functools.wraps(fn)
@@ -64,7 +65,18 @@ def quantize(
             return call.plain(fn)
         return call.differentiable(config, given)
 
+    quantized.quantization = (config, given)  # type: ignore[attr-defined]
     return quantized
+
+
+def settings_of(function: Any) -> tuple[Config, Ranges] | None:
+    """Configuration and ranges of what `quantize` returned, compiled or wrapped or not; None for any other function."""
+    while function is not None:
+        found = getattr(function, "quantization", None)
+        if found is not None:
+            return found
+        function = getattr(function, "__wrapped__", None)
+    return None
 
 
 def explain(
@@ -86,7 +98,7 @@ def explain(
     Example:
       >>> print(q8.explain(model.apply, variables, images))
     """
-    config = _checked(fn, config)
+    config = checked_config(fn, config)
     call = Call.trace(fn, args, kwargs)
     recorder = Recorder()
     given = ranges if isinstance(ranges, Ranges) else Ranges(ranges)
@@ -147,14 +159,15 @@ class Call:
         return _InputsJaxpr(self.jaxpr)
 
     def evaluate(
-        self, leaves: Sequence[Any], config: Config, ranges: Ranges, recorder: Recorder
-    ) -> list[Any]:
-        """The results, flat, as arrays."""
+        self, leaves: Sequence[Any], config: Config, ranges: Ranges, recorder: Recorder, probe: Probe | None = None,
+        exact: Callable[[str], Any] | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """The results, flat, as arrays; for `probe` and `exact` see `Run`."""
         analysis = self.analyse(config)
         ranges.check_sites(_range_names(analysis))
-        run = Run(config, ranges, analysis, recorder)
+        run = Run(config, ranges, analysis, recorder, probe=probe or Probe(), exact=exact)
         inputs = [*self.consts, *leaves]
-        encoded = weights.encode_leaves(inputs, analysis, config, len(self.consts))
+        encoded = inputs if exact else weights.encode_leaves(inputs, analysis, config, len(self.consts))
         values = [_value(x, i >= len(self.consts)) for i, x in enumerate(encoded)]
         outputs = evaluate(self.as_inputs, (), values, run, ())
         return [
@@ -198,7 +211,8 @@ def _range_names(analysis: Analysis) -> set[str]:
     return names | {f"{name}.rhs" for name in names}
 
 
-def _checked(fn: Any, config: Config | None) -> Config:
+def checked_config(fn: Any, config: Config | None) -> Config:
+    """The configuration, default filled in; refuses what is not a function or not a configuration."""
     if not callable(fn):
         raise ArgumentError(
             f"quantize expects a function, got {type(fn).__name__}; for a Flax model pass model.apply"

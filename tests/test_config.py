@@ -52,7 +52,9 @@ def test_granularity_is_one_of_three() -> None:
 
 @pytest.mark.parametrize("wrong", ["max", (0, 1), None])
 def test_range_is_measured_or_given(wrong: Any) -> None:
-    text = re.escape(f'Spec(range={wrong!r}): use "minmax" or a Range(minimum, maximum)')
+    text = re.escape(
+        f"Spec(range={wrong!r}): use a Range(minimum, maximum) or an observer: entropy, minmax, "
+    )
     with pytest.raises(q8.SpecError, match=text):
         q8.Spec(range=wrong)
 

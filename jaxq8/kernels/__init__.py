@@ -6,8 +6,9 @@ from typing import Any
 
 from jaxq8.kernels.base import Form, Kernel
 from jaxq8.kernels.dot import weight_sum
-from jaxq8.kernels.reference import Reference, Simulate
+from jaxq8.kernels.reference import Reference
 from jaxq8.kernels.select import candidate
+from jaxq8.kernels.simulate import Simulate
 
 
 class Xla:

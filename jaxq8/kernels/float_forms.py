@@ -17,11 +17,11 @@ def pays(form: ConvForm) -> bool:
     return form.terms <= 32
 
 
-def depthwise(form: ConvForm, x: Any, w: Any) -> Any:
-    """A float32 depthwise convolution as shifted multiply-adds on CPU; XLA's own elsewhere."""
+def depthwise(form: ConvForm, x: Any, w: Any, x_zero: Any = 0) -> Any:
+    """A float32 depthwise convolution as shifted multiply-adds on CPU; XLA's own elsewhere. Borders hold `x_zero`."""
     return lax.platform_dependent(
         x,
         w,
-        cpu=lambda x, w: conv.multiply_adds(form, x, w, 0, jnp.float32),
-        default=lambda x, w: plain(form, x, w, 0, jnp.float32),
+        cpu=lambda x, w: conv.multiply_adds(form, x, w, x_zero, jnp.float32),
+        default=lambda x, w: plain(form, x, w, x_zero, jnp.float32),
     )

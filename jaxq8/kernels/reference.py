@@ -43,15 +43,3 @@ class Reference:
 
     def run(self, form: Form, x: Any, w: Any, x_zero: Any) -> Any:
         return plain(form, x, w, x_zero, jnp.int32)
-
-
-class Simulate:
-    """The same on integer-valued float32 codes: differentiable, exact while sums stay below 2**24."""
-
-    name = "simulate"
-
-    def supports(self, form: Form) -> str | None:
-        return None
-
-    def run(self, form: Form, x: Any, w: Any, x_zero: Any) -> Any:
-        return plain(form, x, w, x_zero, jnp.float32)

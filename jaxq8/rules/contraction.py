@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxq8.interpreter import Context, _shapes, float_fallback, rule
 from jaxq8.kernels import KERNELS, weight_sum
 from jaxq8.kernels.select import select
 from jaxq8.plan import Reason
+from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
 from jaxq8.values import Accumulator, Value, bounds
 
@@ -68,7 +70,29 @@ def _contract(
         True, shapes=_shapes(ctx.eqn), macs=macs, kernel=f"{choice.kernel}: {choice.form}", detail=choice.reason,
         refused=choice.refused, weights=_describe(w), activations=_describe(x), range=_origin(ctx, activation),
     )  # fmt: skip
-    return accumulate(layout, x, w, choice.kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype))
+    kernel = "simulate" if ctx.run.exact else choice.kernel
+    result = accumulate(layout, x, w, kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype))
+    if ctx.run.exact:
+        rounded = functools.partial(_rounded, ctx, operands, layout, spec, keep)
+        ctx.run.probe.contracted(ctx.site.name, result, rounded)
+    return result
+
+
+def _rounded(
+    ctx: Context,
+    operands: tuple[Value, Value],
+    layout: DotLayout | ConvLayout,
+    spec: Spec,
+    keep: tuple[int, ...],
+) -> Accumulator:
+    """A contraction from codes whose operands are exact: the error that this site alone adds."""
+    inexact = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, exact=None, probe=Probe()))
+    simulated = dataclasses.replace(inexact.config, kernels="simulate")
+    activation, weight = operands
+    x = inexact.run_encode(activation, ctx.site.name, simulated, spec, keep)
+    axes = _weight_axes(weight, simulated, layout)
+    w = inexact.run_encode(weight, ctx.site.name + ".rhs", simulated, simulated.weights, axes)
+    return accumulate(layout, x, w, "simulate")
 
 
 def _obstacle(
@@ -116,7 +140,7 @@ def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detai
 def _activation_spec(ctx: Context, config: Config, layout: DotLayout | ConvLayout) -> Spec:
     """Rows (tokens) have scales of their own only where rows are summed separately, in dots, and ranges are measured."""
     spec = config.activations
-    rows = spec.granularity == "row" and bool(layout.row_axes) and ctx.site.name not in ctx.run.ranges
+    rows = spec.granularity == "row" and bool(layout.row_axes) and not ctx.run.is_static(ctx.site.name)
     return spec if rows else dataclasses.replace(spec, granularity="tensor")
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxq8._compat import bind, open_jaxpr, primitives
 from jaxq8.callees import CLOSED, COND, CUSTOM_JVP, CUSTOM_VJP, JIT, SCAN, SHARD_MAP, WHILE, callees
 from jaxq8.interpreter import Context, evaluate, rule
+from jaxq8.probes import framed, shapes_seen
 from jaxq8.qtensor import QTensor
 from jaxq8.rounding import straight_through
 from jaxq8.sites import OPERATIONS
@@ -116,14 +117,17 @@ def scan(ctx: Context, *values: Value, **params: Any) -> Any:
     stacked = [_stackable(v) for v in values[nconsts + ncarry :]]
     run = _body(ctx, 0, _out_dtypes(params["jaxpr"]), params["length"])
 
-    def step(state: Any, slices: Any) -> Any:
-        results = run(*consts, *state, *slices)
-        return results[:ncarry], results[ncarry:]
+    probe = ctx.run.probe
 
-    final, outputs = jax.lax.scan(
+    def step(state: Any, slices: Any) -> Any:
+        results, seen = framed(probe, run)(*consts, *state, *slices)
+        return results[:ncarry], (results[ncarry:], seen)
+
+    final, (outputs, seen) = jax.lax.scan(
         step, carry, stacked, length=params["length"], reverse=params["reverse"], unroll=params["unroll"],
         _split_transpose=params.get("_split_transpose", False),
     )  # fmt: skip
+    probe.add({name: probe.fold(name, kept) for name, kept in seen.items()})
     return [Array(x) for x in (*final, *outputs)]
 
 
@@ -149,11 +153,19 @@ def while_(ctx: Context, *values: Value, **params: Any) -> Any:
     cond_consts, body_consts = [_carried(v) for v in values[:nc]], [_carried(v) for v in values[nc : nc + nb]]
     condition = _body(ctx, 0, _out_dtypes(params["cond_jaxpr"]))
     body = _body(ctx, 1, _out_dtypes(params["body_jaxpr"]))
-    final = jax.lax.while_loop(
-        lambda state: condition(*cond_consts, *state)[0],
-        lambda state: body(*body_consts, *state),
-        [_materialised(v) for v in values[nc + nb :]],
-    )
+    probe, start = ctx.run.probe, [_materialised(v) for v in values[nc + nb :]]
+    seen = {name: probe.empty(name, s) for name, s in shapes_seen(probe, body, *body_consts, *start).items()}
+
+    def step(carry: Any) -> Any:
+        results, new = framed(probe, body)(*body_consts, *carry[0])
+        return results, {name: probe.join(name, carry[1][name], new[name]) for name in seen}
+
+    def goes_on(carry: Any) -> Any:
+        with probe.frame():
+            return condition(*cond_consts, *carry[0])[0]
+
+    final, seen = jax.lax.while_loop(goes_on, step, (start, seen))
+    probe.add(seen)
     return [Array(x) for x in final]
 
 
@@ -164,7 +176,19 @@ def cond(ctx: Context, index: Value, *values: Value, **params: Any) -> Any:
         return NotImplemented
     operands = [_carried(v) for v in values]
     branches = [_body(ctx, i, _out_dtypes(b)) for i, b in enumerate(params["branches"])]
-    results = jax.lax.switch(jnp.asarray(to_real(index), jnp.int32), branches, *operands)
+    probe = ctx.run.probe
+    union = {n: s for b in branches for n, s in shapes_seen(probe, b, *operands).items()}
+
+    def completed(branch: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            results, seen = framed(probe, branch)(*inputs)
+            return results, {n: seen.get(n, probe.empty(n, s)) for n, s in union.items()}
+
+        return run
+
+    where = jnp.asarray(to_real(index), jnp.int32)
+    results, seen = jax.lax.switch(where, [completed(b) for b in branches], *operands)
+    probe.add(seen)
     return [Array(x) for x in results]
 
 

@@ -1,0 +1,168 @@
+"""`calibrate`: observes the values of every site over batches of data, and returns the ranges to hard-code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxq8.config import Config, Spec
+from jaxq8.errors import ArgumentError, RangesError, SpecError
+from jaxq8.observers import Observer, State, get_observer
+from jaxq8.plan import Recorder
+from jaxq8.probes import Probe
+from jaxq8.qtensor import QTensor
+from jaxq8.ranges import Range, Ranges
+from jaxq8.transform import Call, checked_config
+from jaxq8.values import Value, to_real
+
+
+def calibrate(
+    fn: Callable[..., Any],
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    config: Config | None = None,
+    observer: str | Range | Observer | None = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Ranges:
+    """Ranges of everything that `quantize(fn, config)` encodes, observed in float over batches of data.
+
+    One pass over the data serves all sites. Only the observers' states are kept, so memory does not grow with the number of
+    batches. Several runs (other data, other machines) are joined by `Ranges.merge`.
+
+    Args:
+      fn: The function as it is given to `quantize`: ``model.apply``.
+      variables: Its first argument, in float (`QTensor` leaves are observed as the numbers that they stand for).
+      batches: An iterable of inputs: a tuple holds the other positional arguments, anything else is the only one.
+        Batches may differ in size; each new shape is compiled once.
+      config: As for `quantize`. A site's ``activations.range`` may name an observer of its own.
+      observer: Name of a registered observer or an object like one, for all sites whose configuration names none; default
+        "minmax".
+      progress: Show a progress bar.
+      **kwargs: Keyword arguments of `fn`, the same for all batches.
+
+    Returns:
+      `Ranges`, to be given to `quantize(fn, config, ranges=...)`; edit them by hand through `Ranges.to_json`.
+
+    Raises:
+      ArgumentError: There are no batches.
+      RangesError: A site saw NaN or infinity; the message names site and batch. Or there is nothing to calibrate.
+      SpecError: No observer has that name.
+
+    Example:
+      >>> ranges = q8.calibrate(model.apply, variables, [images[:8], images[8:]])
+      >>> fast = jax.jit(q8.quantize(model.apply, ranges=ranges))
+    """
+    config = checked_config(fn, config)
+    choose = _Observers(config, get_observer(observer or "minmax"))
+    order: dict[str, None] = {}  # results of compiled functions are sorted by name
+    step = jax.jit(lambda variables, inputs: _observe(fn, variables, inputs, kwargs, config, choose, order))
+    merge = jax.jit(lambda old, new: _merged(old, new, choose))
+    states: dict[str, State] = {}
+    count = 0
+    for index, batch in enumerate(tqdm(batches, desc="calibrating", unit="batch", disable=not progress)):
+        new, finite = step(variables, as_inputs(batch))
+        _check_finite(finite, index)
+        states, count = merge(states, new) if states else new, index + 1
+    if not count:
+        raise ArgumentError(
+            "calibrate: no batches; pass an iterable of inputs like those that the model will see"
+        )
+    if not states:
+        raise RangesError(
+            "calibrate: this function has no site that runs in eight bits; q8.explain(...) says why"
+        )
+    found = jax.device_get(states)
+    return Ranges({name: _range(name, choose(name), found[name], choose.spec(name)) for name in order})
+
+
+def as_inputs(batch: Any) -> tuple[Any, ...]:
+    """The positional arguments that a batch stands for: a tuple is all of them, anything else the only one."""
+    return batch if isinstance(batch, tuple) and not hasattr(batch, "_fields") else (batch,)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Observers:
+    """Which observer a site has: its own by configuration, or the given one."""
+
+    config: Config
+    default: Observer
+
+    def spec(self, name: str) -> Spec:
+        return self.config.for_site(name, site_op(name)).activations
+
+    def __call__(self, name: str) -> Observer:
+        own = self.spec(name).range
+        return self.default if own == "minmax" else get_observer(own)
+
+
+def site_op(name: str) -> str:
+    """The operation that a site's name ends in: "conv" of ``params/Conv_0/kernel:conv#2.rhs``."""
+    return name.removesuffix(".rhs").split("#")[0].rsplit(":", 1)[-1]
+
+
+class _Observing(Probe):
+    """Updates the observer of every site that is encoded."""
+
+    active = static = True
+
+    def __init__(self, choose: _Observers):
+        super().__init__()
+        self._choose = choose
+
+    def see(self, name: str, value: Value, codes: QTensor) -> None:
+        observer = self._choose(name)
+        real = jnp.asarray(to_real(value), jnp.float32)
+        finite = jnp.isfinite(jnp.sum(real * 0))
+        self.add({name: (observer.update(observer.init(), real) if real.size else observer.init(), finite)})
+
+    def join(self, name: str, first: Any, second: Any) -> Any:
+        return self._choose(name).merge(first[0], second[0]), first[1] & second[1]
+
+    def empty(self, name: str, like: Any) -> Any:
+        return self._choose(name).init(), jnp.bool_(True)
+
+    def fold(self, name: str, stacked: Any) -> Any:
+        start = self.empty(name, None)
+        return jax.lax.scan(lambda old, new: (self.join(name, old, new), None), start, stacked)[0]
+
+
+def _observe(
+    fn: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], config: Config,
+    choose: _Observers, order: dict[str, None],
+) -> tuple[dict[str, State], dict[str, jax.Array]]:  # fmt: skip
+    """States of one batch by site, and whether the site saw finite numbers only."""
+    call = Call.trace(fn, (variables, *inputs), kwargs)
+    probe = _Observing(choose)
+    call.evaluate(call.arguments.leaves, config, Ranges(), Recorder(), probe, exact=lambda name: True)
+    order.update(dict.fromkeys(probe.seen))
+    return {n: s for n, (s, _) in probe.seen.items()}, {n: f for n, (_, f) in probe.seen.items()}
+
+
+def _merged(old: dict[str, State], new: dict[str, State], choose: _Observers) -> dict[str, State]:
+    both = {n: choose(n).merge(s, new[n]) if n in new else s for n, s in old.items()}
+    return both | {n: s for n, s in new.items() if n not in old}
+
+
+def _check_finite(finite: dict[str, jax.Array], batch: int) -> None:
+    bad = [name for name, ok in jax.device_get(finite).items() if not ok]
+    if bad:
+        raise RangesError(
+            f"calibrate: NaN or infinity in batch {batch} at {bad[0]}"
+            + (f" and {len(bad) - 1} later sites" if len(bad) > 1 else "")
+            + "; repair that batch or leave it out"
+        )
+
+
+def _range(name: str, observer: Observer, state: State, spec: Spec) -> Range:
+    try:
+        return observer.finalise(jax.tree.map(np.asarray, state), spec)
+    except SpecError as error:
+        raise RangesError(f"calibrate: {name} was never given any values ({error})") from error

@@ -1,0 +1,347 @@
+"""`compare`: the float function beside its eight-bit one, site by site, and the `Report` of where the error comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxq8.calibration import as_inputs, site_op
+from jaxq8.config import Config
+from jaxq8.errors import ArgumentError
+from jaxq8.plan import Recorder, table
+from jaxq8.probes import Probe
+from jaxq8.qtensor import QTensor
+from jaxq8.ranges import Ranges
+from jaxq8.transform import Call, settings_of
+from jaxq8.values import Value, to_real
+
+REPORT_VERSION = 1
+JUMP_DB = 6.0  # a site whose SQNR falls this far below every site before it is where the error jumps
+BINS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """How far approximate numbers are from exact ones.
+
+    Attributes:
+      sqnr_db: Signal to quantization noise, ``10 log10(sum x**2 / sum (x - y)**2)``; infinite if they are equal.
+      cosine: Of the angle between both as vectors.
+      max_error: Largest absolute difference.
+      mean_error: Mean absolute difference.
+    """
+
+    sqnr_db: float
+    cosine: float
+    max_error: float
+    mean_error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputErrors(Errors):
+    """`Errors` of the results; agreement only where they look like logits (two axes, the last of at least 3).
+
+    Attributes:
+      top1: Share of examples with the same largest logit.
+      top5: Share of examples whose largest float logit is among the five largest eight-bit ones.
+    """
+
+    top1: float | None = None
+    top5: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteErrors(Errors):
+    """`Errors` of what a site reads, the error of all sites before it included.
+
+    Attributes:
+      name: Site name.
+      op: Operation.
+      clipped: Share of the float values outside the range used.
+      minimum: Smallest value that its codes could stand for.
+      maximum: Largest.
+      histogram: Counts of the float values in 64 equal bins over `span`, of the first batch.
+      span: Extremes of the float values of the first batch.
+    """
+
+    name: str = ""
+    op: str = ""
+    clipped: float = 0.0
+    minimum: float = 0.0
+    maximum: float = 0.0
+    histogram: tuple[int, ...] = ()
+    span: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `compare` found; ``print(report)`` shows it as a table.
+
+    Attributes:
+      output: `OutputErrors` of all results together.
+      sites: `SiteErrors` in the order in which the function runs them.
+      weights: Site name -> the float weight that it reads, where it is an argument.
+    """
+
+    output: OutputErrors
+    sites: tuple[SiteErrors, ...]
+    weights: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __getitem__(self, name: str) -> SiteErrors:
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(name)
+
+    @property
+    def first_jump(self) -> SiteErrors | None:
+        """The first site whose SQNR is 6 dB below that of every site before it; None if the error only creeps."""
+        least = math.inf
+        for index, site in enumerate(self.sites):
+            if index and site.sqnr_db < least - JUMP_DB:
+                return site
+            least = min(least, site.sqnr_db)
+        return None
+
+    def __str__(self) -> str:
+        header = ("site", "SQNR dB", "cosine", "max error", "mean error", "clipped", "range used")
+        rows = [
+            (s.name, f"{s.sqnr_db:.1f}", f"{s.cosine:.5f}", f"{s.max_error:.4g}", f"{s.mean_error:.3g}",
+             f"{s.clipped:.3%}", f"{s.minimum:.4g} .. {s.maximum:.4g}")
+            for s in self.sites
+        ]  # fmt: skip
+        return "\n".join([*self.summary(), "", *table(header, rows)])
+
+    def summary(self) -> list[str]:
+        """The results' errors, and where the error jumps, in two or three lines."""
+        o, jump = self.output, self.first_jump
+        lines = [f"output: SQNR {o.sqnr_db:.1f} dB, cosine {o.cosine:.5f}, max error {o.max_error:.4g}"]
+        if o.top1 is not None and o.top5 is not None:
+            lines.append(
+                f"same first answer {o.top1:.1%}; float's first answer among the first five {o.top5:.1%}"
+            )
+        where = f"{jump.name} ({jump.sqnr_db:.1f} dB)" if jump else "nowhere by more than 6 dB"
+        return [*lines, f"the error jumps first at: {where}"]
+
+    def to_json(self) -> str:
+        """All figures, versioned; infinities as null."""
+        document = {
+            "version": REPORT_VERSION, "output": dataclasses.asdict(self.output),
+            "sites": [dataclasses.asdict(s) for s in self.sites],
+        }  # fmt: skip
+        return json.dumps(_finite(document), indent=1, allow_nan=False)
+
+    def plot(self, path: str | Path) -> None:
+        """Writes a picture: the error along the depth, the sites that add most, and their histograms with ranges.
+
+        Args:
+          path: File to write; its ending chooses the format (.png, .svg, .pdf).
+
+        Raises:
+          ArgumentError: matplotlib is not installed, or it cannot write that format.
+        """
+        from jaxq8.plots import plot_report  # matplotlib is optional, and slow to import
+
+        plot_report(self, Path(path))
+
+
+def _finite(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {k: _finite(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [_finite(v) for v in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def compare(
+    fn: Callable[..., Any],
+    fast: Callable[..., Any],
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    fast_variables: Any = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Report:
+    """Runs `fn` and its quantized form side by side and measures the error of the results and of every site.
+
+    Args:
+      fn: The float function: ``model.apply``.
+      fast: What `quantize(fn, ...)` returned, compiled or not. Any other function of the same arguments is compared by its
+        results alone.
+      variables: First argument of `fn`.
+      batches: Iterable of inputs, as for `calibrate`.
+      fast_variables: First argument of `fast` where it differs: weights from `quantize_weights`.
+      progress: Show a progress bar.
+      **kwargs: Keyword arguments of both.
+
+    Returns:
+      A `Report`. Errors are measured over all batches together.
+
+    Raises:
+      ArgumentError: There are no batches, or the results have different shapes.
+
+    Example:
+      >>> report = q8.compare(model.apply, fast, variables, [images])
+      >>> print(report); report.plot("error.png")
+    """
+    quantized = variables if fast_variables is None else fast_variables
+    settings = settings_of(fast)
+    order: dict[str, None] = {}  # results of compiled functions are sorted by name
+    sites: Callable[..., dict[str, Any]] = (
+        jax.jit(lambda v, q, x: _sites(fn, v, q, x, kwargs, settings, order))
+        if settings
+        else (lambda v, q, x: {})
+    )
+    outputs = jax.jit(lambda v, x: jax.tree.leaves(fn(v, *x, **kwargs)))
+    totals: dict[str, Any] = {}
+    result = _Results()
+    for batch in tqdm(batches, desc="comparing", unit="batch", disable=not progress):
+        inputs = as_inputs(batch)
+        result.add(outputs(variables, inputs), jax.tree.leaves(fast(quantized, *inputs, **kwargs)))
+        for name, sums in jax.device_get(sites(variables, quantized, inputs)).items():
+            totals[name] = _added(totals[name], sums) if name in totals else sums
+    if not result.count:
+        raise ArgumentError("compare: no batches; pass an iterable of inputs like those of calibrate")
+    found = tuple(_site(name, totals[name]) for name in order)
+    return Report(result.errors(), found, _weights(variables, [s.name for s in found]))
+
+
+class _Results:
+    """Errors of the results, added up over batches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: Any = None
+        self._same: list[tuple[float, float]] = []
+
+    def add(self, exact: list[Any], found: list[Any]) -> None:
+        shapes = [[np.shape(x) for x in side] for side in (exact, found)]
+        if shapes[0] != shapes[1]:
+            raise ArgumentError(
+                f"compare: results have shapes {shapes[0]} and {shapes[1]}; pass the same function twice"
+            )
+        self.count += 1
+        flat = [np.concatenate([np.asarray(x, np.float64).ravel() for x in side]) for side in (exact, found)]
+        sums = _sums_of(flat[0], flat[1], np)
+        self._sums = sums if self._sums is None else _added(self._sums, sums)
+        if len(exact) == 1 and np.ndim(exact[0]) == 2 and np.shape(exact[0])[-1] >= 3:
+            self._same += _agreement(np.asarray(exact[0]), np.asarray(found[0]))
+
+    def errors(self) -> OutputErrors:
+        top1, top5 = (
+            (float(np.mean(c)) for c in zip(*self._same, strict=True)) if self._same else (None, None)
+        )
+        return OutputErrors(**_errors(self._sums), top1=top1, top5=top5)
+
+
+def _agreement(exact: np.ndarray, found: np.ndarray) -> list[tuple[float, float]]:
+    best, five = exact.argmax(-1), np.argsort(-found, axis=-1)[:, :5]
+    return [(float(b == f[0]), float(b in f)) for b, f in zip(best, five, strict=True)]
+
+
+class _Keeping(Probe):
+    """Keeps the real numbers that each site reads, and with codes their range."""
+
+    active = True
+
+    def __init__(self, codes: bool):
+        super().__init__()
+        self._codes = codes
+
+    def see(self, name: str, value: Value, codes: QTensor) -> None:
+        if self._codes:
+            ends = jnp.min(codes.minimum), jnp.max(codes.maximum)
+            self.add({name: (codes.dequantize().astype(jnp.float32), *ends)})
+        else:
+            self.add({name: to_real(value).astype(jnp.float32)})
+
+
+def _sites(
+    fn: Callable[..., Any], variables: Any, quantized: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any],
+    settings: tuple[Config, Ranges], order: dict[str, None],
+) -> dict[str, Any]:  # fmt: skip
+    """Sums of errors by site, of one batch; notes the order of sites."""
+    config, ranges = settings
+    exact, found = _Keeping(codes=False), _Keeping(codes=True)
+    call = Call.trace(fn, (variables, *inputs), kwargs)
+    call.evaluate(call.arguments.leaves, config, ranges, Recorder(), exact, exact=lambda name: True)
+    call = Call.trace(fn, (quantized, *inputs), kwargs)
+    call.evaluate(call.arguments.leaves, config, ranges, Recorder(), found)
+    sums = {
+        name: _site_sums(exact.seen[name], *kept)
+        for name, kept in found.seen.items()
+        if name in exact.seen and exact.seen[name].shape == kept[0].shape and kept[0].size
+    }
+    order.update(dict.fromkeys(sums))
+    return sums
+
+
+def _site_sums(x: jax.Array, y: jax.Array, low: jax.Array, high: jax.Array) -> dict[str, Any]:
+    low, high = jnp.min(low), jnp.max(high)
+    span = jnp.stack([jnp.min(x), jnp.max(x)])
+    width = jnp.where(span[1] > span[0], span[1] - span[0], 1) / BINS
+    bins = jnp.clip(((x - span[0]) / width).astype(jnp.int32), 0, BINS - 1).reshape(-1)
+    counts = jnp.zeros(BINS, jnp.int32).at[bins].add(1)
+    clipped = jnp.sum((x < low) | (x > high))
+    return {
+        **_sums_of(x, y, jnp),
+        "clipped": clipped,
+        "low": low,
+        "high": high,
+        "histogram": counts,
+        "span": span,
+    }
+
+
+def _sums_of(x: Any, y: Any, xp: Any) -> dict[str, Any]:
+    d = xp.abs(x - y)
+    return {
+        "xx": xp.sum(x * x), "yy": xp.sum(y * y), "xy": xp.sum(x * y), "dd": xp.sum(d * d), "d": xp.sum(d),
+        "max": xp.max(d) if d.size else xp.sum(d), "n": xp.asarray(d.size, xp.float32),
+    }  # fmt: skip
+
+
+def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Sums of two batches; the histogram stays that of the first."""
+    joins: dict[str, Callable[[Any, Any], Any]] = {
+        "max": np.maximum,
+        "low": np.minimum,
+        "high": np.maximum,
+        "histogram": lambda x, y: x,
+        "span": lambda x, y: x,
+    }
+    return {key: joins.get(key, np.add)(np.asarray(a[key]), np.asarray(b[key])) for key in a}
+
+
+def _errors(sums: Mapping[str, Any]) -> dict[str, float]:
+    xx, yy, xy, dd, d, n = (float(sums[k]) for k in ("xx", "yy", "xy", "dd", "d", "n"))
+    sqnr = 10 * math.log10(xx / dd) if dd > 0 and xx > 0 else math.inf if dd == 0 else -math.inf
+    cosine = xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else float(xx == yy)
+    return {"sqnr_db": sqnr, "cosine": cosine, "max_error": float(sums["max"]), "mean_error": d / max(n, 1)}
+
+
+def _site(name: str, sums: Mapping[str, Any]) -> SiteErrors:
+    return SiteErrors(
+        **_errors(sums), name=name, op=site_op(name), clipped=float(sums["clipped"]) / max(float(sums["n"]), 1),
+        minimum=float(sums["low"]), maximum=float(sums["high"]), histogram=tuple(int(c) for c in sums["histogram"]),
+        span=(float(sums["span"][0]), float(sums["span"][1])),
+    )  # fmt: skip
+
+
+def _weights(variables: Any, names: list[str]) -> dict[str, Any]:
+    """The leaves whose path a site is named after."""
+    from jaxq8.arguments import path_name
+
+    leaves = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    found = {name: leaves.get(name.split("#")[0].rsplit(":", 1)[0]) for name in names}
+    return {name: leaf for name, leaf in found.items() if leaf is not None}
