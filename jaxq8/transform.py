@@ -120,6 +120,7 @@ class Call:
     jaxpr: Any
     consts: tuple[Any, ...]
     out_tree: Any
+    _analyses: dict[Config, Analysis] = dataclasses.field(default_factory=dict, init=False, compare=False)
 
     @classmethod
     def trace(cls, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
@@ -139,6 +140,11 @@ class Call:
 
     def analyse(self, config: Config) -> Analysis:
         """Sites and weights of the traced function; constants that reach a contraction are weights."""
+        if config not in self._analyses:
+            self._analyses[config] = self._analyse(config)
+        return self._analyses[config]
+
+    def _analyse(self, config: Config) -> Analysis:
         names = [p if w else None for p, w in zip(self.arguments.paths, self.arguments.weights, strict=True)]
         consts = [f"constant/{i}" if np.ndim(c) > 0 else None for i, c in enumerate(self.consts)]
 

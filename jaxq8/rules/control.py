@@ -199,9 +199,14 @@ def shard_map(ctx: Context, *values: Value, mesh: Any, in_specs: Any, out_specs:
     if manual is None or not _worth_entering(ctx, values):
         return NotImplemented
     operands = [_carried(v) for v in values]
-    run = _body(ctx, 0, _out_dtypes(params["jaxpr"]))
+    body, probe = _body(ctx, 0, _out_dtypes(params["jaxpr"])), ctx.run.probe
+
+    def part(*inputs: Any) -> list[Any]:
+        with probe.frame():  # what is seen on one device is no observation of the whole
+            return body(*inputs)
+
     mapped = jax.shard_map(
-        run, mesh=mesh, in_specs=tuple(map(_part_specs, operands, in_specs)), out_specs=list(out_specs),
+        part, mesh=mesh, in_specs=tuple(map(_part_specs, operands, in_specs)), out_specs=list(out_specs),
         axis_names=set(manual), check_vma=params["check_vma"],
     )  # fmt: skip
     return [Array(x) for x in mapped(*operands)]
