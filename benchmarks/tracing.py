@@ -26,10 +26,11 @@ CONVOLUTIONS = ResNet(stages=(4, 40, 52, 4))  # a hundred blocks of three
 ATTENTION = Encoder(
     vocabulary=1000, positions=64, width=128, layers=50, heads=4, hidden=512
 )  # six dots a layer
+IMAGE, TOKENS = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32), jax.ShapeDtypeStruct((1, 32), jnp.int32)
 MODELS: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "residual network, 304 convolutions": (CONVOLUTIONS, (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),)),
-    "encoder, 50 layers of 6 dots": (ATTENTION, (jax.ShapeDtypeStruct((1, 32), jnp.int32), jax.ShapeDtypeStruct((1, 32), jnp.int32))),
-}  # fmt: skip
+    "residual network, 304 convolutions": (CONVOLUTIONS, (IMAGE,)),
+    "encoder, 50 layers of 6 dots": (ATTENTION, (TOKENS, TOKENS)),
+}
 
 
 def equations(jaxpr: Any) -> int:

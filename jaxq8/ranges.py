@@ -183,7 +183,9 @@ def affine(
     Returns:
       (scale, zero_point), both of that shape; zero_point is int32, or float for a `joint` rounding.
     """
-    if isinstance(minimum, jax.core.Tracer):  # traced once for all sites of one kind: half of what tracing a site costs
+    if isinstance(
+        minimum, jax.core.Tracer
+    ):  # traced once for all sites of one kind: half of what tracing a site costs
         return _traced_once(minimum, maximum, spec, rounding)
     return _affine(minimum, maximum, spec, rounding)
 

@@ -83,7 +83,9 @@ class SelfCheck:
         return "\n".join(lines)
 
 
-def _conv(size: int, c_in: int, kernel: int, c_out: int, stride: int = 1, pad: int = 0, **more: Any) -> ConvForm:
+def _conv(
+    size: int, c_in: int, kernel: int, c_out: int, stride: int = 1, pad: int = 0, **more: Any
+) -> ConvForm:
     fields: dict[str, Any] = {
         "batch": 1, "spatial": (size, size), "c_in": c_in, "kernel": (kernel, kernel), "c_out": c_out,
         "strides": (stride, stride), "padding": ((pad, pad),) * 2, "lhs_dilation": (1, 1), "rhs_dilation": (1, 1),
@@ -117,7 +119,10 @@ CASES: dict[str, dict[str, Form]] = {
         "1-D": ConvForm(2, (40,), 16, (9,), 32, (1,), ((4, 4),), (1,), (1,)),
         "3-D": ConvForm(1, (6, 6, 6), 8, (3, 3, 3), 16, (1,) * 3, ((1, 1),) * 3, (1,) * 3, (1,) * 3),
     },
-    "rows": {"3x3": _conv(14, 64, 3, 64, 1, 1), "3x3 of 64x64": _conv(64, 128, 3, 16, 1, 1), "grown": _conv(14, 32, 3, 32, 1, 3)},
+    "rows": {
+        "3x3": _conv(14, 64, 3, 64, 1, 1), "3x3 of 64x64": _conv(64, 128, 3, 16, 1, 1),
+        "grown": _conv(14, 32, 3, 32, 1, 3),
+    },
 }  # fmt: skip
 
 

@@ -35,7 +35,10 @@ KEEPS_AXES = {
     primitives.convert_element_type_p, primitives.copy_p, primitives.rev_p, primitives.slice_p,
     primitives.dynamic_slice_p, primitives.sharding_constraint_p,
 }  # fmt: skip
-KEEPS_AXES_BY_NAME = {"pvary", "name"}  # of shard_map and checkpoint policies: JAX has no public handle on them
+KEEPS_AXES_BY_NAME = {
+    "pvary",
+    "name",
+}  # of shard_map and checkpoint policies: JAX has no public handle on them
 # Codes pass through these as they are: a need for codes of the result is a need for codes of the operand.
 CARRIES_CODES = {
     primitives.reshape_p,

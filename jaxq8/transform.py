@@ -32,8 +32,12 @@ def quantize(
 ) -> Callable[..., Any]:
     """Returns `fn` with its heavy arithmetic in eight-bit integers, accumulated in int32.
 
-    The result has the signature of `fn` and composes with `jax.jit`, `jax.vmap`, `jax.grad` (straight-through) and the
-    other transformations. Every argument leaf may be a `QTensor`: weights from `quantize_weights`, or data that is eight-bit
+    The result has the signature of `fn` and composes with JAX's other transformations, around it and inside `fn`. Its
+    derivatives are those of the same arithmetic in float with straight-through rounding; custom derivatives inside `fn` are
+    kept. Ranges that are found in the run are found over what one call sees: under `jax.vmap` in each example for itself,
+    inside `jax.shard_map` in each device's part, but with sharded arguments under `jax.jit` over the whole array.
+
+    Every argument leaf may be a `QTensor`: weights from `quantize_weights`, or data that is eight-bit
     already (`QTensor.from_uint8`). Python numbers, booleans, strings and other objects among the arguments stay static.
 
     Args:

@@ -20,8 +20,7 @@ import numpy as np
 from jax import lax
 
 from jaxq8.forms import ConvLayout, DotLayout, conv_layout, dot_layout
-from jaxq8.kernels import KERNELS
-from jaxq8.kernels.base import ConvForm, DotForm, Form
+from jaxq8.kernels.base import ConvForm, Form
 from jaxq8.kernels.reference import plain
 from jaxq8.kernels.select import FORMS
 from jaxq8.qtensor import QTensor
@@ -45,7 +44,9 @@ def draw(seed: int) -> Case:
 
 def _side(pick: random.Random) -> int:
     """Sides of contractions: often 1 or near a multiple of a vector's width, where kernels change their ways."""
-    return max(1, pick.choice([1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 64, 100]) + pick.choice([0, 0, 0, -1, 1]))
+    return max(
+        1, pick.choice([1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 64, 100]) + pick.choice([0, 0, 0, -1, 1])
+    )
 
 
 def _draw_dot(pick: random.Random, seed: int) -> Case:
@@ -172,7 +173,9 @@ def _whole(
     zeros = jnp.full((1,) * x.ndim, zero, jnp.int32), jnp.full((1,) * w.ndim, w_zero, jnp.int32)
 
     def run(x: Any, w: Any) -> Any:
-        acc = accumulate(layout, QTensor(x, one[0], zeros[0]), QTensor(w, one[1], zeros[1], 8, w_zero == 0), "xla")
+        acc = accumulate(
+            layout, QTensor(x, one[0], zeros[0]), QTensor(w, one[1], zeros[1], 8, w_zero == 0), "xla"
+        )
         return acc.values + acc.offset.astype(jnp.int32)
 
     yield from _difference("accumulate", jax.jit(run)(x, w), expected)
@@ -248,7 +251,9 @@ def search(cases: int, seed: int, seconds: float = math.inf) -> tuple[int, list[
         case = draw(number)
         if failing(case):
             small = shrink(case, lambda c: bool(failing(c)))
-            reports.append(f"{'; '.join(failing(small))}: python -m tests.differential --case '{json.dumps(small)}'")
+            reports.append(
+                f"{'; '.join(failing(small))}: python -m tests.differential --case '{json.dumps(small)}'"
+            )
         if count % CLEAR_EVERY == 0:
             jax.clear_caches()
     return count, reports
@@ -257,7 +262,9 @@ def search(cases: int, seed: int, seconds: float = math.inf) -> tuple[int, list[
 def main(arguments: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python -m tests.differential", description=__doc__)
     options.add_argument("--cases", type=int, default=1000)
-    options.add_argument("--seed", type=int, default=0, help="of the first case; each case is the seed of its number")
+    options.add_argument(
+        "--seed", type=int, default=0, help="of the first case; each case is the seed of its number"
+    )
     options.add_argument("--seconds", type=float, default=math.inf, help="stop after this time")
     options.add_argument("--case", type=json.loads, help="run one case, as printed")
     chosen = options.parse_args(arguments)

@@ -16,7 +16,19 @@ from jax.ad_checkpoint import checkpoint_name
 
 import jaxq8 as q8
 from tests.small import (
-    ALWAYS, BATCH, BOUNDARY_DB, PAIR, SIMULATE, SQNR_DB, X, assert_equal, dense, fast, loss, normal, sqnr_db,
+    ALWAYS,
+    BATCH,
+    BOUNDARY_DB,
+    PAIR,
+    SIMULATE,
+    SQNR_DB,
+    X,
+    assert_equal,
+    dense,
+    fast,
+    loss,
+    normal,
+    sqnr_db,
 )  # fmt: skip
 
 COMPILED = jax.jit(fast)(PAIR, X)
@@ -105,6 +117,7 @@ def test_quantizing_twice_is_quantizing_once():
     twice = q8.quantize(fast, ALWAYS)
     assert_equal(COMPILED, jax.jit(twice)(PAIR, X))
     assert_equal(COMPILED, jax.jit(q8.quantize(jax.jit(fast), ALWAYS))(PAIR, X))
+    assert q8.explain(fast, PAIR, X, config=ALWAYS).eight_bit_share == 1.0
     gradients = [jax.grad(loss(f))(PAIR, X) for f in (fast, twice)]
     assert sqnr_db(*gradients) > 100  # float32 keeps 140 dB
 
@@ -115,7 +128,10 @@ def test_inside_a_larger_float_function():
 
     found = jax.jit(functools.partial(larger, fast))(PAIR, X)
     assert sqnr_db(larger(dense, PAIR, X), found) > SQNR_DB
-    assert sqnr_db(jax.jit(functools.partial(larger, q8.quantize(dense, SIMULATE)))(PAIR, X), found) > BOUNDARY_DB
+    assert (
+        sqnr_db(jax.jit(functools.partial(larger, q8.quantize(dense, SIMULATE)))(PAIR, X), found)
+        > BOUNDARY_DB
+    )
 
 
 def test_shapes_and_jaxprs_without_data():
@@ -216,7 +232,9 @@ def test_merged_weights_of_a_scan_equal_unrolled_code():
     assert sqnr_db(expected, found) > BOUNDARY_DB
     encoded = q8.quantize_weights(looped, v, X, config=ALWAYS)
     assert sqnr_db(found, jax.jit(q8.quantize(looped, ALWAYS))(encoded, X)) > BOUNDARY_DB
-    assert "i8[4,32,32]" in str(jax.make_jaxpr(q8.quantize(looped, ALWAYS))(v, X))  # whole: outside of the loop
+    assert "i8[4,32,32]" in str(
+        jax.make_jaxpr(q8.quantize(looped, ALWAYS))(v, X)
+    )  # whole: outside of the loop
 
 
 def test_names_for_checkpoint_policies_let_codes_through():
@@ -226,4 +244,7 @@ def test_names_for_checkpoint_policies_let_codes_through():
 
     assert isinstance(q8.quantize_weights(fn, PAIR, X, config=ALWAYS)["v"], q8.QTensor)
     assert_equal(COMPILED, jax.jit(q8.quantize(fn, ALWAYS))(PAIR, X))
-    assert {s.op for s in q8.explain(fn, PAIR, X, config=ALWAYS).sites} == {"dot", "tanh"}  # nothing decoded for a name
+    assert {s.op for s in q8.explain(fn, PAIR, X, config=ALWAYS).sites} == {
+        "dot",
+        "tanh",
+    }  # nothing decoded for a name

@@ -110,9 +110,7 @@ MODES = [
 @pytest.mark.parametrize("config", MODES, ids=lambda c: f"{c.mode}-{len(c.overrides)}")
 @pytest.mark.parametrize("argument", [0, 1])
 def test_every_mode_has_gradients_whatever_its_overrides(config, argument):
-    found, exact = (
-        jax.grad(loss(f), argument)(PAIR, X) for f in (q8.quantize(dense, config), dense)
-    )
+    found, exact = (jax.grad(loss(f), argument)(PAIR, X) for f in (q8.quantize(dense, config), dense))
     assert sqnr_db(exact, found) > GRADIENT_DB
 
 

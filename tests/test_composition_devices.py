@@ -135,7 +135,13 @@ def test_two_processes_compute_what_one_does():
     def run(number: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", PROCESS, address, str(number)]
         return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
 
     with ThreadPoolExecutor(2) as pool:

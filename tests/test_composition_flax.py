@@ -78,7 +78,9 @@ class Scanned(nn.Module):
     @nn.compact
     def __call__(self, x):
         layer = nn.remat(Layer) if self.remat else Layer
-        return nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()(x, None)[0]
+        return nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()(x, None)[
+            0
+        ]
 
 
 class Unrolled(nn.Module):
@@ -140,9 +142,7 @@ def test_a_cache_goes_through_steps_of_decoding():
             outputs.append(y)
         return jnp.concatenate(outputs, 1), state["cache"]
 
-    (expected, cache), (found, found_cache) = (
-        decoded(jax.jit(f)) for f in (step, q8.quantize(step, ALWAYS))
-    )
+    (expected, cache), (found, found_cache) = (decoded(jax.jit(f)) for f in (step, q8.quantize(step, ALWAYS)))
     assert sqnr_db(expected, found) > SQNR_DB
     assert sqnr_db(cache["cached_key"], found_cache["cached_key"]) > SQNR_DB
     assert int(found_cache["cache_index"]) == 6
@@ -218,9 +218,7 @@ class NnxStack(nnx.Module):
         self.layers = make(rngs.split(3))
 
     def __call__(self, x):
-        step = nnx.scan(
-            lambda layer, x: jnp.tanh(layer(x)) + x, in_axes=(0, nnx.Carry), out_axes=nnx.Carry
-        )
+        step = nnx.scan(lambda layer, x: jnp.tanh(layer(x)) + x, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
         return step(self.layers, x)
 
 

@@ -26,7 +26,9 @@ def contractions(text: str) -> collections.Counter:
         for m in map(CONTRACTION.search, text.splitlines())
         if m
     ]
-    assert len(found) == sum(op in line for line in text.splitlines() for op in ("stablehlo.dot_general", "stablehlo.convolution"))
+    assert len(found) == sum(
+        op in line for line in text.splitlines() for op in ("stablehlo.dot_general", "stablehlo.convolution")
+    )
     return collections.Counter(found)
 
 
@@ -46,7 +48,7 @@ def exported(name: str, config: q8.Config, platforms: tuple[str, ...]) -> tuple[
 
 def assert_integers_where_planned(found: collections.Counter, plan: q8.Plan, platforms: int) -> None:
     sites = [site for site in plan.sites if site.macs]
-    kinds = collections.Counter({kind: 0 for kind in (INTEGERS, ("f32",) * 3)})
+    kinds = collections.Counter(dict.fromkeys((INTEGERS, ("f32",) * 3), 0))
     for (_op, *kind), count in found.items():
         kinds[tuple(kind)] += count
     assert set(kinds) == {INTEGERS, ("f32",) * 3}

@@ -21,7 +21,9 @@ ALWAYS = q8.Config(kernels="xla")
 
 
 def network(variables, x):
-    return jax.lax.conv_general_dilated(x, variables["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x, variables["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +75,9 @@ def refused(run):
     return fails
 
 
-@pytest.mark.parametrize(("run", "detail"), [(off_by_one, "differ"), (refused, "NotImplementedError: unsupported")])
+@pytest.mark.parametrize(
+    ("run", "detail"), [(off_by_one, "differ"), (refused, "NotImplementedError: unsupported")]
+)
 def test_a_wrong_form_is_found_and_avoided(monkeypatch, capsys, run, detail):
     assert plan().kernel == "xla: patches"
     monkeypatch.setattr(select, "FORMS", wrong("patches", run))
@@ -93,7 +97,9 @@ def test_a_wrong_form_is_found_and_avoided(monkeypatch, capsys, run, detail):
 def selfcheck_module():
     import sys
 
-    assert callable(selfcheck)  # the name of the module is that of the function; the module itself is not hidden by it
+    assert callable(
+        selfcheck
+    )  # the name of the module is that of the function; the module itself is not hidden by it
     return sys.modules["jaxq8.selfcheck"]
 
 
@@ -113,7 +119,9 @@ def test_forms_barred_by_the_environment(monkeypatch):
     assert automatic.reason is q8.Reason.NOT_FASTER
     assert not automatic.eight_bit
     monkeypatch.setenv(barred.VARIABLE, "patchwork")
-    with pytest.raises(q8.SpecError, match=r"JAXQ8_BARRED_FORMS: unknown form 'patchwork'; known are dot, pointwise"):
+    with pytest.raises(
+        q8.SpecError, match=r"JAXQ8_BARRED_FORMS: unknown form 'patchwork'; known are dot, pointwise"
+    ):
         plan()
 
 
@@ -131,7 +139,9 @@ def test_plain_stand_ins_give_the_same_numbers(name):
         y = jax.nn.relu(network(variables, x))
         y = jax.lax.reduce_window(y, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
         y = network(variables, y - 0.25)
-        return jax.lax.reduce_window(network(variables, y), 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
+        return jax.lax.reduce_window(
+            network(variables, y), 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "SAME"
+        )
 
     expected = jax.jit(q8.quantize(net, ALWAYS))(CONV, IMAGE)
     q8.bar_forms(name)

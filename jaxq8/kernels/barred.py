@@ -60,4 +60,6 @@ def _from_environment() -> tuple[str, ...]:
 def _check(names: tuple[str, ...], where: str) -> None:
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise SpecError(f"{where}: unknown form {', '.join(map(repr, unknown))}; known are {', '.join(NAMES)}")
+        raise SpecError(
+            f"{where}: unknown form {', '.join(map(repr, unknown))}; known are {', '.join(NAMES)}"
+        )

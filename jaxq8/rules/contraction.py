@@ -130,7 +130,12 @@ def _is_batched(ctx: Context) -> bool:
 def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detail: str, macs: int) -> Value:
     """The equation as it stands, by the better float form where there is one, with its reason in the plan."""
     values = modes.prepare(ctx, operands)
-    ctx.record(False, reason, detail=detail, shapes=_shapes(ctx.eqn), macs=macs)
+    if all(jnp.issubdtype(v.dtype, jnp.integer) and v.dtype.itemsize == 1 for v in values):
+        ctx.record(
+            True, detail=detail, shapes=_shapes(ctx.eqn), macs=macs, kernel="as written: integers already"
+        )
+    else:
+        ctx.record(False, reason, detail=detail, shapes=_shapes(ctx.eqn), macs=macs)
     result: Value | None = modes.better_float(ctx, values)
     if result is None:
         result = float_fallback(dataclasses.replace(ctx, quiet=True), values)[0]

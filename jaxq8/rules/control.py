@@ -20,7 +20,7 @@ from jaxq8.probes import framed, shapes_seen
 from jaxq8.qtensor import QTensor
 from jaxq8.rounding import straight_through
 from jaxq8.sites import OPERATIONS
-from jaxq8.values import Accumulator, Array, Broadcast, Value, bounds, is_quantized, to_real
+from jaxq8.values import Accumulator, Array, Broadcast, Value, is_quantized, to_real
 
 # Operations whose results have bounds that the next encoding profits from.
 BOUNDING = {primitives.max_p, primitives.min_p, primitives.clamp_p, primitives.logistic_p, primitives.tanh_p}
@@ -69,15 +69,15 @@ def _tangents_of(value: Value, real: Any) -> Value:
     if not jnp.issubdtype(value.dtype, jnp.inexact):
         return value
     zero = (real - jax.lax.stop_gradient(real)).astype(jnp.float32)  # zero in value, all of the derivative
-    fixed = jax.tree.map(jax.lax.stop_gradient, value) if isinstance(value, QTensor) else value
-    if isinstance(fixed, QTensor):
+    if isinstance(value, QTensor):
+        fixed = jax.tree.map(jax.lax.stop_gradient, value)
         return dataclasses.replace(fixed, values=fixed.values + zero / fixed.scale)
     if isinstance(value, Accumulator):
         still = {f: jax.lax.stop_gradient(getattr(value, f)) for f in ("values", "scale", "offset")}
         return dataclasses.replace(value, **{**still, "offset": still["offset"] + zero}, straight=True)
-    return Array(straight_through(real, to_real(value)), *bounds(value)) if isinstance(value, Broadcast) else (
-        dataclasses.replace(value, array=straight_through(real, value.array), codes=None)
-    )
+    if isinstance(value, Array):
+        return dataclasses.replace(value, array=straight_through(real, value.array), codes=None)
+    return Array(straight_through(real, to_real(value)))
 
 
 def _carried(value: Value) -> Any:
