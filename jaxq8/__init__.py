@@ -15,6 +15,7 @@ from jaxq8.errors import (
 from jaxq8.exporting import ExportedModel, export, load_exported
 from jaxq8.floats import load_float
 from jaxq8.interpreter import register_rule
+from jaxq8.kernels.barred import bar_forms
 from jaxq8.observers import Observer, observer_names, register_observer
 from jaxq8.plan import Plan, Reason, SiteRecord
 from jaxq8.qtensor import QTensor
@@ -22,6 +23,7 @@ from jaxq8.ranges import Range, Ranges
 from jaxq8.repairs import correct_bias
 from jaxq8.report import Report, compare
 from jaxq8.rounding import register_rounding, rounding_names
+from jaxq8.selfcheck import SelfCheck, selfcheck
 from jaxq8.sensitivity import Sensitivity, sensitivity
 from jaxq8.serialize import load, save
 from jaxq8.transform import explain, quantize
@@ -45,12 +47,14 @@ __all__ = [
     "Reason",
     "Report",
     "RuleError",
+    "SelfCheck",
     "Sensitivity",
     "SiteRecord",
     "Spec",
     "SpecError",
     "StoredTensor",
     "TensorError",
+    "bar_forms",
     "calibrate",
     "compare",
     "correct_bias",
@@ -68,5 +72,6 @@ __all__ = [
     "register_rule",
     "rounding_names",
     "save",
+    "selfcheck",
     "sensitivity",
 ]

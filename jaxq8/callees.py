@@ -14,6 +14,7 @@ CUSTOM_VJP = set(primitive_named("custom_vjp_call_p", "custom_vjp_call_jaxpr_p")
 INLINED = JIT | CLOSED | CUSTOM_JVP | CUSTOM_VJP
 SCAN, WHILE, COND = primitives.scan_p, primitives.while_p, primitives.cond_p
 CONTROL = {SCAN, WHILE, COND}
+SHARD_MAP = "shard_map"  # by its name: JAX has no public handle on this primitive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,8 @@ def callees(eqn: Any) -> tuple[Callee, ...]:
     if p is COND:
         operands = tuple(range(1, count))
         return tuple(Callee(f"branch{i}", b, operands) for i, b in enumerate(params["branches"]))
+    if p.name == SHARD_MAP:
+        return (Callee(SHARD_MAP, params["jaxpr"], tuple(range(count))),)
     return ()
 
 

@@ -176,6 +176,20 @@ class Config:
                 site = dataclasses.replace(site, **dict(changes), overrides=())
         return dataclasses.replace(site, overrides=()) if site.overrides else site
 
+    @property
+    def simulates(self) -> bool:
+        """Whether codes are carried in float, where they have a derivative."""
+        return self.kernels == "simulate" or self.mode == "simulate"
+
+    def simulated(self) -> Config:
+        """The same arithmetic in float with straight-through derivatives, at every site."""
+        overrides = tuple((pattern, _without(changes, "kernels")) for pattern, changes in self.overrides)
+        return dataclasses.replace(self, kernels="simulate", overrides=overrides)
+
+
+def _without(changes: Changes, field: str) -> Changes:
+    return tuple((name, value) for name, value in changes if name != field)
+
 
 def matches(pattern: str, name: str, op: str) -> bool:
     """Whether an override's pattern addresses a site: a glob over its name, or ``op:KIND``."""

@@ -100,6 +100,9 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
     how = dataclasses.replace(how, spec=_spec_for(how, [_known_range(value, how)[0]]))
     scale, zero_point = affine(minimum, maximum, how.spec, how.rounding)
     scale = _checked_scale(value, scale, how)
+    if INF in map(abs, _known_range(value, how)):
+        # Measured: or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
+        scale, zero_point = stored((scale, zero_point))
     codes = _apply(value, scale, zero_point, how)
     return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, np.dtype(value.dtype))
 
@@ -293,5 +296,15 @@ def _apply_plainly(value: Array | Accumulator, scale: jax.Array, zero: jax.Array
     rounded = how.rounding(steps, how.key)
     if how.simulate:
         rounded = straight_through(steps, rounded)
-    codes = jnp.clip(rounded if joint else rounded + zero, how.spec.qmin, how.spec.qmax)
-    return codes if how.simulate else codes.astype(how.spec.storage)
+    codes = rounded if joint else rounded + zero
+    clipped = jnp.clip(codes, how.spec.qmin, how.spec.qmax)
+    return _clip_derivative(codes, clipped) if how.simulate else clipped.astype(how.spec.storage)
+
+
+def _clip_derivative(codes: jax.Array, clipped: jax.Array) -> jax.Array:
+    """Derivative one inside the range and at its ends, where the extremes of a measured range lie; zero beyond.
+
+    Nudging the range so that zero is a code may move an extreme out by up to a step.
+    """
+    inside = jnp.abs(codes - clipped) <= 1
+    return jnp.where(inside, straight_through(codes, clipped), jax.lax.stop_gradient(clipped))

@@ -53,7 +53,7 @@ def register_rule(*primitives: Any) -> Callable[[Rule], Rule]:
     primitive with several results), or NotImplemented: then the equation is evaluated in float.
 
     Args:
-      *primitives: JAX primitives (`jax.lax.add_p`, or one of your own).
+      *primitives: JAX primitives (`jax.lax.add_p`, or one of your own), or the name of one that has no public handle.
 
     Returns:
       A decorator that returns the function unchanged.
@@ -248,7 +248,7 @@ def _apply(ctx: Context, values: list[Value]) -> list[Value]:
         if _foldable(eqn, values):
             with jax.ensure_compile_time_eval():
                 return [Array(np.asarray(a)) for a in bind(eqn, [v.array for v in values])]  # type: ignore[union-attr]
-        function = RULES.get(eqn.primitive)
+        function = RULES.get(eqn.primitive) or RULES.get(eqn.primitive.name)
         try:
             result = NotImplemented if function is None else function(ctx, *values, **eqn.params)
         except QuantizationError as error:

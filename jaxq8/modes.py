@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 
 from jaxq8._compat import primitives
 from jaxq8.forms import conv_layout
 from jaxq8.kernels import float_forms
 from jaxq8.qtensor import extremes
+from jaxq8.rounding import straight_through
 from jaxq8.values import Array, Value, to_real
 
 if TYPE_CHECKING:
@@ -31,9 +33,10 @@ def finish(ctx: Context, result: Value) -> Value:
     if ctx.config.mode != "round":
         return result
     real = to_real(result)
-    low, high = extremes(real, ())
+    low, high = map(jax.lax.stop_gradient, extremes(real, ()))
     width = (high - low) / (2**ctx.config.activations.bits - 1)
-    rounded = low + jnp.round((real - low) / jnp.where(width > 0, width, 1)) * width
+    steps = (real - low) / jnp.where(width > 0, width, 1)
+    rounded = low + straight_through(steps, jnp.round(steps)) * width
     return Array(jnp.where(width > 0, rounded, real).astype(real.dtype))
 
 

@@ -183,6 +183,16 @@ def affine(
     Returns:
       (scale, zero_point), both of that shape; zero_point is int32, or float for a `joint` rounding.
     """
+    if isinstance(
+        minimum, jax.core.Tracer
+    ):  # traced once for all sites of one kind: half of what tracing a site costs
+        return _traced_once(minimum, maximum, spec, rounding)
+    return _affine(minimum, maximum, spec, rounding)
+
+
+def _affine(
+    minimum: jax.Array, maximum: jax.Array, spec: Spec, rounding: Rounding
+) -> tuple[jax.Array, jax.Array]:
     minimum, maximum = _widened(minimum, maximum, spec)
     scale, per_unit = step(minimum, maximum, spec)
     if spec.is_symmetric:
@@ -194,6 +204,9 @@ def affine(
     if spec.include_zero:
         zero_point = jnp.clip(zero_point, spec.qmin, spec.qmax)
     return scale, zero_point.astype(jnp.int32)
+
+
+_traced_once = jax.jit(_affine, static_argnums=(2, 3))
 
 
 def step(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:

@@ -33,8 +33,12 @@ OPERATIONS = {
 CONTRACTIONS = {primitives.dot_general_p, primitives.conv_general_dilated_p}
 KEEPS_AXES = {
     primitives.convert_element_type_p, primitives.copy_p, primitives.rev_p, primitives.slice_p,
-    primitives.dynamic_slice_p,
+    primitives.dynamic_slice_p, primitives.sharding_constraint_p,
 }  # fmt: skip
+KEEPS_AXES_BY_NAME = {
+    "pvary",
+    "name",
+}  # of shard_map and checkpoint policies: JAX has no public handle on them
 # Codes pass through these as they are: a need for codes of the result is a need for codes of the operand.
 CARRIES_CODES = {
     primitives.reshape_p,
@@ -233,7 +237,7 @@ def _joined(operands: Sequence[Trail | None]) -> Trail | None:
 def _axes_move(eqn: Any) -> Callable[[Axes], Axes] | None:
     """What a layout operation does to the axes of its operand."""
     p, params = eqn.primitive, eqn.params
-    if p in KEEPS_AXES:
+    if p in KEEPS_AXES or p.name in KEEPS_AXES_BY_NAME:
         return lambda axes: axes
     if p is primitives.transpose_p:
         return lambda axes: tuple(axes[d] for d in params["permutation"])

@@ -32,8 +32,12 @@ def quantize(
 ) -> Callable[..., Any]:
     """Returns `fn` with its heavy arithmetic in eight-bit integers, accumulated in int32.
 
-    The result has the signature of `fn` and composes with `jax.jit`, `jax.vmap`, `jax.grad` (straight-through) and the
-    other transformations. Every argument leaf may be a `QTensor`: weights from `quantize_weights`, or data that is eight-bit
+    The result has the signature of `fn` and composes with JAX's other transformations, around it and inside `fn`. Its
+    derivatives are those of the same arithmetic in float with straight-through rounding; custom derivatives inside `fn` are
+    kept. Ranges that are found in the run are found over what one call sees: under `jax.vmap` in each example for itself,
+    inside `jax.shard_map` in each device's part, but with sharded arguments under `jax.jit` over the whole array.
+
+    Every argument leaf may be a `QTensor`: weights from `quantize_weights`, or data that is eight-bit
     already (`QTensor.from_uint8`). Python numbers, booleans, strings and other objects among the arguments stay static.
 
     Args:
@@ -120,6 +124,7 @@ class Call:
     jaxpr: Any
     consts: tuple[Any, ...]
     out_tree: Any
+    _analyses: dict[Config, Analysis] = dataclasses.field(default_factory=dict, init=False, compare=False)
 
     @classmethod
     def trace(cls, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
@@ -139,6 +144,11 @@ class Call:
 
     def analyse(self, config: Config) -> Analysis:
         """Sites and weights of the traced function; constants that reach a contraction are weights."""
+        if config not in self._analyses:
+            self._analyses[config] = self._analyse(config)
+        return self._analyses[config]
+
+    def _analyse(self, config: Config) -> Analysis:
         names = [p if w else None for p, w in zip(self.arguments.paths, self.arguments.weights, strict=True)]
         consts = [f"constant/{i}" if np.ndim(c) > 0 else None for i, c in enumerate(self.consts)]
 
@@ -184,14 +194,12 @@ class Call:
 
         @forward.defjvp
         def forward_jvp(primals: Any, tangents: Any) -> Any:
-            simulated = (
-                dataclasses.replace(config, kernels="simulate") if config.kernels != "simulate" else config
-            )
+            simulated = config.simulated()
             _, out = jax.jvp(lambda x: self.evaluate(x, simulated, ranges, Recorder()), primals, tangents)
             return forward(*primals), out
 
-        simulates = config.kernels == "simulate" or config.mode != "eightbit"
-        results = self.evaluate(leaves, config, ranges, Recorder()) if simulates else forward(leaves)
+        smooth = config == config.simulated() or (config.mode == "off" and not config.overrides)
+        results = self.evaluate(leaves, config, ranges, Recorder()) if smooth else forward(leaves)
         return jax.tree_util.tree_unflatten(self.out_tree, results)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxq8._compat import stored
 from jaxq8.qtensor import QTensor
+from jaxq8.rounding import straight_through
 
 INF = math.inf
 
@@ -78,6 +79,7 @@ class Accumulator:
       dtype: The float dtype that it stands for.
       positive: Every scale is known to be positive (until a batch norm multiplies it by who knows what): the largest
         integer is then the largest real.
+      straight: The clips act on values and not on derivatives (while simulated: a custom derivative has said all about them).
     """
 
     values: Any
@@ -87,6 +89,7 @@ class Accumulator:
     hi: float = INF
     dtype: Any = np.dtype("float32")
     positive: bool = True
+    straight: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,9 +120,9 @@ def decode(acc: Accumulator) -> jax.Array:
     # Vectors in memory: XLA:CPU would compute the batch norm behind them again for every element.
     scale, offset = stored((acc.scale, acc.offset))
     real = acc.values.astype(jnp.float32) * scale + offset
-    if acc.lo > -INF:
-        real = jnp.maximum(real, jnp.float32(acc.lo))
-    return jnp.minimum(real, jnp.float32(acc.hi)) if acc.hi < INF else real
+    clipped = jnp.maximum(real, jnp.float32(acc.lo)) if acc.lo > -INF else real
+    clipped = jnp.minimum(clipped, jnp.float32(acc.hi)) if acc.hi < INF else clipped
+    return straight_through(real, clipped) if acc.straight else clipped
 
 
 def bounds(value: Value) -> tuple[float, float]:

@@ -103,7 +103,7 @@ def test_signed_activations_are_exact_too(name, capability):
 
 def test_every_form_of_the_table_is_covered():
     chosen = {candidate(form)[0].name for form in REAL_SHAPES.values()}
-    assert chosen == {"dot", "pointwise", "multiply-adds", "native", "patches", "rows"}
+    assert chosen == {"dot", "pointwise", "multiply-adds", "native", "patches", "blocks", "rows"}
 
 
 @st.composite

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ def multiply_adds(form: ConvForm, x: Any, w: Any, x_zero: Any, dtype: Any = jnp.
 
 
 def native(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
-    """XLA's int8 convolution in two dimensions; 1-D gets an axis of size 1.
+    """XLA's int8 convolution; 1-D gets an axis of size 1, because XLA:CPU is fast in two dimensions alone.
 
     Borders are filled before the codes are re-centred to int8: a pad of int8 zeros right before a convolution is
     miscompiled by some releases of XLA:CPU, and these two steps in between keep it from being folded in.
@@ -142,7 +142,25 @@ def native(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
     if flat:
         x, w, strides, dilation = x[:, None], w[None], (1, *strides), (1, *dilation)
     out = lax.conv_general_dilated(
-        x, w, strides, [(0, 0), (0, 0)], rhs_dilation=dilation, dimension_numbers=channels_last(2),
+        x, w, strides, [(0, 0)] * len(strides), rhs_dilation=dilation, dimension_numbers=channels_last(len(strides)),
         feature_group_count=form.groups, preferred_element_type=jnp.int32,
     )  # fmt: skip
     return (out[:, 0] if flat else out) + correction
+
+
+def or_native(fast: Callable[..., Any]) -> Callable[..., Any]:
+    """A form that exists because XLA:CPU's convolution is slow; a TPU has int8 convolutions in hardware and gets those.
+
+    GPUs take the form too: their libraries have int8 matrix products, but no int8 convolutions with int32 results.
+    """
+
+    def run(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
+        def tpu(x: Any, w: Any, zero: Any) -> Any:
+            return native(form, x, w, zero)
+
+        def default(x: Any, w: Any, zero: Any) -> Any:
+            return fast(form, x, w, zero)
+
+        return lax.platform_dependent(x, w, jnp.asarray(x_zero), tpu=tpu, default=default)
+
+    return run

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import export, lax
 
+from jaxq8.kernels.barred import is_barred
 from jaxq8.kernels.base import DotForm, Form, certainly_less
 from jaxq8.kernels.processor import mixed_dots_are_fast
 
@@ -52,6 +53,9 @@ def weight_sum(form: Form, w: Any) -> Any:
         return jnp.sum(flat, axis=-2, keepdims=isinstance(form, DotForm) and form.batch > 0)
     if not isinstance(form, DotForm):
         w = w.reshape(-1, w.shape[-1])
+    if is_barred("weight_sum"):
+        sums = jnp.sum(w, axis=-2, keepdims=True, dtype=jnp.int32)
+        return sums if isinstance(form, DotForm) and form.batch else sums[0]
     ones = jnp.ones((*w.shape[:-2], 2, w.shape[-2]), jnp.uint8)
     sums = lax.platform_dependent(
         ones, w, cpu=lambda x, w: _mixed(x, w) if mixed_dots_are_fast() else _plain(x.astype(jnp.int8), w),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxq8._compat import stored
+from jaxq8.kernels.barred import is_barred
 
 # Windows of more positions than this are left to XLA's own loop.
 MAXIMUM_POSITIONS = 32
@@ -23,7 +24,7 @@ def max_pool(
     x = stored(
         lax.pad(stored(x), lowest, [(a, b, d - 1) for (a, b), d in zip(padding, base_dilation, strict=True)])
     )
-    if math.prod(window) > MAXIMUM_POSITIONS:
+    if math.prod(window) > MAXIMUM_POSITIONS or is_barred("max_pool"):
         return lax.reduce_window(
             x, lowest, lax.max, window, strides, "VALID", window_dilation=window_dilation
         )
@@ -36,7 +37,7 @@ def sum_pool(
     """The int32 sum over each window of codes; borders hold `zero`, the zero point."""
     x = stored(lax.pad(stored(x), zero, [(a, b, 0) for a, b in padding]))
     wide = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.int32)
-    if math.prod(window) > MAXIMUM_POSITIONS:
+    if math.prod(window) > MAXIMUM_POSITIONS or is_barred("sum_pool"):
         none = jnp.zeros((), wide.dtype)
         return lax.reduce_window(
             wide, none, lax.add, window, strides, "VALID", window_dilation=window_dilation

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxq8.kernels import conv, dot
+from jaxq8.kernels.barred import BARRED, is_barred
 from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form, certainly_less
 from jaxq8.kernels.processor import capability
 
@@ -105,11 +106,11 @@ def _suits_rows(form: Form) -> str | None:
 FORMS = (
     Candidate("dot", _is_dot, lambda form, x, w, x_zero: dot.dot(x, w)),
     Candidate("pointwise", _is_pointwise, conv.pointwise),
-    Candidate("multiply-adds", _is_depthwise, conv.multiply_adds),
+    Candidate("multiply-adds", _is_depthwise, conv.or_native(conv.multiply_adds)),
     Candidate("native", _suits_native, conv.native),
-    Candidate("patches", _suits_patches, conv.patches),
-    Candidate("blocks", _suits_blocks, conv.blocks),
-    Candidate("rows", _suits_rows, conv.rows),
+    Candidate("patches", _suits_patches, conv.or_native(conv.patches)),
+    Candidate("blocks", _suits_blocks, conv.or_native(conv.blocks)),
+    Candidate("rows", _suits_rows, conv.or_native(conv.rows)),
 )
 
 
@@ -117,7 +118,7 @@ def candidate(form: Form) -> tuple[Candidate | None, tuple[tuple[str, str], ...]
     """The first form of the table that accepts, and the ones refused before it with their reasons."""
     refused: list[tuple[str, str]] = []
     for entry in FORMS:
-        obstacle = entry.obstacle(form)
+        obstacle = BARRED if is_barred(entry.name) else entry.obstacle(form)
         if obstacle is None:
             return entry, tuple(refused)
         refused.append((entry.name, obstacle))

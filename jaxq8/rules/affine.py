@@ -189,7 +189,8 @@ def _clipped(ctx: Context, x: Value, y: Value, lower: bool) -> Value:
         if c is None or not _keeps_shape(ctx, value) or not jnp.issubdtype(value.dtype, jnp.floating):
             continue
         if isinstance(value, Accumulator):
-            return _clip_accumulator(value, c, lower)
+            # A clip of its own after one that a custom derivative covers: their derivatives differ.
+            return NotImplemented if value.straight else _clip_accumulator(value, c, lower)
         if isinstance(value, QTensor) and c == 0:
             clip = jnp.maximum if lower else jnp.minimum
             zero = value.zero_point.astype(value.values.dtype)
@@ -212,7 +213,7 @@ def clamp(ctx: Context, low: Value, x: Value, high: Value, **params: Any) -> Val
     lo, hi = constant(low), constant(high)
     if lo is None or hi is None or not jnp.issubdtype(x.dtype, jnp.floating):
         return NotImplemented
-    if isinstance(x, Accumulator):
+    if isinstance(x, Accumulator) and not x.straight:
         return _clip_accumulator(_clip_accumulator(x, lo, True), hi, False)
     return _real(ctx, low, x, high, lo=lo, hi=hi)
 

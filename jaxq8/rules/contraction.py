@@ -131,7 +131,12 @@ def _is_batched(ctx: Context) -> bool:
 def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detail: str, macs: int) -> Value:
     """The equation as it stands, by the better float form where there is one, with its reason in the plan."""
     values = modes.prepare(ctx, operands)
-    ctx.record(False, reason, detail=detail, shapes=_shapes(ctx.eqn), macs=macs)
+    if all(jnp.issubdtype(v.dtype, jnp.integer) and v.dtype.itemsize == 1 for v in values):
+        ctx.record(
+            True, detail=detail, shapes=_shapes(ctx.eqn), macs=macs, kernel="as written: integers already"
+        )
+    else:
+        ctx.record(False, reason, detail=detail, shapes=_shapes(ctx.eqn), macs=macs)
     result: Value | None = modes.better_float(ctx, values)
     if result is None:
         result = float_fallback(dataclasses.replace(ctx, quiet=True), values)[0]
@@ -178,7 +183,8 @@ def accumulate(
     ):  # kernels take int8 weights: the code is the byte minus 128, and so is its zero point
         wx, w_zero = (wx ^ 128).view(jnp.int8), w_zero - 128
     run = KERNELS[kernel].run
-    border = np.int32(0) if x.symmetric else x.zero_point.reshape(-1)[0]
+    bordered = isinstance(layout, ConvLayout) and not x.symmetric
+    border = x.zero_point.reshape(()) if bordered else np.int32(0)
     values = layout.result(run(layout.form, codes, wx, border))
     scale = layout.row_scale(x.scale) * layout.channel_scale(w.scale)
     offset = jnp.zeros((1,) * values.ndim, jnp.float32)

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxq8._compat import open_jaxpr, primitives
-from jaxq8.callees import CLOSED, COND, CUSTOM_JVP, CUSTOM_VJP, JIT, SCAN, WHILE, callees
+from jaxq8._compat import bind, open_jaxpr, primitives
+from jaxq8.callees import CLOSED, COND, CUSTOM_JVP, CUSTOM_VJP, JIT, SCAN, SHARD_MAP, WHILE, callees
 from jaxq8.interpreter import Context, evaluate, rule
 from jaxq8.probes import framed, shapes_seen
 from jaxq8.qtensor import QTensor
+from jaxq8.rounding import straight_through
 from jaxq8.sites import OPERATIONS
-from jaxq8.values import Array, Broadcast, Value, is_quantized, to_real
+from jaxq8.values import Accumulator, Array, Broadcast, Value, is_quantized, to_real
 
 # Operations whose results have bounds that the next encoding profits from.
 BOUNDING = {primitives.max_p, primitives.min_p, primitives.clamp_p, primitives.logistic_p, primitives.tanh_p}
@@ -48,7 +49,35 @@ def call(ctx: Context, *values: Value, **params: Any) -> Any:
         return NotImplemented
     (callee,) = callees(ctx.eqn)
     body, consts = open_jaxpr(callee.jaxpr)
-    return evaluate(body, consts, values, ctx.run, ctx.inner(callee.key))
+    results = evaluate(body, consts, values, ctx.run, ctx.inner(callee.key))
+    custom = ctx.eqn.primitive in CUSTOM_JVP | CUSTOM_VJP
+    return _with_own_derivative(ctx, values, results) if custom and ctx.run.config.simulates else results
+
+
+def _with_own_derivative(ctx: Context, values: Sequence[Value], results: Sequence[Value]) -> list[Value]:
+    """Results with the values of the simulation and the derivative that the user's rule gives.
+
+    The equation is also computed as it stands, in float; only its tangents are used, so outside of derivatives it is removed as
+    dead code.
+    """
+    plain = bind(ctx.eqn, [to_real(v) for v in values])
+    return [_tangents_of(r, p) for r, p in zip(results, plain, strict=True)]
+
+
+def _tangents_of(value: Value, real: Any) -> Value:
+    """`value` in value, `real` in derivative."""
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return value
+    zero = (real - jax.lax.stop_gradient(real)).astype(jnp.float32)  # zero in value, all of the derivative
+    if isinstance(value, QTensor):
+        fixed = jax.tree.map(jax.lax.stop_gradient, value)
+        return dataclasses.replace(fixed, values=fixed.values + zero / fixed.scale)
+    if isinstance(value, Accumulator):
+        still = {f: jax.lax.stop_gradient(getattr(value, f)) for f in ("values", "scale", "offset")}
+        return dataclasses.replace(value, **{**still, "offset": still["offset"] + zero}, straight=True)
+    if isinstance(value, Array):
+        return dataclasses.replace(value, array=straight_through(real, value.array), codes=None)
+    return Array(straight_through(real, to_real(value)))
 
 
 def _carried(value: Value) -> Any:
@@ -161,3 +190,32 @@ def cond(ctx: Context, index: Value, *values: Value, **params: Any) -> Any:
     results, seen = jax.lax.switch(where, [completed(b) for b in branches], *operands)
     probe.add(seen)
     return [Array(x) for x in results]
+
+
+@rule(SHARD_MAP)
+def shard_map(ctx: Context, *values: Value, mesh: Any, in_specs: Any, out_specs: Any, **params: Any) -> Any:
+    """The body is evaluated on each device's part: ranges that are found in the run are those of the part."""
+    manual = params.get("newly_manual_axes", params.get("manual_axes"))
+    if manual is None or not _worth_entering(ctx, values):
+        return NotImplemented
+    operands = [_carried(v) for v in values]
+    body, probe = _body(ctx, 0, _out_dtypes(params["jaxpr"])), ctx.run.probe
+
+    def part(*inputs: Any) -> list[Any]:
+        with probe.frame():  # what is seen on one device is no observation of the whole
+            return body(*inputs)
+
+    mapped = jax.shard_map(
+        part, mesh=mesh, in_specs=tuple(map(_part_specs, operands, in_specs)), out_specs=list(out_specs),
+        axis_names=set(manual), check_vma=params["check_vma"],
+    )  # fmt: skip
+    return [Array(x) for x in mapped(*operands)]
+
+
+def _part_specs(operand: Any, spec: Any) -> Any:
+    """How an operand is cut: scales and zero points like their codes, but for the axes on which they have one entry."""
+    if not isinstance(operand, QTensor):
+        return spec
+    axes = (*spec, *[None] * (operand.ndim - len(spec)))
+    small = jax.P(*(None if n == 1 else axis for n, axis in zip(operand.scale.shape, axes, strict=True)))
+    return dataclasses.replace(operand, values=spec, scale=small, zero_point=small)

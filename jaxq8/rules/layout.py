@@ -61,10 +61,27 @@ def rev(ctx: Context, x: Value, *, dimensions: Any, **params: Any) -> Value:
     return moved(x, lambda a: jnp.flip(a, tuple(dimensions))) or _through(ctx, x)
 
 
-@rule(primitives.copy_p)
+@rule(primitives.copy_p, "name")
 def copy(ctx: Context, x: Value, **params: Any) -> Value:
-    """A copy of integer data is that data."""
+    """A copy of integer data, or a name for it, is that data."""
     return x if isinstance(x, QTensor | Accumulator) else NotImplemented
+
+
+@rule("pvary")
+def pvary(ctx: Context, x: Value, **params: Any) -> Value:
+    """Inside `jax.shard_map`: data that is the same on all devices is from here on each device's own."""
+    if not isinstance(x, QTensor | Accumulator):
+        return NotImplemented
+    fields = ("values", "scale", "zero_point" if isinstance(x, QTensor) else "offset")
+    return dataclasses.replace(x, **{f: ctx.eqn.primitive.bind(getattr(x, f), **params) for f in fields})
+
+
+@rule(primitives.sharding_constraint_p)
+def sharding_constraint(ctx: Context, x: Value, **params: Any) -> Value:
+    """Codes and accumulators lie on devices as the array that they stand for; their small vectors go where XLA puts them."""
+    if not isinstance(x, QTensor | Accumulator):
+        return NotImplemented
+    return dataclasses.replace(x, values=ctx.eqn.primitive.bind(x.values, **params))
 
 
 @rule(primitives.reshape_p)
