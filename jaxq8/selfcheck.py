@@ -119,6 +119,10 @@ CASES: dict[str, dict[str, Form]] = {
         "1-D": ConvForm(2, (40,), 16, (9,), 32, (1,), ((4, 4),), (1,), (1,)),
         "3-D": ConvForm(1, (6, 6, 6), 8, (3, 3, 3), 16, (1,) * 3, ((1, 1),) * 3, (1,) * 3, (1,) * 3),
     },
+    "blocks": {
+        "3x3 of 4 images": dataclasses.replace(_conv(14, 64, 3, 64, 1, 1), batch=4),
+        "3x3 of 3 large images": dataclasses.replace(_conv(56, 256, 3, 8, 1, 1), batch=3),
+    },
     "rows": {
         "3x3": _conv(14, 64, 3, 64, 1, 1), "3x3 of 64x64": _conv(64, 128, 3, 16, 1, 1),
         "grown": _conv(14, 32, 3, 32, 1, 3),

@@ -12,7 +12,7 @@ from jaxq8.errors import SpecError
 VARIABLE = "JAXQ8_BARRED_FORMS"
 # The forms of contractions (`kernels.select.FORMS`), and the other places where a fast form stands for a plain one.
 NAMES = (
-    "dot", "pointwise", "multiply-adds", "native", "patches", "rows", "max_pool", "sum_pool", "weight_sum", "encode",
+    "dot", "pointwise", "multiply-adds", "native", "patches", "blocks", "rows", "max_pool", "sum_pool", "weight_sum", "encode",
 )  # fmt: skip
 BARRED = f"barred by the self-check or {VARIABLE}"
 
