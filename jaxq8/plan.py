@@ -76,12 +76,13 @@ class Recorder:
 
     def __init__(self) -> None:
         self._records: dict[tuple[str, str], SiteRecord] = {}
+        self.blocks = 1
 
     def add(self, record: SiteRecord) -> None:
         self._records[record.name, record.op] = record
 
     def plan(self, unused: Iterable[str] = ()) -> Plan:
-        return Plan(tuple(self._records.values()), tuple(unused))
+        return Plan(tuple(self._records.values()), tuple(unused), self.blocks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +93,12 @@ class Plan:
       sites: A `SiteRecord` for each contraction, table look-up, pooling and concatenation, and for each operation that
         had to leave eight bits.
       unused_overrides: Patterns of `Config.overrides` that matched no site.
+      blocks: How many blocks a large batch runs in (`Config.batch_blocks`); shapes are those of one block.
     """
 
     sites: tuple[SiteRecord, ...]
     unused_overrides: tuple[str, ...] = ()
+    blocks: int = 1
 
     @property
     def macs(self) -> int:
@@ -120,9 +123,10 @@ class Plan:
         eight = sum(s.eight_bit for s in contractions)
         reasons = collections.Counter(s.reason.value for s in contractions if not s.eight_bit)
         floats = "; ".join(f"{count} float: {text}" for text, count in reasons.most_common())
+        blocks = f"; the batch runs in {self.blocks} blocks" if self.blocks > 1 else ""
         return (
             f"{self.eight_bit_share:.1%} of {self.macs / 1e6:.1f} million multiply-adds in eight bits "
-            f"({eight} of {len(contractions)} contractions{'; ' + floats if floats else ''})"
+            f"({eight} of {len(contractions)} contractions{'; ' + floats if floats else ''}){blocks}"
         )
 
     def __str__(self) -> str:
@@ -160,7 +164,13 @@ class Plan:
         """All fields of all sites, versioned."""
         sites = [{**dataclasses.asdict(s), "reason": s.reason.name} for s in self.sites]
         return json.dumps(
-            {"version": PLAN_VERSION, "sites": sites, "unused_overrides": self.unused_overrides}, indent=1
+            {
+                "version": PLAN_VERSION,
+                "blocks": self.blocks,
+                "sites": sites,
+                "unused_overrides": self.unused_overrides,
+            },
+            indent=1,
         )
 
     @classmethod
@@ -175,7 +185,7 @@ class Plan:
             if document["version"] != PLAN_VERSION:
                 raise ValueError(f"version {document['version']!r}")
             sites = tuple(_read_site(entry) for entry in document["sites"])
-            return cls(sites, tuple(document["unused_overrides"]))
+            return cls(sites, tuple(document["unused_overrides"]), int(document["blocks"]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise QuantizationError(
                 f"plan: not a document of Plan.to_json() version {PLAN_VERSION} ({error})"

@@ -14,6 +14,7 @@ import numpy as np
 from jaxq8 import rules, weights
 from jaxq8._compat import open_jaxpr
 from jaxq8.arguments import Arguments, as_array, stand_in, take_apart
+from jaxq8.batching import block_size, in_blocks
 from jaxq8.config import Config, matches
 from jaxq8.errors import ArgumentError, SpecError
 from jaxq8.interpreter import Run, evaluate
@@ -67,7 +68,7 @@ def quantize(
         call = Call.trace(fn, args, kwargs)
         if not call.analyse(config).sites and not given:
             return call.plain(fn)
-        return call.differentiable(config, given)
+        return call.differentiable(fn, config, given)
 
     quantized.quantization = (config, given)  # type: ignore[attr-defined]
     return quantized
@@ -106,7 +107,9 @@ def explain(
     call = Call.trace(fn, args, kwargs)
     recorder = Recorder()
     given = ranges if isinstance(ranges, Ranges) else Ranges(ranges)
-    jax.eval_shape(lambda leaves: call.evaluate(leaves, config, given, recorder), call.arguments.leaves)
+    jax.eval_shape(
+        lambda leaves: call.replaced(leaves).in_parts(fn, config, given, recorder), call.arguments.leaves
+    )
     plan = recorder.plan()
     unused = [
         pattern
@@ -170,12 +173,12 @@ class Call:
 
     def evaluate(
         self, leaves: Sequence[Any], config: Config, ranges: Ranges, recorder: Recorder, probe: Probe | None = None,
-        exact: Callable[[str], Any] | None = None,
+        exact: Callable[[str], Any] | None = None, repeats: int = 1,
     ) -> list[Any]:  # fmt: skip
         """The results, flat, as arrays; for `probe` and `exact` see `Run`."""
         analysis = self.analyse(config)
         ranges.check_sites(_range_names(analysis))
-        run = Run(config, ranges, analysis, recorder, probe=probe or Probe(), exact=exact)
+        run = Run(config, ranges, analysis, recorder, repeats=repeats, probe=probe or Probe(), exact=exact)
         inputs = [*self.consts, *leaves]
         encoded = inputs if exact else weights.encode_leaves(inputs, analysis, config, len(self.consts))
         values = [_value(x, i >= len(self.consts)) for i, x in enumerate(encoded)]
@@ -184,13 +187,50 @@ class Call:
             jnp.asarray(to_real(v), a.aval.dtype) for v, a in zip(outputs, self.jaxpr.outvars, strict=True)
         ]
 
-    def differentiable(self, config: Config, ranges: Ranges) -> Any:
+    @property
+    def examples(self) -> list[int]:
+        """Positions of the argument leaves that hold data rather than weights."""
+        arguments = self.arguments
+        data = [
+            i for i, weight in enumerate(arguments.weights) if not weight and np.ndim(arguments.leaves[i]) > 0
+        ]
+        return data if any(arguments.weights) else []
+
+    def block_size(self, config: Config) -> int | None:
+        """How many examples run at a time; None for all of them."""
+        if not config.batch_blocks or config.mode != "eightbit":
+            return None
+        return block_size(self.as_inputs, [len(self.consts) + i for i in self.examples])
+
+    def replaced(self, leaves: Sequence[Any]) -> Call:
+        """The same call with other leaves."""
+        return dataclasses.replace(self, arguments=dataclasses.replace(self.arguments, leaves=tuple(leaves)))
+
+    def in_parts(
+        self, fn: Callable[..., Any], config: Config, ranges: Ranges, recorder: Recorder
+    ) -> list[Any]:
+        """`evaluate`; a large batch in blocks, its weights encoded once before them."""
+        leaves, count = self.arguments.leaves, len(self.consts)
+        size = self.block_size(config)
+        if size is None:
+            return self.evaluate(leaves, config, ranges, recorder)
+        recorder.blocks = leaves[self.examples[0]].shape[0] // size
+        encoded = weights.encode_leaves([*self.consts, *leaves], self.analyse(config), config, count)[count:]
+
+        def run(parts: list[Any]) -> list[Any]:
+            args, kwargs = self.arguments.rebuild(parts)
+            block = Call.trace(fn, args, kwargs)
+            return block.evaluate(block.arguments.leaves, config, ranges, recorder, repeats=recorder.blocks)
+
+        return in_blocks(run, encoded, self.examples, size)
+
+    def differentiable(self, fn: Callable[..., Any], config: Config, ranges: Ranges) -> Any:
         """Integer arithmetic in value; in derivative the simulation of the same codes in float (straight-through)."""
         leaves = tuple(as_array(leaf) for leaf in self.arguments.leaves)
 
         @jax.custom_jvp
         def forward(leaves: Any) -> list[Any]:
-            return self.evaluate(leaves, config, ranges, Recorder())
+            return self.replaced(leaves).in_parts(fn, config, ranges, Recorder())
 
         @forward.defjvp
         def forward_jvp(primals: Any, tangents: Any) -> Any:
