@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors import SafetensorError
 
@@ -100,14 +101,17 @@ def _msgpack(path: Path) -> dict[str, Any]:
 
 
 def _npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         return nested({name: file[name] for name in file.files}, path)
 
 
 def _orbax(path: Path) -> dict[str, Any]:
     checkpoint = _package("orbax.checkpoint", "orbax-checkpoint", path)
-    restored = checkpoint.PyTreeCheckpointer().restore(path.resolve())
-    return _checked(restored, path)
+    with checkpoint.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(path.resolve()).item_metadata.tree
+        # As NumPy arrays: the devices on which the checkpoint was written need not be here.
+        kinds = jax.tree_util.tree_map(lambda _: checkpoint.RestoreArgs(restore_type=np.ndarray), tree)
+        return _checked(reader.restore(path.resolve(), restore_args=kinds), path)
 
 
 def _checked(tree: Any, path: Path) -> dict[str, Any]:

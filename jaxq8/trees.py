@@ -53,6 +53,10 @@ class Writer:
         if isinstance(tree, QTensor):
             return self._qtensor(tree, path)
         if isinstance(tree, Mapping):
+            if len({type(k) for k in tree}) > 1:
+                raise FileError(
+                    f"{_text(path)}: keys of different types, which JAX cannot sort; use strings only"
+                )
             return {"dict": [[_key(k, path), self.node(v, (*path, str(k)))] for k, v in tree.items()]}
         if isinstance(tree, list | tuple):
             kind = "list" if isinstance(tree, list) else "tuple"
@@ -161,6 +165,8 @@ def _read_dict(container: Container, entries: list[Any], depth: int) -> dict[Any
             raise container.error(f"{str(entry)[:80]!r} is not [key, node]", "it was not written by jaxq8")
         if entry[0] in result:
             raise container.error(f"key {entry[0]!r} occurs twice", "it was not written by jaxq8")
+        if type(entry[0]) is not type(entries[0][0]):
+            raise container.error("a dict has strings and integers as keys", "it was not written by jaxq8")
         result[entry[0]] = read_tree(container, entry[1], depth + 1)
     return result
 
