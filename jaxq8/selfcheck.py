@@ -124,7 +124,7 @@ CASES: dict[str, dict[str, Form]] = {
         "3x3 of 3 large images": dataclasses.replace(_conv(56, 256, 3, 8, 1, 1), batch=3),
     },
     "rows": {
-        "3x3": _conv(14, 64, 3, 64, 1, 1), "3x3 of 64x64": _conv(64, 128, 3, 16, 1, 1),
+        "3x3": _conv(14, 64, 3, 64, 1, 1), "3x3 of 128x128": _conv(128, 128, 3, 8, 1, 1),
         "grown": _conv(14, 32, 3, 32, 1, 3),
     },
 }  # fmt: skip
