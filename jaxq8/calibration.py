@@ -35,7 +35,8 @@ def calibrate(
     """Ranges of everything that `quantize(fn, config)` encodes, observed in float over batches of data.
 
     One pass over the data serves all sites. Only the observers' states are kept, so memory does not grow with the number of
-    batches. Several runs (other data, other machines) are joined by `Ranges.merge`.
+    batches. Several runs (other data, other machines) are joined by `Ranges.merge`. A site that never ran (a branch not taken)
+    is left out, and finds its range while running.
 
     Args:
       fn: The function as it is given to `quantize`: ``model.apply``.
@@ -80,7 +81,8 @@ def calibrate(
             "calibrate: this function has no site that runs in eight bits; q8.explain(...) says why"
         )
     found = jax.device_get(states)
-    return Ranges({name: _range(name, choose(name), found[name], choose.spec(name)) for name in order})
+    ranges = {name: _range(choose(name), found[name], choose.spec(name)) for name in order}
+    return Ranges({name: r for name, r in ranges.items() if r is not None})
 
 
 def as_inputs(batch: Any) -> tuple[Any, ...]:
@@ -161,8 +163,9 @@ def _check_finite(finite: dict[str, jax.Array], batch: int) -> None:
         )
 
 
-def _range(name: str, observer: Observer, state: State, spec: Spec) -> Range:
+def _range(observer: Observer, state: State, spec: Spec) -> Range | None:
+    """The range of a site; None if it was never given any values (a branch that did not run)."""
     try:
         return observer.finalise(jax.tree.map(np.asarray, state), spec)
-    except SpecError as error:
-        raise RangesError(f"calibrate: {name} was never given any values ({error})") from error
+    except (SpecError, IndexError):
+        return None

@@ -314,7 +314,7 @@ def _divergence(counts: np.ndarray, end: int, levels: int) -> float:
 
 def _clipped(data: Counts, low: float, high: float) -> Range:
     """(low, high) inside the extremes of the data, in the right order."""
-    low, high = max(float(low), data.low), min(float(high), data.high)
+    low, high = (min(max(float(end), data.low), data.high) for end in (low, high))
     return Range(min(low, high), max(low, high))
 
 

@@ -129,9 +129,7 @@ def test_products_of_other_dtypes_are_left_as_they_are(dtype):
     found = q8.quantize(product, ALWAYS)(v, x)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, product(v, x))
-    # Bytes are eight-bit integers as they are; the others are no floats that could become any.
-    reason = q8.Reason.EIGHT_BIT if dtype == jnp.uint8 else q8.Reason.DTYPE
-    assert q8.explain(product, v, x, config=ALWAYS)["w:dot"].reason is reason
+    assert q8.explain(product, v, x, config=ALWAYS)["w:dot"].reason is q8.Reason.DTYPE
 
 
 def test_boolean_functions_are_left_as_they_are():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def _is_batched(ctx: Context) -> bool:
 def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detail: str, macs: int) -> Value:
     """The equation as it stands, by the better float form where there is one, with its reason in the plan."""
     values = modes.prepare(ctx, operands)
-    if all(jnp.issubdtype(v.dtype, jnp.integer) and v.dtype.itemsize == 1 for v in values):
+    if reason is Reason.DTYPE and _is_eight_bit_already(ctx, values):
         ctx.record(
             True, detail=detail, shapes=_shapes(ctx.eqn), macs=macs, kernel="as written: integers already"
         )
@@ -141,6 +142,12 @@ def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detai
     if result is None:
         result = float_fallback(dataclasses.replace(ctx, quiet=True), values)[0]
     return modes.finish(ctx, result)
+
+
+def _is_eight_bit_already(ctx: Context, values: Sequence[Value]) -> bool:
+    """A product of bytes summed in int32: the user's own, or one of a function that is quantized twice."""
+    narrow = all(jnp.issubdtype(v.dtype, jnp.integer) and v.dtype.itemsize == 1 for v in values)
+    return narrow and ctx.eqn.outvars[0].aval.dtype == jnp.int32
 
 
 def _activation_spec(ctx: Context, config: Config, layout: DotLayout | ConvLayout) -> Spec:
