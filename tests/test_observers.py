@@ -73,7 +73,7 @@ def test_histograms_grow_by_powers_of_two_and_lose_nothing():
     assert (low, high) == (min(small.min(), large.min()), max(small.max(), large.max()))
 
 
-@pytest.mark.parametrize("percent", [90.0, 99.0, 100.0])
+@pytest.mark.parametrize("percent", [91.3, 98.7, 100.0])
 def test_percentiles_are_those_of_numpy_to_a_bin(percent):
     observer = Percentile(percent)
     low, high = observer.finalise(jax.device_get(observed(observer, DATA)), SPEC)
