@@ -44,8 +44,8 @@ def save(
 def load(path: str | os.PathLike[str], *, lazy: bool = False) -> tuple[Any, Ranges | None, Config | None]:
     """Reads what `save` wrote. Nothing in a file is executed, and nothing is believed before it is checked.
 
-    Leaves are read and put on the default device one after the other, so that the peak memory is the size of the model in
-    eight bits and one leaf. Codes of fewer than eight bits are eight bits wide in memory.
+    Leaves are read and put on the default device one after the other; no float copy of a weight is made. Codes of fewer
+    than eight bits are eight bits wide in memory.
 
     Args:
       path: The file.
