@@ -16,6 +16,12 @@ from jaxq8.exporting import ExportedModel, export, load_exported
 from jaxq8.floats import load_float
 from jaxq8.interpreter import register_rule
 from jaxq8.kernels.barred import bar_forms
+from jaxq8.learned import (
+    RoundingProblem,
+    learn_rounding,
+    learned_rounding_names,
+    register_learned_rounding,
+)
 from jaxq8.observers import Observer, observer_names, register_observer
 from jaxq8.plan import Plan, Reason, SiteRecord
 from jaxq8.qtensor import QTensor
@@ -46,6 +52,7 @@ __all__ = [
     "RangesError",
     "Reason",
     "Report",
+    "RoundingProblem",
     "RuleError",
     "SelfCheck",
     "Sensitivity",
@@ -61,12 +68,15 @@ __all__ = [
     "equalize",
     "explain",
     "export",
+    "learn_rounding",
+    "learned_rounding_names",
     "load",
     "load_exported",
     "load_float",
     "observer_names",
     "quantize",
     "quantize_weights",
+    "register_learned_rounding",
     "register_observer",
     "register_rounding",
     "register_rule",

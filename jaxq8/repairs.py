@@ -69,7 +69,7 @@ def correct_bias(
     if inputs is None:
         raise ArgumentError("correct_bias: no batches; pass an iterable of inputs like those of calibrate")
     chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
-    return _moved(variables, chains, {name: s / count for name, s in sums.items()})
+    return moved(variables, chains, {name: s / count for name, s in sums.items()})
 
 
 class _Shifts(Probe):
@@ -106,7 +106,8 @@ def _shifts(
     }
 
 
-def _moved(variables: Any, chains: Chains, shifts: Mapping[str, np.ndarray]) -> Any:
+def moved(variables: Any, chains: Chains, shifts: Mapping[str, np.ndarray]) -> Any:
+    """`variables` with the mean error of each named contraction taken into the vector after it, where there is one."""
     flat, arrays, tree = array_leaves(variables)
     places = {s.name: chains.shift_after(n) for n, s in chains.contractions() if s.name in shifts}
     users = collections.Counter(place[0] for place in places.values() if place)

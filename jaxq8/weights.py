@@ -79,27 +79,29 @@ def encode_leaves(
     """The leaves with those that are weights encoded; those that are QTensors already, and data, are returned as they are."""
     result = list(leaves)
     for i, use in analysis.weights.items():
-        if i < len(leaves) and _is_weight(leaves[i], use, config):
+        if i < len(leaves) and is_weight(leaves[i], use, config):
             name = names[i - consts] if consts <= i < consts + len(names) else use.sites[0]
             result[i] = _encode(leaves[i], use, config, name)
     return result
 
 
-def _is_weight(leaf: Any, use: WeightUse, config: Config) -> bool:
+def is_weight(leaf: Any, use: WeightUse, config: Config) -> bool:
+    """Whether a leaf becomes codes: float, large enough, and read by sites that encode their weights."""
     if isinstance(leaf, QTensor) or not jnp.issubdtype(leaf.dtype, jnp.floating) or np.size(leaf) == 0:
         return False
     if np.size(leaf) < MINIMUM_SIZE and config.kernels == "auto":
         return False
-    return all(_site_config(config, site).mode in ENCODES_WEIGHTS for site in use.sites)
+    return all(site_config(config, site).mode in ENCODES_WEIGHTS for site in use.sites)
 
 
-def _site_config(config: Config, site: str) -> Config:
+def site_config(config: Config, site: str) -> Config:
+    """The configuration of a site, known by its name alone."""
     return config.for_site(site, site.split("#")[0].rsplit(":", 1)[-1])
 
 
 def _encode(leaf: Any, use: WeightUse, config: Config, name: str) -> Any:
     """One leaf as codes; outside a trace it is encoded now, once, even while the function around it is being traced."""
-    site = _site_config(config, use.sites[0])
+    site = site_config(config, use.sites[0])
     if is_concrete(leaf):
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
             raise TensorError(
@@ -110,8 +112,13 @@ def _encode(leaf: Any, use: WeightUse, config: Config, name: str) -> Any:
     return _codes(leaf, use, site)
 
 
+def kept(leaf: Any, use: WeightUse, site: Config) -> tuple[int, ...]:
+    """The axes of a weight that keep scales of their own."""
+    return tuple(a for a in range(leaf.ndim) if a in use.kept) if site.weights.granularity != "tensor" else ()
+
+
 def _codes(leaf: Any, use: WeightUse, site: Config) -> Any:
-    keep = tuple(a for a in range(leaf.ndim) if a in use.kept) if site.weights.granularity != "tensor" else ()
+    keep = kept(leaf, use, site)
     scheme = get_rounding(site.rounding)
     key = jax.random.key(site.seed) if scheme.keyed else None
     if site.kernels == "simulate" or site.mode == "simulate":

@@ -72,6 +72,8 @@ def _contract(
         True, shapes=_shapes(ctx.eqn), macs=macs, kernel=f"{choice.kernel}: {choice.form}", detail=choice.reason,
         refused=choice.refused, weights=_describe(w), activations=_describe(x), range=_origin(ctx, activation),
     )  # fmt: skip
+    if ctx.run.exact:
+        ctx.run.probe.reads(ctx.site.name, layout, x, w)
     kernel = "simulate" if ctx.run.exact else choice.kernel
     result = accumulate(layout, x, w, kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype))
     if ctx.run.exact:

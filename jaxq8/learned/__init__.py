@@ -1,0 +1,267 @@
+"""`learn_rounding`: which way to round each weight, learned layer by layer from what the layer reads."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxq8 import weights
+from jaxq8.calibration import as_inputs
+from jaxq8.chains import Chains, array_leaves
+from jaxq8.config import Config
+from jaxq8.errors import ArgumentError, TensorError
+from jaxq8.learned import methods as _methods
+from jaxq8.learned.moments import moments, places
+from jaxq8.learned.problems import (
+    Method,
+    RoundingProblem,
+    get_method,
+    learned_rounding_names,
+    register_learned_rounding,
+)
+from jaxq8.modes import ENCODES_WEIGHTS
+from jaxq8.qtensor import QTensor, extremes, is_qtensor
+from jaxq8.ranges import affine
+from jaxq8.repairs import moved
+from jaxq8.rounding import get_rounding
+from jaxq8.transform import Call, checked_config
+
+assert _methods  # importing them is what registers them
+
+__all__ = [
+    "RoundingProblem",
+    "get_method",
+    "learn_rounding",
+    "learned_rounding_names",
+    "register_learned_rounding",
+]
+
+SHRINKS = np.linspace(1.0, 0.5, 21)  # parts of a channel's range that are tried
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A weight leaf that one contraction reads: its position, its grid, and where its elements are in canonical form."""
+
+    leaf: int
+    site: str
+    config: Config
+    keep: tuple[int, ...]
+    places: np.ndarray[Any, Any]
+
+    @property
+    def hessian_bytes(self) -> int:
+        groups, terms, _ = self.places.shape
+        return 4 * groups * terms * terms
+
+
+def learn_rounding(
+    fn: Callable[..., Any],
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    method: str | Method = "gptq",
+    config: Config | None = None,
+    key: jax.Array | None = None,
+    search: bool = True,
+    correct: bool = True,
+    memory: int = 1 << 28,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Any:
+    """`quantize_weights` with the rounding of each weight decided by its effect on the layer, measured on data.
+
+    The squared error that a layer's rounding adds depends on the data only through the second moments of what the layer
+    reads (its *Hessian*). They are measured on the float function, for as many layers at a time as `memory` allows, and each
+    layer is then rounded for itself: by GPTQ's error feedback (Frantar et al. 2022), by AdaRound (Nagel et al. 2020), or by
+    a method of your own (`register_learned_rounding`). The codes use the grid that `config` gives, so the result runs in
+    every mode, file and export like that of `quantize_weights`.
+
+    Args:
+      fn: The float function: ``model.apply``.
+      variables: Its first argument, in float.
+      batches: As for `calibrate`. They are passed over once for each group of layers; a generator is kept in a list.
+      method: "gptq", "adaround", "nearest", "stochastic", another registered name, or a function like one.
+      config: As for `quantize_weights`; ``config.weights`` is the grid. ``config.rounding`` is for what is not learned.
+      key: PRNG key; each site gets its own. Default ``jax.random.key(config.seed)``.
+      search: Also choose for each scale how much of the range is worth keeping: of 21 shrunken ranges from 100% to 50% the
+        one that loses least when rounded to nearest.
+      correct: Let the mean error go into the vector that is added after the layer, where there is one (as `correct_bias`
+        does); what is learned is then the part of the error that varies.
+      memory: Bytes of Hessians that are held at a time, at least one layer's.
+      progress: Show progress bars.
+      **kwargs: Keyword arguments of `fn`.
+
+    Returns:
+      `variables` with weights as QTensors. Weights that several contractions read, or that are read in loops or after a
+      computation, are rounded as `quantize_weights` does.
+
+    Raises:
+      ArgumentError: There are no batches.
+      SpecError: No method has that name.
+      TensorError: A method returned codes of another shape or outside of the grid; the message names the site.
+
+    Example:
+      >>> four = q8.Config(weights=q8.Spec(bits=4, symmetric=True, granularity="channel"))
+      >>> q_vars = q8.learn_rounding(model.apply, variables, batches, method="gptq", config=four)
+    """
+    config, choose = checked_config(fn, config), get_method(method)
+    inputs = [as_inputs(batch) for batch in batches]
+    if not inputs:
+        raise ArgumentError("learn_rounding: no batches; pass an iterable of inputs like those of calibrate")
+    key = jax.random.key(config.seed) if key is None else key
+    flat, arrays, tree = array_leaves(variables)
+    layers = _layers(fn, variables, inputs[0], kwargs, config)
+    vectors = _vectors(fn, variables, inputs[0], kwargs, config) if correct else {}
+    encoded, shifts = list(flat), {}
+    bar = tqdm(total=len(layers), desc="rounding", unit="layer", disable=not progress)
+    for group in _groups(layers, memory):
+        found = _measured(fn, variables, inputs, kwargs, {layer.site for layer in group}, progress)
+        for layer in group:
+            second, first = found.pop(layer.site)
+            corrected = layer.site in vectors
+            hessian = second - first[:, :, None] * first[:, None, :] if corrected else second
+            weight = flat[arrays[layer.leaf]]
+            codes, off = _rounded(layer, weight, hessian, choose, key, search)
+            encoded[arrays[layer.leaf]] = codes
+            if corrected:
+                shifts[layer.site] = np.einsum("gk,gkn->gn", first, off).reshape(-1)
+            bar.update()
+    bar.close()
+    flat[:] = encoded
+    if shifts:
+        chains = Chains.trace(fn, (variables, *inputs[0]), kwargs, config)
+        flat = jax.tree_util.tree_leaves(moved(tree.unflatten(flat), chains, shifts), is_leaf=is_qtensor)
+    return weights.quantize_weights(fn, tree.unflatten(flat), *inputs[0], config=config, **kwargs)
+
+
+def _layers(
+    fn: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], config: Config
+) -> list[_Layer]:
+    """The weights that can be learned, in the order of the leaves."""
+    call = Call.trace(fn, (variables, *inputs), kwargs)
+    analysis, count = call.analyse(config), len(call.consts)
+    marked = [i for i, w in enumerate(call.arguments.weights) if w]
+    candidates: list[tuple[int, str, Config, tuple[int, ...]]] = []
+    for i, use in sorted(analysis.weights.items()):
+        site = use.sites[0]
+        settings = weights.site_config(config, site)
+        leaf = call.arguments.leaves[i - count] if i - count in marked else None
+        if leaf is None or len(use.sites) != 1 or settings.mode not in ENCODES_WEIGHTS:
+            continue
+        if weights.is_weight(leaf, use, config) and site.split("#")[0].endswith((":dot", ":conv")):
+            candidates.append((i - count, site, settings, weights.kept(leaf, use, settings)))
+    found = places(call, [i for i, *_ in candidates])
+    sizes = {i: np.size(call.arguments.leaves[i]) for i, *_ in candidates}
+    return [_Layer(i, s, c, k, found[s]) for i, s, c, k in candidates if s in found and found[s].size == sizes[i]]
+
+
+def _vectors(
+    fn: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], config: Config
+) -> dict[str, int]:
+    """Sites whose mean error a vector after them can take, and the leaf that the vector is."""
+    chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
+    flat, arrays, _ = array_leaves(variables)
+    after = {site.name: (node, chains.shift_after(node)) for node, site in chains.contractions()}
+    users = collections.Counter(place[0] for _, place in after.values() if place)
+    result = {}
+    for name, (node, place) in after.items():
+        outputs = node.outputs[0][1].aval.shape
+        if place and users[place[0]] == 1 and np.size(flat[arrays[place[0]]]) in outputs:
+            result[name] = place[0]
+    return result
+
+
+def _groups(layers: list[_Layer], memory: int) -> Iterator[list[_Layer]]:
+    """Layers whose Hessians fit into `memory` together; one that does not fit is alone."""
+    group: list[_Layer] = []
+    for layer in layers:
+        if group and sum(item.hessian_bytes for item in [*group, layer]) > memory:
+            yield group
+            group = []
+        group.append(layer)
+    if group:
+        yield group
+
+
+def _measured(
+    fn: Callable[..., Any], variables: Any, batches: list[tuple[Any, ...]], kwargs: dict[str, Any], names: set[str],
+    progress: bool,
+) -> dict[str, tuple[Any, Any]]:  # fmt: skip
+    """Moments over all batches, each batch counting the same."""
+    step = jax.jit(lambda v, x: moments(fn, v, x, kwargs, names))
+    sums: Mapping[str, Any] = {}
+    for inputs in tqdm(batches, desc="second moments", unit="batch", leave=False, disable=not progress):
+        new = jax.device_get(step(variables, inputs))
+        sums = jax.tree.map(np.add, sums, new) if sums else new
+    return {name: (a / len(batches), b / len(batches)) for name, (a, b) in sums.items()}
+
+
+def _rounded(
+    layer: _Layer, weight: Any, hessian: Any, choose: Method, key: jax.Array, search: bool
+) -> tuple[Any, Any]:
+    """One leaf as codes, and by how much they fall short of the weight in canonical form."""
+    real = np.asarray(weight, np.float32)
+    if not np.isfinite(real).all():
+        raise TensorError(f"weight of {layer.site} holds NaN or infinity; repair the checkpoint")
+    spec = layer.config.weights
+    scale, zero = _grid(real, layer, np.asarray(hessian, np.float32) if search else None)
+    problem = _problem(real, layer, np.asarray(hessian, np.float32), scale, zero)
+    codes = np.asarray(choose(problem, jax.random.fold_in(key, zlib.crc32(layer.site.encode()))))
+    _check(codes, problem)
+    values = np.empty(real.size, np.float32)
+    values[layer.places] = codes
+    stored = jnp.asarray(values.reshape(real.shape), spec.storage)
+    tensor = QTensor(stored, scale, zero, spec.bits, spec.is_symmetric, np.dtype(weight.dtype))
+    result = tensor.dequantize() if layer.config.mode == "weights_rounded" else tensor
+    return result, problem.weight - problem.real(codes)
+
+
+def _check(codes: Any, problem: RoundingProblem) -> None:
+    if codes.shape != problem.weight.shape or not np.array_equal(np.rint(codes), codes):
+        raise TensorError(
+            f"learn_rounding: at {problem.name} the method returned {codes.dtype}{list(codes.shape)}; expected integers of "
+            f"shape {list(problem.weight.shape)}"
+        )
+    if codes.size and not (problem.qmin <= codes.min() and codes.max() <= problem.qmax):
+        raise TensorError(
+            f"learn_rounding: at {problem.name} the method returned codes {codes.min():g}..{codes.max():g}; the grid has "
+            f"{problem.qmin}..{problem.qmax}: clip them"
+        )
+
+
+def _problem(real: Any, layer: _Layer, hessian: Any, scale: Any, zero: Any) -> RoundingProblem:
+    """The layer in canonical form, with a step and a zero point for each element."""
+    spec = layer.config.weights
+    wide = [np.broadcast_to(np.asarray(a, np.float32), real.shape).ravel()[layer.places] for a in (scale, zero)]
+    return RoundingProblem(layer.site, real.ravel()[layer.places], hessian, *wide, spec.qmin, spec.qmax)
+
+
+def _grid(real: Any, layer: _Layer, hessian: Any) -> tuple[Any, Any]:
+    """Scale and zero point of a weight; with a Hessian those of the part of the range that loses least."""
+    spec, scheme = layer.config.weights, get_rounding(layer.config.rounding)
+    low, high = extremes(jnp.asarray(real), layer.keep, spec.range)
+    grids = [affine(low * f, high * f, spec, scheme) for f in (SHRINKS if hessian is not None else [1.0])]
+    if len(grids) == 1:
+        return grids[0]
+    axes = tuple(a for a in range(real.ndim) if a not in layer.keep)
+    losses = np.stack([_loss(_problem(real, layer, hessian, *grid), layer, real.shape, axes) for grid in grids])
+    best = np.argmin(losses, axis=0)[None]
+    scale, zero = (np.take_along_axis(np.stack(parts), best, 0)[0] for parts in zip(*grids, strict=True))
+    return jnp.asarray(scale), jnp.asarray(zero)
+
+
+def _loss(problem: RoundingProblem, layer: _Layer, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
+    """The error by scale: each element's share ``d (H d)``, summed over the elements that share a scale."""
+    off = problem.weight - problem.real(problem.nearest())
+    shares = np.empty(np.prod(shape, dtype=int), np.float32)
+    shares[layer.places] = off * (problem.hessian @ off)
+    return shares.reshape(shape).sum(axis=axes, keepdims=True)

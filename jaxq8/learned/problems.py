@@ -1,0 +1,113 @@
+"""What a method of learned rounding is given: one layer's weight, its grid, and the moments of what the layer reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxq8.errors import RuleError, SpecError
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RoundingProblem:
+    """One contraction as ``g`` independent products ``x (rows, k) . weight (k, n)``, and the grid of its weight.
+
+    A dot has g = 1 (or its batch axes); a convolution reads patches, and has as many products as groups: a depthwise 3x3
+    one has k = 9.
+
+    Attributes:
+      name: The site.
+      weight: Float32, (g, k, n).
+      hessian: Float32, (g, k, k): the mean of ``x x^T`` over the calibration data; with the mean of x taken out where the
+        mean of the error is corrected elsewhere.
+      scale: Float32, (g, k, n): the step of each element.
+      zero_point: Float32, (g, k, n).
+      qmin: Smallest code.
+      qmax: Largest code.
+    """
+
+    name: str
+    weight: FloatArray
+    hessian: FloatArray
+    scale: FloatArray
+    zero_point: FloatArray
+    qmin: int
+    qmax: int
+
+    @property
+    def steps(self) -> FloatArray:
+        """The weight in units of a code, not rounded yet."""
+        return self.weight / self.scale + self.zero_point
+
+    def nearest(self) -> FloatArray:
+        """Codes by rounding to the nearest, as floats."""
+        return np.clip(np.rint(self.steps), self.qmin, self.qmax)
+
+    def real(self, codes: FloatArray) -> FloatArray:
+        """The weights that codes stand for."""
+        return (codes - self.zero_point) * self.scale
+
+    def error(self, codes: FloatArray) -> FloatArray:
+        """The mean square of what each output is off because of the rounding, (g, n): ``d^T H d``."""
+        off = self.weight - self.real(codes)
+        return np.einsum("gkn,gkn->gn", off, self.hessian @ off)
+
+
+# ``method(problem, key, progress) -> codes``: integer-valued floats (g, k, n) between qmin and qmax.
+Method = Callable[..., Any]
+_METHODS: dict[str, Method] = {}
+
+
+def register_learned_rounding(name: str) -> Callable[[Method], Method]:
+    """Registers a method for `learn_rounding`; use as a decorator.
+
+    The method is called as ``method(problem, key)`` with a `RoundingProblem` and a PRNG key of its own, and returns codes of
+    the shape of ``problem.weight``.
+
+    Args:
+      name: What ``learn_rounding(method=...)`` calls it.
+
+    Returns:
+      A decorator that returns the function unchanged.
+
+    Raises:
+      RuleError: The name is taken by another function.
+
+    Example:
+      >>> @q8.register_learned_rounding("upwards")
+      ... def upwards(problem, key):
+      ...     return np.clip(np.ceil(problem.steps), problem.qmin, problem.qmax)
+    """
+
+    def register(function: Method) -> Method:
+        if _METHODS.get(name, function) is not function:
+            raise RuleError(f"learned rounding {name!r} is already registered; choose another name")
+        _METHODS[name] = function
+        return function
+
+    return register
+
+
+def learned_rounding_names() -> tuple[str, ...]:
+    """The names of all registered methods, sorted."""
+    return tuple(sorted(_METHODS))
+
+
+def get_method(method: str | Method) -> Method:
+    """Finds a method by name; a function is returned as it is.
+
+    Raises:
+      SpecError: No method has that name.
+    """
+    if callable(method):
+        return method
+    if method not in _METHODS:
+        raise SpecError(
+            f"learn_rounding: unknown method {method!r}; known: {', '.join(learned_rounding_names())}, or pass a function"
+        )
+    return _METHODS[method]
