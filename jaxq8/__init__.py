@@ -32,6 +32,7 @@ from jaxq8.rounding import register_rounding, rounding_names
 from jaxq8.selfcheck import SelfCheck, selfcheck
 from jaxq8.sensitivity import Sensitivity, sensitivity
 from jaxq8.serialize import load, save
+from jaxq8.training import initial_step, integer_codes, learned_step
 from jaxq8.transform import explain, quantize
 from jaxq8.trees import StoredTensor
 from jaxq8.weights import quantize_weights
@@ -68,8 +69,11 @@ __all__ = [
     "equalize",
     "explain",
     "export",
+    "initial_step",
+    "integer_codes",
     "learn_rounding",
     "learned_rounding_names",
+    "learned_step",
     "load",
     "load_exported",
     "load_float",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +21,7 @@ from jaxq8.chains import Chains, array_leaves
 from jaxq8.config import Config
 from jaxq8.errors import ArgumentError, TensorError
 from jaxq8.learned import methods as _methods
-from jaxq8.learned.moments import moments, places
+from jaxq8.learned.moments import Moments, moments, places
 from jaxq8.learned.problems import (
     Method,
     RoundingProblem,
@@ -28,7 +30,7 @@ from jaxq8.learned.problems import (
     register_learned_rounding,
 )
 from jaxq8.modes import ENCODES_WEIGHTS
-from jaxq8.qtensor import QTensor, extremes, is_qtensor
+from jaxq8.qtensor import QTensor, extremes
 from jaxq8.ranges import affine
 from jaxq8.repairs import moved
 from jaxq8.rounding import get_rounding
@@ -60,7 +62,7 @@ class _Layer:
     @property
     def hessian_bytes(self) -> int:
         groups, terms, _ = self.places.shape
-        return 4 * groups * terms * terms
+        return 2 * 4 * groups * terms * terms
 
 
 def learn_rounding(
@@ -73,6 +75,7 @@ def learn_rounding(
     key: jax.Array | None = None,
     search: bool = True,
     correct: bool = True,
+    stages: int | None = None,
     memory: int = 1 << 28,
     progress: bool = True,
     **kwargs: Any,
@@ -96,6 +99,10 @@ def learn_rounding(
         one that loses least when rounded to nearest.
       correct: Let the mean error go into the vector that is added after the layer, where there is one (as `correct_bias`
         does); what is learned is then the part of the error that varies.
+      stages: How often the data are passed over. The layers are taken in the order in which they run, in that many stages;
+        each stage is measured with what was rounded before it, and its first layer is aimed at the float result from what it
+        now reads (least squares), which makes up for the errors of earlier layers. Default: a stage for each layer, the best
+        and slowest; 1 rounds each layer as if it were alone, in one pass.
       memory: Bytes of Hessians that are held at a time, at least one layer's.
       progress: Show progress bars.
       **kwargs: Keyword arguments of `fn`.
@@ -121,26 +128,29 @@ def learn_rounding(
     flat, arrays, tree = array_leaves(variables)
     layers = _layers(fn, variables, inputs[0], kwargs, config)
     vectors = _vectors(fn, variables, inputs[0], kwargs, config) if correct else {}
-    encoded, shifts = list(flat), {}
+    round_layer = partial(_rounded, choose=choose, key=key, search=search)
+    current = variables
+    chains = Chains.trace(fn, (variables, *inputs[0]), kwargs, config)
     bar = tqdm(total=len(layers), desc="rounding", unit="layer", disable=not progress)
     for group in _groups(layers, memory):
-        found = _measured(fn, variables, inputs, kwargs, {layer.site for layer in group}, progress)
-        for layer in group:
-            second, first = found.pop(layer.site)
-            corrected = layer.site in vectors
-            hessian = second - first[:, :, None] * first[:, None, :] if corrected else second
-            weight = flat[arrays[layer.leaf]]
-            codes, off = _rounded(layer, weight, hessian, choose, key, search)
-            encoded[arrays[layer.leaf]] = codes
-            if corrected:
-                shifts[layer.site] = np.einsum("gk,gkn->gn", first, off).reshape(-1)
-            bar.update()
+        names = {layer.site for layer in group}
+        measure = jax.jit(lambda v, x, names=names: moments(fn, v, x, kwargs, names))
+        for stage in _stages(group, stages):
+            found = _measured(measure, (variables, current), inputs)
+            leaves = array_leaves(current)[0]
+            shifts = {}
+            for index, layer in enumerate(stage):
+                weight, place = flat[arrays[layer.leaf]], arrays[layer.leaf]
+                moment = found.pop(layer.site)
+                if index:  # what its stage's first layer makes up for must not be made up for twice
+                    moment = moment._replace(drift=np.zeros_like(moment.drift), exact=moment.found)
+                leaves[place], shift = round_layer(layer, weight, moment, layer.site in vectors)
+                if layer.site in vectors:
+                    shifts[layer.site] = shift
+                bar.update()
+            current = moved(tree.unflatten(leaves), chains, shifts)
     bar.close()
-    flat[:] = encoded
-    if shifts:
-        chains = Chains.trace(fn, (variables, *inputs[0]), kwargs, config)
-        flat = jax.tree_util.tree_leaves(moved(tree.unflatten(flat), chains, shifts), is_leaf=is_qtensor)
-    return weights.quantize_weights(fn, tree.unflatten(flat), *inputs[0], config=config, **kwargs)
+    return weights.quantize_weights(fn, current, *inputs[0], config=config, **kwargs)
 
 
 def _layers(
@@ -161,7 +171,11 @@ def _layers(
             candidates.append((i - count, site, settings, weights.kept(leaf, use, settings)))
     found = places(call, [i for i, *_ in candidates])
     sizes = {i: np.size(call.arguments.leaves[i]) for i, *_ in candidates}
-    return [_Layer(i, s, c, k, found[s]) for i, s, c, k in candidates if s in found and found[s].size == sizes[i]]
+    layers = [
+        _Layer(i, s, c, k, found[s]) for i, s, c, k in candidates if s in found and found[s].size == sizes[i]
+    ]
+    order = {site.name: number for number, site in enumerate(analysis.sites.values())}
+    return sorted(layers, key=lambda layer: order[layer.site])
 
 
 def _vectors(
@@ -192,37 +206,52 @@ def _groups(layers: list[_Layer], memory: int) -> Iterator[list[_Layer]]:
         yield group
 
 
-def _measured(
-    fn: Callable[..., Any], variables: Any, batches: list[tuple[Any, ...]], kwargs: dict[str, Any], names: set[str],
-    progress: bool,
-) -> dict[str, tuple[Any, Any]]:  # fmt: skip
+def _stages(layers: list[_Layer], count: int | None) -> list[list[_Layer]]:
+    """The layers in at most `count` runs of like length."""
+    count = len(layers) if count is None else min(max(count, 1), len(layers))
+    ends = np.linspace(0, len(layers), count + 1).astype(int)
+    return [layers[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def _measured(step: Callable[..., Any], variables: Any, batches: list[tuple[Any, ...]]) -> dict[str, Moments]:
     """Moments over all batches, each batch counting the same."""
-    step = jax.jit(lambda v, x: moments(fn, v, x, kwargs, names))
-    sums: Mapping[str, Any] = {}
-    for inputs in tqdm(batches, desc="second moments", unit="batch", leave=False, disable=not progress):
+    sums: Any = None
+    for inputs in batches:
         new = jax.device_get(step(variables, inputs))
         sums = jax.tree.map(np.add, sums, new) if sums else new
-    return {name: (a / len(batches), b / len(batches)) for name, (a, b) in sums.items()}
+    return jax.tree.map(lambda a: a / np.float32(len(batches)), sums)
 
 
 def _rounded(
-    layer: _Layer, weight: Any, hessian: Any, choose: Method, key: jax.Array, search: bool
+    layer: _Layer, weight: Any, found: Moments, corrected: bool, choose: Method, key: jax.Array, search: bool
 ) -> tuple[Any, Any]:
-    """One leaf as codes, and by how much they fall short of the weight in canonical form."""
+    """One leaf as codes, and the mean error that is left in each output."""
     real = np.asarray(weight, np.float32)
     if not np.isfinite(real).all():
         raise TensorError(f"weight of {layer.site} holds NaN or infinity; repair the checkpoint")
+    exact = real.ravel()[layer.places]
+    used = found.centred() if corrected else found
+    aimed = np.empty(real.size, np.float32)
+    aimed[layer.places] = used.aimed(exact)
+    tensor, problem, codes = _encoded(layer, aimed.reshape(real.shape), used.second, choose, key, search)
+    off = found.exact[:, None] @ exact - found.found[:, None] @ problem.real(codes)
+    tensor = dataclasses.replace(tensor, dtype=np.dtype(weight.dtype))
+    return (tensor.dequantize() if layer.config.mode == "weights_rounded" else tensor), off.reshape(-1)
+
+
+def _encoded(
+    layer: _Layer, real: Any, hessian: Any, choose: Method, key: jax.Array, search: bool
+) -> tuple[QTensor, RoundingProblem, Any]:
+    """The codes that the method chooses on the grid of the weight."""
     spec = layer.config.weights
-    scale, zero = _grid(real, layer, np.asarray(hessian, np.float32) if search else None)
-    problem = _problem(real, layer, np.asarray(hessian, np.float32), scale, zero)
+    scale, zero = _grid(real, layer, hessian if search else None)
+    problem = _problem(real, layer, hessian, scale, zero)
     codes = np.asarray(choose(problem, jax.random.fold_in(key, zlib.crc32(layer.site.encode()))))
     _check(codes, problem)
     values = np.empty(real.size, np.float32)
     values[layer.places] = codes
     stored = jnp.asarray(values.reshape(real.shape), spec.storage)
-    tensor = QTensor(stored, scale, zero, spec.bits, spec.is_symmetric, np.dtype(weight.dtype))
-    result = tensor.dequantize() if layer.config.mode == "weights_rounded" else tensor
-    return result, problem.weight - problem.real(codes)
+    return QTensor(stored, scale, zero, spec.bits, spec.is_symmetric), problem, codes
 
 
 def _check(codes: Any, problem: RoundingProblem) -> None:
@@ -241,8 +270,11 @@ def _check(codes: Any, problem: RoundingProblem) -> None:
 def _problem(real: Any, layer: _Layer, hessian: Any, scale: Any, zero: Any) -> RoundingProblem:
     """The layer in canonical form, with a step and a zero point for each element."""
     spec = layer.config.weights
-    wide = [np.broadcast_to(np.asarray(a, np.float32), real.shape).ravel()[layer.places] for a in (scale, zero)]
-    return RoundingProblem(layer.site, real.ravel()[layer.places], hessian, *wide, spec.qmin, spec.qmax)
+    step, zero_point = (
+        np.broadcast_to(np.asarray(a, np.float32), real.shape).ravel()[layer.places] for a in (scale, zero)
+    )
+    weight = real.ravel()[layer.places]
+    return RoundingProblem(layer.site, weight, hessian, step, zero_point, spec.qmin, spec.qmax)
 
 
 def _grid(real: Any, layer: _Layer, hessian: Any) -> tuple[Any, Any]:
@@ -253,7 +285,9 @@ def _grid(real: Any, layer: _Layer, hessian: Any) -> tuple[Any, Any]:
     if len(grids) == 1:
         return grids[0]
     axes = tuple(a for a in range(real.ndim) if a not in layer.keep)
-    losses = np.stack([_loss(_problem(real, layer, hessian, *grid), layer, real.shape, axes) for grid in grids])
+    losses = np.stack(
+        [_loss(_problem(real, layer, hessian, *grid), layer, real.shape, axes) for grid in grids]
+    )
     best = np.argmin(losses, axis=0)[None]
     scale, zero = (np.take_along_axis(np.stack(parts), best, 0)[0] for parts in zip(*grids, strict=True))
     return jnp.asarray(scale), jnp.asarray(zero)

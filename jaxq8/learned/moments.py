@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,41 @@ from jaxq8.transform import Call
 
 # Moments are taken of the float function at every contraction, whatever the mode that the weights are for.
 EXACT = Config(kernels="xla")
-Moments = tuple[jax.Array, jax.Array]
+DAMPING = 0.1  # of the mean diagonal: how firmly a weight stays where it is
+
+
+class Moments(NamedTuple):
+    """Of what a site reads: x in float, y with what was rounded before it.
+
+    Attributes:
+      second: The mean of ``y y^T``, (g, k, k).
+      drift: The mean of ``y (x - y)^T``, (g, k, k): zero while nothing before the site is rounded.
+      exact: The mean of x, (g, k).
+      found: The mean of y, (g, k).
+    """
+
+    second: Any
+    drift: Any
+    exact: Any
+    found: Any
+
+    def centred(self) -> Moments:
+        """The same about the means: for sites whose mean error goes elsewhere."""
+        outer = self.found[:, :, None]
+        return self._replace(
+            second=self.second - outer * self.found[:, None],
+            drift=self.drift - outer * (self.exact - self.found)[:, None],
+        )
+
+    def aimed(self, weight: Any) -> Any:
+        """The weight that, reading y, comes closest to what `weight` gives for x: ``w + H^-1 E[y (x - y)^T] w``.
+
+        The least-squares solution, damped so that it stays near `weight` where the data say little.
+        """
+        size = self.second.shape[1]
+        mean = np.trace(self.second, axis1=1, axis2=2)[:, None, None] / size
+        damped = self.second + np.where(mean > 0, DAMPING * mean, 1) * np.eye(size, dtype=np.float32)
+        return (weight + np.linalg.solve(damped, self.drift @ weight)).astype(np.float32)
 
 
 def patches(form: ConvForm, x: jax.Array) -> jax.Array:
@@ -68,20 +102,38 @@ class _Reading(Probe):
             self.add({name: self._keep(layout, x, w)})
 
 
-def _moments(layout: DotLayout | ConvLayout, x: QTensor, w: QTensor) -> Moments:
-    rows = read_rows(layout, x.values).astype(jnp.float32)
-    return jnp.einsum("rgi,rgj->gij", rows, rows) / len(rows), jnp.mean(rows, 0)
-
-
 def moments(
-    fn: Callable[..., Any], variables: Any, inputs: Sequence[Any], kwargs: dict[str, Any], names: set[str]
+    fn: Callable[..., Any],
+    variables: tuple[Any, Any],
+    inputs: Sequence[Any],
+    kwargs: dict[str, Any],
+    names: set[str],
 ) -> dict[str, Moments]:
-    """Of each named site the mean of ``x x^T``, (g, k, k), and of x, (g, k), over one batch; traceable."""
-    call, probe = Call.trace(fn, (variables, *inputs), kwargs), _Reading(_moments, names)
-    call.evaluate(
-        call.arguments.leaves, EXACT, Ranges(), Recorder(), probe, exact=lambda name: True
-    )
-    return probe.seen
+    """Second and first moments of what each named site reads, over one batch; traceable.
+
+    Args:
+      fn: The float function.
+      variables: Those of the float function, and those rounded so far: x and y below are what a site reads with them.
+      inputs: The other positional arguments.
+      kwargs: Keyword arguments of `fn`.
+      names: The sites.
+
+    Returns:
+      Site -> `Moments`.
+    """
+    rows = []
+    for each in variables:
+        call = Call.trace(fn, (each, *inputs), kwargs)
+        probe = _Reading(lambda layout, x, w: read_rows(layout, x.values).astype(jnp.float32), names)
+        call.evaluate(call.arguments.leaves, EXACT, Ranges(), Recorder(), probe, exact=lambda name: True)
+        rows.append(probe.seen)
+    return {name: _moments(rows[0][name], rows[1][name]) for name in rows[0] if name in rows[1]}
+
+
+def _moments(x: jax.Array, y: jax.Array) -> Moments:
+    second = jnp.einsum("rgi,rgj->gij", y, y) / len(x)
+    drift = jnp.einsum("rgi,rgj->gij", y, x - y) / len(x)
+    return Moments(second, drift, jnp.mean(x, 0), jnp.mean(y, 0))
 
 
 def places(call: Call, leaves: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
