@@ -3,7 +3,8 @@
     python examples/finetune.py                         # 5,000 packaged handwritten digits
     python examples/finetune.py --data FOLDER           # Fashion-MNIST (or MNIST): the four idx files, gzipped or not
 
-Fine-tuning runs the simulation of the eight-bit arithmetic under `jax.grad`; the last column runs the trained codes in integers.
+Fine-tuning runs the simulation of the eight-bit arithmetic under `jax.grad`; the last
+column runs the trained codes in integers.
 """
 
 from __future__ import annotations
@@ -65,8 +66,7 @@ NET = Net()
 
 def infer(variables: Any, images: jax.Array) -> jax.Array:
     """Logits (n, 10), with the batch norm's own statistics: what is quantized."""
-    logits: jax.Array = NET.apply(variables, images)
-    return logits
+    return jnp.asarray(NET.apply(variables, images))
 
 
 def config(bits: int, kernels: str = "xla") -> q8.Config:

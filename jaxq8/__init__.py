@@ -16,6 +16,7 @@ from jaxq8.exporting import ExportedModel, export, load_exported
 from jaxq8.floats import load_float
 from jaxq8.interpreter import register_rule
 from jaxq8.kernels.barred import bar_forms
+from jaxq8.laboratory import experiment
 from jaxq8.learned import (
     RoundingProblem,
     learn_rounding,
@@ -32,6 +33,7 @@ from jaxq8.rounding import register_rounding, rounding_names
 from jaxq8.selfcheck import SelfCheck, selfcheck
 from jaxq8.sensitivity import Sensitivity, sensitivity
 from jaxq8.serialize import load, save
+from jaxq8.tables import Table, bootstrap
 from jaxq8.training import initial_step, integer_codes, learned_step
 from jaxq8.transform import explain, quantize
 from jaxq8.trees import StoredTensor
@@ -61,12 +63,15 @@ __all__ = [
     "Spec",
     "SpecError",
     "StoredTensor",
+    "Table",
     "TensorError",
     "bar_forms",
+    "bootstrap",
     "calibrate",
     "compare",
     "correct_bias",
     "equalize",
+    "experiment",
     "explain",
     "export",
     "initial_step",

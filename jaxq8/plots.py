@@ -1,7 +1,8 @@
-"""Pictures of a `Report`."""
+"""Pictures of a `Report` and of a `Table`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +12,14 @@ from jaxq8.errors import ArgumentError
 
 if TYPE_CHECKING:
     from jaxq8.report import Report, SiteErrors
+    from jaxq8.tables import Table
 
 SHOWN = 3  # sites whose histograms are drawn
 
 
 def plot_report(report: Report, path: Path) -> None:
     """The error along the depth, the loss at each site, and histograms of the sites that lose most."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ArgumentError("Report.plot needs matplotlib: pip install matplotlib") from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot("Report.plot")
     worst = sorted(zip(losses(report), report.sites, strict=True), key=lambda pair: -pair[0])[:SHOWN]
     columns = max(len(worst), 1)
     figure = pyplot.figure(figsize=(14, 12), layout="constrained")
@@ -33,10 +29,49 @@ def plot_report(report: Report, path: Path) -> None:
     for column, (_, site) in enumerate(worst):
         _activations(figure.add_subplot(grid[2, column]), site)
         _weights(figure.add_subplot(grid[3, column]), report, site)
+    _save(pyplot, figure, path, "Report.plot")
+
+
+def plot_table(
+    table: Table, path: Path, x: str, by: str, metric: str, title: str, names: Mapping[Any, str]
+) -> None:
+    """The metric and its interval over `x`, a colour for each value of `by`."""
+    pyplot = _pyplot("Table.plot")
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    places = sorted({row[x] for row in table.rows}, key=[row[x] for row in table.rows].index)
+    groups = sorted({row[by] for row in table.rows}, key=[row[by] for row in table.rows].index)
+    for number, group in enumerate(groups):
+        rows = [row for row in table.rows if row[by] == group]
+        shift = (number - (len(groups) - 1) / 2) * 0.6 / len(groups)
+        at = [places.index(row[x]) + shift for row in rows]
+        middle = np.array([row[metric] for row in rows])
+        ends = [middle - [r[f"{metric}_low"] for r in rows], [r[f"{metric}_high"] for r in rows] - middle]
+        axes.errorbar(
+            at, middle, np.abs(ends), fmt="o", capsize=3, markersize=5, label=str(names.get(group, group))
+        )
+    axes.set_xticks(range(len(places)), [str(p) for p in places])
+    axes.set(xlabel=x, ylabel=metric, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(title=by, fontsize=8)
+    _save(pyplot, figure, path, "Table.plot")
+
+
+def _pyplot(who: str) -> Any:
     try:
-        figure.savefig(path)
+        import matplotlib
+    except ImportError as error:
+        raise ArgumentError(f"{who} needs matplotlib: pip install matplotlib") from error
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(pyplot: Any, figure: Any, path: Path, who: str) -> None:
+    try:
+        figure.savefig(path, dpi=80)
     except (ValueError, OSError) as error:
-        raise ArgumentError(f"Report.plot: cannot write {path} ({error})") from error
+        raise ArgumentError(f"{who}: cannot write {path} ({error})") from error
     finally:
         pyplot.close(figure)
 
