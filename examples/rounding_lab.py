@@ -1,0 +1,233 @@
+"""Four lessons about rounding, measured on pretrained networks, with tables and pictures.
+
+    python examples/rounding_lab.py                         # all lessons, about 15 minutes on two cores
+    python examples/rounding_lab.py minimum granularity     # some of them
+    python examples/rounding_lab.py --out FOLDER            # where tables and pictures go; default: rounding_lab
+
+Settings that are finished are kept in FOLDER/results.jsonl: an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+# Run as a program, Python looks for modules in this folder only.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jaxq8 as q8
+from examples import assets, photos, similarity_data
+from examples.models import efficientnet_lite, minilm, squeezenet
+
+IMAGE_NETS = {"EfficientNet-Lite0": efficientnet_lite, "SqueezeNet 1.1": squeezenet}
+RULES = ("rounded_minimum", "float_minimum")
+# The range of an accumulator before relu reaches below zero, and the codes of 2016 kept that range behind the relu.
+BELOW_ZERO = 0.37
+# Tables that are looked up (word embeddings) keep eight bits: the lessons are about contractions.
+BASE = q8.Config(
+    overrides=(
+        ("op:gather", {"weights": q8.Spec(symmetric=True, granularity="channel"), "rounding": "half_even"}),
+    )
+)
+
+
+class Subject(NamedTuple):
+    """A network, the data to measure it on, and other data to calibrate it with."""
+
+    name: str
+    fn: Any
+    variables: Any
+    batches: list[Any]
+    calibration: list[Any]
+
+
+def image_net(name: str, batch: int = 10) -> Subject:
+    """A network for photos, with the 20 labelled ones and the 16 for calibration."""
+    module = IMAGE_NETS[name]
+    model, variables = module.load()
+    shown, other = (
+        np.stack([module.preprocess(photo.image) for photo in group])
+        for group in (photos.labelled(), photos.calibration())
+    )
+    return Subject(name, model.apply, variables, _split(shown, batch), _split(other, 4))
+
+
+def sentence_net(batch: int = 10) -> Subject:
+    """MiniLM, with 50 news texts and 32 others for calibration."""
+    model, variables = minilm.load()
+    texts, other = similarity_data.lee().texts, similarity_data.lee_background()[:32]
+    groups = [
+        [texts[i : i + batch] for i in range(0, len(texts), batch)],
+        [other[i : i + 8] for i in range(0, 32, 8)],
+    ]
+    shown, learned = ([minilm.preprocess(part) for part in group] for group in groups)
+    return Subject("MiniLM", model.apply, variables, shown, learned)
+
+
+def _split(images: np.ndarray, size: int) -> list[np.ndarray]:
+    return [images[i : i + size] for i in range(0, len(images), size)]
+
+
+def layer_outputs(
+    model: Any, variables: Any, images: np.ndarray, rounding: str, ranges: Any
+) -> dict[str, np.ndarray]:
+    """What every convolution gives, before its relu, in eight bits under a rounding rule."""
+    fast = q8.quantize(lambda v, x: _captured(model, v, x), q8.Config(rounding=rounding), ranges=ranges)
+    return {name: np.asarray(y) for name, y in jax.jit(fast)(variables, images).items()}
+
+
+def _captured(model: Any, variables: Any, x: Any) -> dict[str, Any]:
+    _, kept = model.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])
+    found = jax.tree_util.tree_leaves_with_path(kept["intermediates"])
+    named = {"/".join(str(key.key) for key in path[:-2]): y for path, y in found if len(path) > 2}
+    last = {name: name.rsplit("/", 1)[-1] for name in named}
+    convolutions = [n for n in named if last[n].startswith(("conv", "squeeze", "expand"))]
+    return {n: named[n] for n in sorted(convolutions, key=_depth)}
+
+
+def _depth(name: str) -> tuple[bool, str, bool]:
+    """Sorts SqueezeNet's layers in the order in which they run."""
+    fire, _, layer = name.partition("/")
+    return name == "conv10", fire, not layer.startswith("squeeze")
+
+
+def wide_ranges(fn: Any, variables: Any, calibration: list[np.ndarray]) -> q8.Ranges:
+    """Calibrated ranges, widened below zero as an accumulator's are."""
+    found = q8.calibrate(fn, variables, calibration, progress=False)
+    return q8.Ranges(
+        {name: (min(r.minimum, -BELOW_ZERO * r.maximum), r.maximum) for name, r in found.items()}
+    )
+
+
+def minimum_rule(subject: Subject, out: Path) -> list[str]:
+    """Lesson 1, the rounding of 2016: the mean error of every layer under both rules, in percent of the layer's spread."""
+    model, variables = IMAGE_NETS[subject.name].load()
+    images = np.concatenate(subject.batches)
+    ranges = wide_ranges(subject.fn, variables, subject.calibration)
+    exact = {
+        n: np.asarray(y) for n, y in jax.jit(lambda v, x: _captured(model, v, x))(variables, images).items()
+    }
+    order = sorted(exact, key=_depth)
+    lines, biases = ["layer                     " + "".join(f"{rule:>34}" for rule in RULES)], {}
+    for rule in RULES:
+        found = layer_outputs(model, variables, images, rule, ranges)
+        biases[rule] = [_bias(exact[name], found[name]) for name in order]
+    for row, name in enumerate(order):
+        cells = [biases[rule][row] for rule in RULES]
+        lines.append(
+            f"{name[:26]:<26}" + "".join(f"{m:>14.2f}% ({low:6.2f} to {high:6.2f})" for m, low, high in cells)
+        )
+    answers = subject.fn(variables, images).argmax(1)
+    for rule in RULES:
+        fast = jax.jit(q8.quantize(subject.fn, q8.Config(rounding=rule), ranges=ranges))
+        same = np.mean(np.asarray(fast(variables, images)).argmax(1) == answers)
+        lines.append(f"{rule}: same answer as float on {same:.0%} of {len(images)} photos")
+    _draw_bias(out / "minimum_rule.png", order, biases, subject.name)
+    return lines
+
+
+def _bias(exact: np.ndarray, found: np.ndarray) -> tuple[float, float, float]:
+    """Mean signed error in percent of the standard deviation, with its interval over photos."""
+    axes = tuple(range(1, exact.ndim))
+    return q8.bootstrap(100 * (found - exact).mean(axes) / exact.std())
+
+
+def _draw_bias(
+    path: Path, order: list[str], biases: dict[str, list[tuple[float, float, float]]], title: str
+) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for rule, rows in biases.items():
+        mean, low, high = np.array(rows).T
+        axes.plot(mean, marker="o", markersize=3, label=rule)
+        axes.fill_between(range(len(mean)), low, high, alpha=0.25)
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set_xticks(range(len(order)), order, rotation=90, fontsize=6)
+    axes.set(ylabel="mean error, % of the layer's deviation", title=f"{title}: bias of each layer's output")
+    axes.legend()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def grid(subject: Subject, out: Path, **settings: Any) -> q8.Table:
+    """One experiment, its finished settings kept."""
+    return q8.experiment(
+        subject.fn, subject.variables, subject.batches, calibration=subject.calibration, config=BASE,
+        path=out / "results.jsonl", name=subject.name, **settings,
+    )  # fmt: skip
+
+
+def learned(subject: Subject, out: Path) -> q8.Table:
+    """Lesson 2: nearest, stochastic and learned rounding of the weights, at 8, 4 and 3 bits."""
+    return grid(subject, out, rounding=("half_even", "stochastic", "gptq", "adaround"), bits=(8, 4, 3))
+
+
+def granularity(subject: Subject, out: Path) -> q8.Table:
+    """Lesson 3: one scale a tensor or one a channel, symmetric or not (Krishnamoorthi 2018, tables 2 to 4)."""
+    return grid(subject, out, granularity=("tensor", "channel"), symmetric=(False, True))
+
+
+def observers(subject: Subject, out: Path) -> q8.Table:
+    """Lesson 4: where the range of an activation comes from, at 8 and 4 bits."""
+    names = ("dynamic", "minmax", "percentile", "mse", "entropy")
+    return grid(subject, out, observer=names, activation_bits=(8, 6))
+
+
+LESSONS = ("minimum", "learned", "granularity", "observers")
+AXES = {
+    "learned": ("bits", "rounding"),
+    "granularity": ("granularity", "symmetric"),
+    "observers": ("observer", "activation_bits"),
+}
+
+
+def run(lesson: str, subject: Subject, out: Path) -> None:
+    """Measures one lesson on one network; prints it and writes its table and picture."""
+    print(f"\n== {lesson}: {subject.name}")
+    if lesson == "minimum":
+        print("\n".join(minimum_rule(subject, out)))
+        return
+    table = {"learned": learned, "granularity": granularity, "observers": observers}[lesson](subject, out)
+    print(table)
+    stem = out / f"{lesson}_{subject.name.split()[0].lower().replace('-', '_')}"
+    table.save(stem.with_suffix(".csv"))
+    x, by = AXES[lesson]
+    table.plot(
+        stem.with_suffix(".png"), x=x, by=by, title=f"{subject.name}: signal to noise of the results, dB"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Lessons about rounding, on pretrained networks.")
+    parser.add_argument("lessons", nargs="*", metavar="LESSON", help=f"of {', '.join(LESSONS)}; default: all")
+    parser.add_argument("--out", type=Path, default=Path("rounding_lab"), metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.lessons) - set(LESSONS):
+        parser.error(f"unknown lesson {unknown.pop()!r}; known are {', '.join(LESSONS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        assets.ensure("full")
+        nets = [image_net(name) for name in IMAGE_NETS]
+        for lesson in options.lessons or LESSONS:
+            subjects = {"minimum": nets[1:], "learned": [*nets, sentence_net()]}.get(lesson, nets)
+            for subject in subjects:
+                run(lesson, subject, options.out)
+    except assets.AssetsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
