@@ -10,6 +10,7 @@ Settings that are finished are kept in FOLDER/results.jsonl: an interrupted run 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,8 +169,10 @@ def grid(subject: Subject, out: Path, **settings: Any) -> q8.Table:
 
 
 def learned(subject: Subject, out: Path) -> q8.Table:
-    """Lesson 2: nearest, stochastic and learned rounding of the weights, at 8, 4 and 3 bits."""
-    return grid(subject, out, rounding=("half_even", "stochastic", "gptq", "adaround"), bits=(8, 4, 3))
+    """Lesson 2: nearest, stochastic and learned rounding at 4 and 3 bits, beside nearest at 8."""
+    eight = grid(subject, out, bits=(8,))
+    low = grid(subject, out, rounding=("half_even", "gptq", "adaround", "stochastic"), bits=(4, 3))
+    return dataclasses.replace(eight, rows=eight.rows + low.rows)
 
 
 def granularity(subject: Subject, out: Path) -> q8.Table:
@@ -178,7 +181,7 @@ def granularity(subject: Subject, out: Path) -> q8.Table:
 
 
 def observers(subject: Subject, out: Path) -> q8.Table:
-    """Lesson 4: where the range of an activation comes from, at 8 and 4 bits."""
+    """Lesson 4: where the range of an activation comes from, at 8 and 6 bits."""
     names = ("dynamic", "minmax", "percentile", "mse", "entropy")
     return grid(subject, out, observer=names, activation_bits=(8, 6))
 

@@ -16,8 +16,8 @@ from jaxq8.rounding import stochastic
 BLOCK = 64  # rows whose errors are fed back one by one before the rows below them hear of it
 DAMPING = 0.01  # of the mean diagonal of the Hessian, as in GPTQ
 STEPS = 400
-RATE = 0.02
-PENALTY = 0.01  # weight of the term that drives decisions to 0 or 1
+RATE = 0.05
+PENALTY = 0.3  # weight of the term that drives decisions to 0 or 1, against the error of rounding to nearest
 STRETCH = (-0.1, 1.1)  # the rectified sigmoid reaches 0 and 1 at finite arguments
 
 
