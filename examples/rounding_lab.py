@@ -177,7 +177,7 @@ def learned(subject: Subject, out: Path) -> q8.Table:
 
 def granularity(subject: Subject, out: Path) -> q8.Table:
     """Lesson 3: one scale a tensor or one a channel, symmetric or not (Krishnamoorthi 2018, tables 2 to 4)."""
-    return grid(subject, out, granularity=("tensor", "channel"), symmetric=(False, True))
+    return grid(subject, out, bits=(8, 5), granularity=("tensor", "channel"), symmetric=(False, True))
 
 
 def observers(subject: Subject, out: Path) -> q8.Table:

@@ -15,7 +15,7 @@ from jaxq8.observers import observer_names
 from jaxq8.ranges import Range
 from jaxq8.rounding import RoundingFunction, get_rounding
 
-GRANULARITIES = ("tensor", "channel", "row")
+GRANULARITIES = ("tensor", "channel", "row", "group")
 MODES = ("eightbit", "weights", "weights_rounded", "round", "simulate", "off")
 KERNELS = ("auto", "xla", "reference", "simulate")
 NONFINITE = ("propagate", "saturate")
@@ -30,11 +30,13 @@ class Spec:
       signed: Codes are signed. None chooses: signed if symmetric, else unsigned.
       symmetric: Zero point 0. None means False.
       granularity: What shares a scale: the whole "tensor", each "channel" (last axis unless another is named), or each
-        "row" (all axes but the last: a token of a sequence).
+        "row" (all axes but the last: a token of a sequence), or (weights) each "group" of neighbours along an axis that is
+        summed over, in each channel.
       range: A fixed `Range`, or the name of the observer that `calibrate` uses (`jaxq8.observers`); without calibration
         every range holds the extremes of the data.
       include_zero: Widen every range to contain zero (always wanted; False reproduces the 2016 conversion of ranges that do
         not hold zero, whose zero point lies outside the codes).
+      group: How many neighbours a group has (32, 64, 128); only with granularity "group".
 
     Raises:
       SpecError: A value is unknown or out of bounds; the message lists what is allowed.
@@ -47,15 +49,21 @@ class Spec:
     bits: int = 8
     signed: bool | None = None
     symmetric: bool | None = None
-    granularity: Literal["tensor", "channel", "row"] = "tensor"
+    granularity: Literal["tensor", "channel", "row", "group"] = "tensor"
     range: str | Range = "minmax"
     include_zero: bool = True
+    group: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or self.bits not in (2, 3, 4, 5, 6, 7, 8, 32):
             raise SpecError(f"Spec(bits={self.bits!r}): bits must be 2 to 8, or 32 for accumulators")
         if self.granularity not in GRANULARITIES:
             raise SpecError(f"Spec(granularity={self.granularity!r}): known are {', '.join(GRANULARITIES)}")
+        if (self.granularity == "group") != (self.group > 0):
+            raise SpecError(
+                f"Spec(granularity={self.granularity!r}, group={self.group}): give the size of groups with granularity "
+                "'group', and only there"
+            )
         if not isinstance(self.range, Range) and self.range not in observer_names():
             raise SpecError(
                 f"Spec(range={self.range!r}): use a Range(minimum, maximum) or an observer: {', '.join(observer_names())}"
@@ -148,6 +156,10 @@ class Config:
         for spec, role in ((self.weights, "weights"), (self.activations, "activations")):
             if not isinstance(spec, Spec) or spec.bits > 8:
                 raise SpecError(f"Config({role}={spec!r}): expected a Spec of 2 to 8 bits")
+        if self.activations.granularity == "group":
+            raise SpecError(
+                "Config(activations=...): groups are for weights; use granularity 'row' or 'tensor'"
+            )
         object.__setattr__(self, "overrides", tuple(_override(entry) for entry in self.overrides))
 
     def to_json(self) -> str:

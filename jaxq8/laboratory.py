@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ class Setting:
       rounding: A registered rounding, or a method of learned rounding for the weights.
       bits: Of weights.
       activation_bits: Of activations.
-      granularity: Of weights: "tensor" or "channel".
+      granularity: Of weights: "tensor", "channel", or "group64" for groups of 64.
       symmetric: Of weights.
       observer: Of activations' ranges, or "dynamic".
     """
@@ -57,7 +57,7 @@ class Setting:
     rounding: str = "half_even"
     bits: int = 8
     activation_bits: int = 8
-    granularity: Literal["tensor", "channel", "row"] = "channel"
+    granularity: str = "channel"
     symmetric: bool = True
     observer: str = DYNAMIC
 
@@ -67,9 +67,11 @@ class Setting:
 
     def config(self, base: Config) -> Config:
         """`base` with this setting's weights, activations and rounding."""
+        kind, _, size = self.granularity.partition("group")
         weights = dataclasses.replace(
-            base.weights, bits=self.bits, granularity=self.granularity, symmetric=self.symmetric
-        )
+            base.weights, bits=self.bits, symmetric=self.symmetric,
+            granularity=kind or "group", group=int(size) if size.isdigit() else 0,  # type: ignore[arg-type]
+        )  # fmt: skip
         activations = dataclasses.replace(base.activations, bits=self.activation_bits)
         rounding = base.rounding if self.is_learned else self.rounding
         return dataclasses.replace(base, weights=weights, activations=activations, rounding=rounding)
@@ -83,7 +85,7 @@ def experiment(
     rounding: Sequence[str] = ("half_even",),
     bits: Sequence[int] = (8,),
     activation_bits: Sequence[int] = (8,),
-    granularity: Sequence[Literal["tensor", "channel", "row"]] = ("channel",),
+    granularity: Sequence[str] = ("channel",),
     symmetric: Sequence[bool] = (True,),
     observer: Sequence[str] = (DYNAMIC,),
     metrics: Mapping[str, Metric] | None = None,
@@ -102,7 +104,7 @@ def experiment(
       rounding: Registered roundings (of weights and activations), and methods of `learn_rounding` (of weights).
       bits: Of weights.
       activation_bits: Of activations.
-      granularity: Of weights, "tensor" or "channel".
+      granularity: Of weights, "tensor", "channel", or "group64" for groups of 64.
       symmetric: Of weights.
       observer: Names of observers, or "dynamic".
       metrics: Name -> ``metric(exact, found)``, one number an example; default "sqnr_db" and, for results of at least three

@@ -24,7 +24,8 @@ class QTensor:
 
         real = scale * (values - zero_point)
         scale.ndim == zero_point.ndim == values.ndim
-        scale.shape[i] in (1, values.shape[i])          # 1 on every axis that shares a scale
+        values.shape[i] % scale.shape[i] == 0           # 1 on every axis that shares a scale, values.shape[i] on one that
+                                                    # has its own; a number between for groups of neighbours
         zero_point.shape == scale.shape
         values.dtype == int8 | uint8 | int32            # float while simulated
         scale > 0
@@ -100,6 +101,8 @@ class QTensor:
         _check_finite(x, "QTensor.from_float")
         wide = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
         keep = kept_axes(x.ndim, spec, axis)
+        if spec.granularity == "group":
+            return cls._grouped(x, spec, keep, rounding, key)
         minimum, maximum = extremes(wide, keep, spec.range)
         scheme = get_rounding(rounding)
         scale, zero_point = affine(minimum, maximum, spec, scheme)
@@ -110,6 +113,20 @@ class QTensor:
         per_unit = step(minimum, maximum, spec)[1] if scheme.by_range else None
         values = encode(wide, scale, zero_point, spec, scheme, key, per_unit)
         return cls(values, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(x.dtype))
+
+    @classmethod
+    def _grouped(cls, x: jax.Array, spec: Spec, keep: tuple[int, ...], rounding: Any, key: Any) -> QTensor:
+        """Groups as an axis of their own while they are encoded."""
+        shape, kept = split_groups(x.shape, keep, spec)
+        plain = dataclasses.replace(spec, granularity="channel", group=0)
+        q = cls.from_float(x.reshape(shape), plain, axis=kept, rounding=rounding, key=key)
+        small = joined_groups(q.scale.shape, x.shape, shape)
+        return dataclasses.replace(
+            q,
+            values=q.values.reshape(x.shape),
+            scale=q.scale.reshape(small),
+            zero_point=q.zero_point.reshape(small),
+        )
 
     @classmethod
     def from_codes(
@@ -173,8 +190,19 @@ class QTensor:
     def dequantize(self, dtype: Any = None) -> jax.Array:
         """The real numbers, in `dtype` (default: the dtype the tensor stands for)."""
         wide = jnp.promote_types(self.scale.dtype, jnp.float32)
-        centred = self.values.astype(wide) - jnp.asarray(self.zero_point).astype(wide)
-        return (centred * self.scale).astype(dtype or self.dtype)
+        centred = self.values.astype(wide) - self.by_element(jnp.asarray(self.zero_point)).astype(wide)
+        return (centred * self.by_element(self.scale)).astype(dtype or self.dtype)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether groups of neighbours share scales."""
+        return any(s not in (1, n) for s, n in zip(self.scale.shape, self.shape, strict=True))
+
+    def by_element(self, parameter: Any) -> Any:
+        """A scale or zero point that broadcasts to the values: those of groups are repeated."""
+        for axis, (n, s) in enumerate(zip(self.shape, parameter.shape, strict=True)):
+            parameter = parameter if s in (1, n) else jnp.repeat(parameter, n // s, axis)
+        return parameter
 
     @property
     def signed(self) -> bool:
@@ -236,7 +264,33 @@ def kept_axes(ndim: int, spec: Spec, axis: int | tuple[int, ...] | None) -> tupl
         return tuple(sorted(a % ndim for a in named))
     if spec.granularity == "tensor" or ndim == 0:
         return ()
-    return (ndim - 1,) if spec.granularity == "channel" else tuple(range(ndim - 1))
+    return tuple(range(ndim - 1)) if spec.granularity == "row" else (ndim - 1,)
+
+
+def split_groups(
+    shape: tuple[int, ...], keep: tuple[int, ...], spec: Spec
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A shape with an axis for the members of groups, and the axes of it that keep scales of their own.
+
+    Groups lie along the last axis that is not kept and has a multiple of ``spec.group`` elements; where there is none (a
+    depthwise kernel), and without groups, both are returned as they are.
+    """
+    if spec.granularity != "group":
+        return shape, keep
+    axes = [a for a, n in enumerate(shape) if a not in keep and n and n % spec.group == 0]
+    if not axes:
+        return shape, keep
+    axis = axes[-1]
+    split = (*shape[:axis], shape[axis] // spec.group, spec.group, *shape[axis + 1 :])
+    return split, tuple(sorted([axis, *(a if a < axis else a + 1 for a in keep)]))
+
+
+def joined_groups(scales: tuple[int, ...], shape: tuple[int, ...], split: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of scales in the rank of the whole array, from that beside `split_groups`' shape."""
+    if shape == split:
+        return scales
+    axis = next(a for a, (n, s) in enumerate(zip(shape, split, strict=False)) if n != s)
+    return (*scales[: axis + 1], *scales[axis + 2 :])
 
 
 def extremes(
@@ -275,7 +329,7 @@ def validate(q: QTensor, where: str) -> None:
         wrong.append(
             f"scale {q.scale.shape} and zero_point {q.zero_point.shape} need the {q.ndim} axes of values {q.shape}"
         )
-    elif any(s not in (1, n) for s, n in zip(q.scale.shape, q.shape, strict=True)):
+    elif any(s not in (1, n) and (s == 0 or n % s) for s, n in zip(q.scale.shape, q.shape, strict=True)):
         wrong.append(f"scale {q.scale.shape} does not broadcast to values {q.shape}")
     if q.zero_point.shape != q.scale.shape:
         wrong.append(f"zero_point {q.zero_point.shape} differs in shape from scale {q.scale.shape}")

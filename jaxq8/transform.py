@@ -253,6 +253,10 @@ class _InputsJaxpr:
 
 
 def _value(x: Any, argument: bool) -> Value:
+    if (
+        isinstance(x, QTensor) and x.is_grouped
+    ):  # no rule moves such scales: decoded once, where the function begins
+        return Array(x.dequantize())
     return x if isinstance(x, QTensor) else Array(x, argument=argument)
 
 

@@ -179,7 +179,9 @@ def _stored(container: Container, node: dict[str, Any], kind: str) -> StoredTens
         return StoredTensor(name, shape, dtype, None, size * dtype.itemsize, container, node)
     bits, scale = node.get("bits"), _shape(container, node, "scale_shape", name)
     scale_dtype = _dtype(container, node, "scale_dtype", name)
-    fits = len(scale) == len(shape) and all(s in (1, n) for s, n in zip(scale, shape, strict=True))
+    fits = len(scale) == len(shape) and all(
+        s in (1, n) or (s and n % s == 0) for s, n in zip(scale, shape, strict=True)
+    )
     widths = (32,) if node.get("storage") == "int32" else (2, 3, 4, 5, 6, 7, 8)
     if not fits or node.get("storage") not in CODES or type(bits) is not int or bits not in widths:
         raise container.error(

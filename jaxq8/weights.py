@@ -125,7 +125,7 @@ def _codes(leaf: Any, use: WeightUse, site: Config) -> Any:
         codes = QTensor.from_float(
             jax.lax.stop_gradient(jnp.asarray(leaf)), site.weights, axis=keep, rounding=scheme, key=key
         )
-        steps = leaf.astype(jnp.float32) / codes.scale
+        steps = leaf.astype(jnp.float32) / codes.by_element(codes.scale)
         values = straight_through(steps, codes.values.astype(jnp.float32))
         return dataclasses.replace(codes, values=values)
     codes = QTensor.from_float(jnp.asarray(leaf), site.weights, axis=keep, rounding=scheme, key=key)

@@ -30,7 +30,7 @@ from jaxq8.learned.problems import (
     register_learned_rounding,
 )
 from jaxq8.modes import ENCODES_WEIGHTS
-from jaxq8.qtensor import QTensor, extremes
+from jaxq8.qtensor import QTensor, extremes, joined_groups, split_groups
 from jaxq8.ranges import affine
 from jaxq8.repairs import moved
 from jaxq8.rounding import get_rounding
@@ -251,7 +251,9 @@ def _encoded(
     values = np.empty(real.size, np.float32)
     values[layer.places] = codes
     stored = jnp.asarray(values.reshape(real.shape), spec.storage)
-    return QTensor(stored, scale, zero, spec.bits, spec.is_symmetric), problem, codes
+    small = joined_groups(scale.shape, real.shape, split_groups(real.shape, layer.keep, spec)[0])
+    tensor = QTensor(stored, scale.reshape(small), zero.reshape(small), spec.bits, spec.is_symmetric)
+    return tensor, problem, codes
 
 
 def _check(codes: Any, problem: RoundingProblem) -> None:
@@ -270,24 +272,24 @@ def _check(codes: Any, problem: RoundingProblem) -> None:
 def _problem(real: Any, layer: _Layer, hessian: Any, scale: Any, zero: Any) -> RoundingProblem:
     """The layer in canonical form, with a step and a zero point for each element."""
     spec = layer.config.weights
+    shape, _ = split_groups(real.shape, layer.keep, spec)
     step, zero_point = (
-        np.broadcast_to(np.asarray(a, np.float32), real.shape).ravel()[layer.places] for a in (scale, zero)
+        np.broadcast_to(np.asarray(a, np.float32), shape).ravel()[layer.places] for a in (scale, zero)
     )
     weight = real.ravel()[layer.places]
     return RoundingProblem(layer.site, weight, hessian, step, zero_point, spec.qmin, spec.qmax)
 
 
 def _grid(real: Any, layer: _Layer, hessian: Any) -> tuple[Any, Any]:
-    """Scale and zero point of a weight; with a Hessian those of the part of the range that loses least."""
+    """Scale and zero point in the rank of `split_groups`; with a Hessian those of the part of the range that loses least."""
     spec, scheme = layer.config.weights, get_rounding(layer.config.rounding)
-    low, high = extremes(jnp.asarray(real), layer.keep, spec.range)
+    shape, keep = split_groups(real.shape, layer.keep, spec)
+    low, high = extremes(jnp.asarray(real.reshape(shape)), keep, spec.range)
     grids = [affine(low * f, high * f, spec, scheme) for f in (SHRINKS if hessian is not None else [1.0])]
     if len(grids) == 1:
         return grids[0]
-    axes = tuple(a for a in range(real.ndim) if a not in layer.keep)
-    losses = np.stack(
-        [_loss(_problem(real, layer, hessian, *grid), layer, real.shape, axes) for grid in grids]
-    )
+    axes = tuple(a for a in range(len(shape)) if a not in keep)
+    losses = np.stack([_loss(_problem(real, layer, hessian, *grid), layer, shape, axes) for grid in grids])
     best = np.argmin(losses, axis=0)[None]
     scale, zero = (np.take_along_axis(np.stack(parts), best, 0)[0] for parts in zip(*grids, strict=True))
     return jnp.asarray(scale), jnp.asarray(zero)

@@ -67,7 +67,7 @@ def _contract(
     spec = _activation_spec(ctx, config, layout)
     keep = layout.row_axes if spec.granularity == "row" else ()
     x = ctx.eight_bit(activation, spec, keep)
-    w = ctx.eight_bit(weight, config.weights, _weight_axes(weight, config, layout), suffix=".rhs")
+    w = ctx.eight_bit(weight, _weight_spec(config), _weight_axes(weight, config, layout), suffix=".rhs")
     ctx.record(
         True, shapes=_shapes(ctx.eqn), macs=macs, kernel=f"{choice.kernel}: {choice.form}", detail=choice.reason,
         refused=choice.refused, weights=_describe(w), activations=_describe(x), range=_origin(ctx, activation),
@@ -95,7 +95,7 @@ def _rounded(
     activation, weight = operands
     x = inexact.run_encode(activation, ctx.site.name, simulated, spec, keep)
     axes = _weight_axes(weight, simulated, layout)
-    w = inexact.run_encode(weight, ctx.site.name + ".rhs", simulated, simulated.weights, axes)
+    w = inexact.run_encode(weight, ctx.site.name + ".rhs", simulated, _weight_spec(simulated), axes)
     return accumulate(layout, x, w, "simulate")
 
 
@@ -157,6 +157,13 @@ def _activation_spec(ctx: Context, config: Config, layout: DotLayout | ConvLayou
     spec = config.activations
     rows = spec.granularity == "row" and bool(layout.row_axes) and not ctx.run.is_static(ctx.site.name)
     return spec if rows else dataclasses.replace(spec, granularity="tensor")
+
+
+def _weight_spec(config: Config) -> Spec:
+    """Weights that were decoded from groups are eight bits with one scale a channel inside an integer contraction."""
+    if config.weights.granularity != "group":
+        return config.weights
+    return dataclasses.replace(config.weights, bits=8, granularity="channel", group=0)
 
 
 def _weight_axes(weight: Value, config: Config, layout: DotLayout | ConvLayout) -> tuple[int, ...]:
