@@ -70,7 +70,7 @@ def test_groups_of_uneven_inputs_are_better_than_channels() -> None:
 def test_learned_rounding_and_derivatives_with_groups() -> None:
     train = normal(64, 128) / jnp.geomspace(0.01, 1, 128)
     config = q8.Config(kernels="xla", mode="weights", weights=SPEC)
-    learned = q8.learn_rounding(dense, V, [train], config=config, progress=False)
+    learned = q8.learn_rounding(dense, V, [train], config=config, stages=1, progress=False)
     assert learned["w"].scale.shape == (4, 64)
     fast = jax.jit(q8.quantize(dense, config))
     nearest = q8.learn_rounding(

@@ -57,7 +57,9 @@ def test_the_error_is_that_of_the_outputs() -> None:
     np.testing.assert_allclose(p.error(p.nearest())[0], (off**2).mean(0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=pytest.mark.slow) for m in METHODS[:2]] + [*METHODS[2:]]
+)
 def test_codes_are_reproducible_and_run_in_integers(method: str) -> None:
     batches = [normal(40, 32), normal(24, 32)]
     first, second = (
@@ -119,6 +121,7 @@ class Tower(nn.Module):
         return nn.DenseGeneral((4, 8))(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_layers_in_stages_memory_groups_and_modes() -> None:
     x = normal(4, 8, 8, 8)
     model = Tower()

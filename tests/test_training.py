@@ -61,6 +61,7 @@ def stripes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
+@pytest.mark.slow
 def test_finetuning_at_two_bits_learns_what_rounding_loses(tmp_path) -> None:
     for part, (images, labels) in {"train": stripes(1000, 0), "t10k": stripes(500, 1)}.items():
         write_idx(tmp_path, f"{part}-images-idx3-ubyte", images, packed=True)
