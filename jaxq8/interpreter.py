@@ -37,7 +37,7 @@ from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Ranges
 from jaxq8.rounding import get_rounding
-from jaxq8.sites import OPERATIONS, Analysis, Path, Site
+from jaxq8.sites import OPERATIONS, Analysis, Path, Site, moved_only
 from jaxq8.values import Accumulator, Array, Value, is_quantized, to_real
 
 # ``rule(ctx, *values, **params) -> Value``, a list of them for a primitive with several results, or NotImplemented.
@@ -277,7 +277,8 @@ def float_fallback(ctx: Context, values: Sequence[Value], reason: Reason = Reaso
         and any(_is_view(v) for v in values)
         and all(_is_view(v) or _is_small(v, eqn) for v in values)
     )
-    return [Array(a, stored=not views) for a in bind(eqn, arrays)]
+    maker = values[0].maker if moved_only(eqn) and isinstance(values[0], Array) else eqn
+    return [Array(a, stored=not views, maker=maker) for a in bind(eqn, arrays)]
 
 
 def _is_view(value: Value) -> bool:

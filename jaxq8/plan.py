@@ -49,6 +49,9 @@ class SiteRecord:
       range: Where the activation's range comes from.
       macs: Multiply-adds.
       source: ``file.py:line`` in the user's code.
+      reads: In which form a contraction finds its activation: "codes"; "int32", the accumulator of the contraction before;
+        "int32, with elementwise arithmetic" (a residual sum, an activation function) in the pass that makes the codes; or
+        "float: ..." with what made it.
     """
 
     name: str
@@ -64,6 +67,7 @@ class SiteRecord:
     range: str = ""
     macs: int = 0
     source: str = ""
+    reads: str = ""
 
     @property
     def why(self) -> str:
@@ -111,6 +115,23 @@ class Plan:
         eight = sum(site.macs for site in self.sites if site.eight_bit)
         return eight / self.macs if self.macs else 1.0
 
+    @property
+    def entries(self) -> tuple[SiteRecord, ...]:
+        """The eight-bit contractions that find their activation in float: there float data becomes codes."""
+        return tuple(s for s in self.sites if s.eight_bit and s.reads.startswith("float"))
+
+    @property
+    def regions(self) -> tuple[tuple[str, ...], ...]:
+        """Contractions between which no activation is in float, in program order; each region begins at an entry."""
+        found: list[list[str]] = []
+        for site in self.sites:
+            if not site.macs or not site.eight_bit:
+                continue
+            if not found or site in self.entries:
+                found.append([])
+            found[-1].append(site.name)
+        return tuple(map(tuple, found))
+
     def __getitem__(self, name: str) -> SiteRecord:
         for site in self.sites:
             if site.name == name:
@@ -139,6 +160,7 @@ class Plan:
                 s.weights,
                 s.activations,
                 s.range,
+                s.reads,
                 _share(s, self),
                 "8 bit" if s.eight_bit else "float",
                 s.kernel if s.eight_bit else s.why,
@@ -152,13 +174,23 @@ class Plan:
             "weights",
             "activations",
             "range",
+            "reads",
             "macs",
             "runs in",
             "kernel, or why float",
         )
-        lines = [self.summary(), "", *table(header, rows)]
+        lines = [self.summary(), self._entered(), "", *table(header, rows)]
         lines += [f"override {pattern!r} matched no site" for pattern in self.unused_overrides]
         return "\n".join(lines)
+
+    def _entered(self) -> str:
+        """One line: how many regions, and what stands at their borders."""
+        kinds = collections.Counter(s.reads.removeprefix("float: ").split(" at ")[0] for s in self.entries)
+        made = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in kinds.most_common())
+        count = len(self.regions)
+        return f"{count} eight-bit region{'s' if count != 1 else ''}" + (
+            f"; float becomes codes after: {made}" if made else ""
+        )
 
     def to_json(self) -> str:
         """All fields of all sites, versioned."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 RANGES_VERSION = 1
 
 
+LISTED = 8  # names in an error message
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """The closed interval of real values that codes stand for.
@@ -104,7 +107,11 @@ class Ranges(Mapping[str, Range]):
         """
         unknown = sorted(set(self) - set(known))
         if unknown:
-            raise RangesError(unknown_names_message("ranges", unknown, sorted(known)))
+            text = unknown_names_message("ranges", unknown, sorted(known))
+            missing = sorted(name for name in set(known) - set(self) if not name.endswith(".rhs"))
+            more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+            without = f"\nwithout a range are {', '.join(missing[:LISTED])}{more}" if missing else ""
+            raise RangesError(text + without)
 
     def to_json(self) -> str:
         """One line a site: ``{"version": 1, "ranges": {"site": [minimum, maximum]}}``."""

@@ -252,6 +252,11 @@ def _axes_move(eqn: Any) -> Callable[[Axes], Axes] | None:
     return None
 
 
+def moved_only(eqn: Any) -> bool:
+    """Whether an equation computes nothing: its result holds elements of its first operand."""
+    return bool(eqn.invars) and _axes_move(eqn) is not None
+
+
 def reshaped_axes(
     before: Sequence[int], after: Sequence[int], axes: Sequence[tuple[int, ...]]
 ) -> tuple[tuple[int, ...], ...]:

@@ -36,6 +36,7 @@ class Array:
       stored: False if it is an elementwise view of integer data, which every reader computes again.
       argument: It is an argument of the function, unchanged but for layout: its data was never checked for NaN.
       codes: The same values as codes, where a reader needed them (an array is never encoded twice).
+      maker: The equation that made it; None for arguments, constants and what comes out of control flow.
     """
 
     array: Any
@@ -44,6 +45,7 @@ class Array:
     stored: bool = True
     argument: bool = False
     codes: QTensor | None = None
+    maker: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ import hypothesis
 import jax
 import pytest
 
+from jaxq8 import observers, rounding
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Derandomized: a run is repeatable, and two runs of one commit cannot differ. Compilation makes the first
@@ -35,6 +37,13 @@ def _fresh_compilations() -> Iterator[None]:
     """Compiled programs are dropped after each file: thousands of them exhaust the memory maps of a process."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schemes and observers that a test registers are gone after it."""
+    monkeypatch.setattr(rounding, "_REGISTRY", dict(rounding._REGISTRY))
+    monkeypatch.setattr(observers, "_REGISTRY", dict(observers._REGISTRY))
 
 
 @pytest.fixture

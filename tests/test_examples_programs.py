@@ -1,12 +1,22 @@
 """The example programs end to end: what they print and write, and how close eight bits come to float."""
 
+import re
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from examples import assets, label_image, photos, sentence_similarity, side_by_side, similarity_data
+from examples import (
+    assets,
+    calibrated,
+    label_image,
+    photos,
+    rescue,
+    sentence_similarity,
+    side_by_side,
+    similarity_data,
+)
 
 needs_demo = pytest.mark.skipif(
     not assets.is_installed("demo"), reason="run `make assets`: weights are missing"
@@ -103,3 +113,41 @@ def test_quickstart_is_short_and_runs(capsys):
     printed = capsys.readouterr().out
     assert printed.count("100.0% of 3.5 million multiply-adds in eight bits") == 2
     assert printed.count("largest difference from float") == 2
+
+
+def test_rescue_brings_both_nets_back(capsys, tmp_path):
+    """The rows of the table by their order: three that collapse, three after equalising."""
+    assert rescue.main(["--save", str(tmp_path / "error.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    figures = [float(line.split()[-1]) for line in lines if re.search(r"\d\.\d$", line)]
+    assert len(figures) == 12
+    for net in (figures[:6], figures[6:]):
+        assert max(net[:3]) < 15
+        assert min(net[3:]) > 30
+    assert len(list(tmp_path.glob("error-*-*.png"))) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.assets
+@needs_full
+def test_static_ranges_of_an_encoder_keep_its_judgement(capsys):
+    assert calibrated.main(["--models", "MiniLM"]) == 0
+    rows = dict(re.findall(r"^(\S.*?)  +([-\d. ]+)$", capsys.readouterr().out, re.M))
+    word, lee, _ = map(float, rows["float"].split())
+    found = list(map(float, rows["static, min/max"].split()))
+    assert abs(found[0] - word) <= 0.005
+    assert abs(found[1] - lee) <= 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.assets
+@needs_demo
+@pytest.mark.parametrize(("name", "plain", "best"), [("SqueezeNet", 33, 36), ("EfficientNet-Lite0", 19, 22)])
+def test_static_ranges_of_a_photo_net(name, plain, best, capsys):
+    """Plain min/max, and the best repairs: SQNR in dB, and how many of 20 answers are float's."""
+    calibrated.print_net(name, calibrated.NETS[name])
+    rows = dict(re.findall(r"^(\S.*?)  +([-\d. ]+)$", capsys.readouterr().out, re.M))
+    db, same, _ = map(float, rows["static, min/max"].split())
+    assert db >= plain
+    assert same >= 19
+    assert max(float(row.split()[0]) for title, row in rows.items() if "dynamic" not in title) >= best

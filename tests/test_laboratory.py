@@ -110,6 +110,7 @@ def test_bootstrap_intervals_hold_the_mean_as_often_as_they_say() -> None:
     assert 15 - 3 * 3.8 <= missed <= 18 + 3 * 4.1
 
 
+@pytest.mark.usefixtures("own_registries")
 def test_the_extensions_of_the_page_are_ten_lines_each_and_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     own = [block for block in blocks if "@q8.register" in block]

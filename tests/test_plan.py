@@ -142,7 +142,8 @@ def test_print_shows_every_site_aligned(plan):
     lines = str(plan).splitlines()
     assert lines[0] == plan.summary()
     assert lines[0].startswith(f"{plan.eight_bit_share:.1%} of {plan.macs / 1e6:.1f} million multiply-adds")
-    header, rows = lines[2], lines[4:]
+    assert lines[1].endswith("float becomes codes after: an argument, div")
+    header, rows = lines[3], lines[5:]
     assert len(rows) == len(plan.sites)
     column = header.index("runs in")
     assert {row[column : column + 5].strip() for row in rows} == {

@@ -123,7 +123,7 @@ def test_unknown_sites_are_named_with_what_was_probably_meant() -> None:
     text = (
         "ranges name sites that this function does not have:\n"
         "  'params/Dense_1/kernel:dot' (did you mean 'params/Dense_0/kernel:dot' or 'params/Conv_0/kernel:conv'?)\n"
-        "its 2 sites are listed by q8.explain(...)"
+        "its 2 sites are listed by q8.explain(...)\nwithout a range are params/Conv_0/kernel:conv"
     )
     with pytest.raises(q8.RangesError, match="^" + re.escape(text) + "$"):
         SITES.check_sites({"params/Dense_0/kernel:dot", "params/Conv_0/kernel:conv"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,3 +106,37 @@ def test_without_data_each_says_so():
             call(mlp, V, [], progress=False)
     with pytest.raises(q8.ArgumentError, match="must be between 0 and 1"):
         q8.equalize(mlp, V, [X], strength=2, progress=False)
+
+
+class Tied(nn.Module):
+    """A layer norm whose result two layers read; one of them is used twice when `tied`."""
+
+    tied: bool
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.LayerNorm()(x)
+        twice = nn.Dense(32, name="twice")
+        y = nn.relu(nn.Dense(32, name="a")(y)) + nn.relu(twice(y))
+        return nn.Dense(4, name="head")(twice(y) if self.tied else y)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_layer_norms_take_factors_and_tied_weights_do_not(tied):
+    """A weight that two places read belongs to neither: whatever shares channels with it stays as it was."""
+    net = Tied(tied)
+    v = net.init(jax.random.key(0), X)
+    p = v["params"]
+    p["LayerNorm_0"]["scale"] = p["LayerNorm_0"]["scale"].at[:3].set(300.0)
+    even = q8.equalize(net.apply, v, [X], progress=False)
+    np.testing.assert_allclose(net.apply(even, X), net.apply(v, X), rtol=1e-3, atol=1e-3)
+    scale = np.asarray(even["params"]["LayerNorm_0"]["scale"])
+    assert (scale.max() / scale.min() == 300) == tied
+
+
+def test_what_only_a_float_site_reads_is_evened_out_too():
+    """A classifier too small for eight bits reads what the layer before stores in eight bits."""
+    v, exact = uneven(1000.0), mlp(V, X)
+    even = q8.equalize(mlp, v, [X], progress=False)
+    np.testing.assert_allclose(mlp(even, X), exact, rtol=1e-3, atol=1e-4)
+    assert sqnr_db(exact, static(even)[0](even, X)) > sqnr_db(exact, static(v)[0](v, X)) + 3

@@ -124,6 +124,7 @@ def test_subtracting_the_rounded_minimum_is_unbiased_and_the_float_minimum_is_no
 # --- The registry
 
 
+@pytest.mark.usefixtures("own_registries")
 def test_a_users_scheme_registers_in_one_line() -> None:
     q8.register_rounding("half_down")(lambda x: jnp.ceil(x - 0.5))
     assert "half_down" in q8.rounding_names()

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxq8.learned.problems import FloatArray, RoundingProblem, register_learned_rounding
 from jaxq8.rounding import stochastic
@@ -112,6 +111,8 @@ def adaround(problem: RoundingProblem, key: jax.Array) -> FloatArray:
 def _learn(
     start: Any, weight: Any, hessian: Any, scale: Any, zero: Any, below: Any, qmin: int, qmax: int
 ) -> jax.Array:
+    import optax  # here: whoever only runs a program that was exported does not need it
+
     optimizer = optax.adam(RATE)
     outputs = weight.shape[0] * weight.shape[2]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq8 import modes
-from jaxq8._compat import primitives
+from jaxq8._compat import primitives, source_line
 from jaxq8.config import Config, Spec
 from jaxq8.forms import ConvLayout, DotLayout, conv_layout, dot_layout
 from jaxq8.interpreter import Context, _shapes, float_fallback, rule
@@ -21,7 +21,7 @@ from jaxq8.kernels.select import select
 from jaxq8.plan import Reason
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
-from jaxq8.values import Accumulator, Value, bounds
+from jaxq8.values import Accumulator, Array, Value, bounds
 
 # A parameter that is neither here nor None is one that this rule does not know the meaning of: the site stays float.
 DOT_PARAMS = {"dimension_numbers", "precision", "preferred_element_type"}
@@ -71,6 +71,7 @@ def _contract(
     ctx.record(
         True, shapes=_shapes(ctx.eqn), macs=macs, kernel=f"{choice.kernel}: {choice.form}", detail=choice.reason,
         refused=choice.refused, weights=_describe(w), activations=_describe(x), range=_origin(ctx, activation),
+        reads=_reads(activation),
     )  # fmt: skip
     if ctx.run.exact:
         ctx.run.probe.reads(ctx.site.name, layout, x, w)
@@ -217,6 +218,22 @@ def _describe(q: QTensor) -> str:
     sign = "s" if q.signed else "u"
     scales = math.prod(q.scale.shape)
     return f"{sign}{q.bits}{' symmetric' if q.symmetric else ''}, {scales} scale{'s' if scales != 1 else ''}"
+
+
+def _reads(activation: Value) -> str:
+    """In which form a contraction finds its activation: `SiteRecord.reads`."""
+    if isinstance(activation, QTensor):
+        return "codes"
+    if isinstance(activation, Accumulator):
+        return "int32"
+    if not isinstance(activation, Array) or not activation.stored:
+        return "int32, with elementwise arithmetic"
+    if activation.argument:
+        return "float: an argument"
+    if activation.maker is None:
+        return "float: a constant, or carried by a loop"
+    line = source_line(activation.maker)
+    return f"float: {activation.maker.primitive}" + (f" at {line}" if line else "")
 
 
 def _origin(ctx: Context, activation: Value) -> str:
