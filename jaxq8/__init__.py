@@ -37,6 +37,7 @@ from jaxq8.tables import Table, bootstrap
 from jaxq8.training import initial_step, integer_codes, learned_step
 from jaxq8.transform import explain, quantize
 from jaxq8.trees import StoredTensor
+from jaxq8.tuning import Tuning, load_tuning, tune
 from jaxq8.weights import quantize_weights
 
 __version__ = "0.1.0"
@@ -65,6 +66,7 @@ __all__ = [
     "StoredTensor",
     "Table",
     "TensorError",
+    "Tuning",
     "bar_forms",
     "bootstrap",
     "calibrate",
@@ -82,6 +84,7 @@ __all__ = [
     "load",
     "load_exported",
     "load_float",
+    "load_tuning",
     "observer_names",
     "quantize",
     "quantize_weights",
@@ -93,4 +96,5 @@ __all__ = [
     "save",
     "selfcheck",
     "sensitivity",
+    "tune",
 ]

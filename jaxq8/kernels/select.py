@@ -23,13 +23,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxq8.kernels import conv, dot
+from jaxq8.kernels import conv, dot, tuned
 from jaxq8.kernels.barred import BARRED, is_barred
 from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form, certainly_less
 from jaxq8.kernels.processor import capability
 
 # A contraction with fewer multiply-adds takes a few microseconds in any type: encoding costs more than it saves.
 SMALL_MACS = 1 << 14
+PARTS = 256  # a batch of more images is not timed in blocks of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +115,40 @@ FORMS = (
 )
 
 
+def possible(form: Form) -> list[Candidate]:
+    """Every form that can run these shapes here, whether the table prefers it or not: what `jaxq8.tune` times."""
+    if isinstance(form, DotForm):
+        names = {"dot"}
+    elif form.depthwise:
+        names = {"multiply-adds", "native"}
+    elif form.groups > 1:
+        names = {"native"}
+    else:
+        many = not certainly_less(form.batch, 2) and not certainly_less(PARTS, form.batch)
+        names = {"native", "patches", "rows"} | ({"pointwise"} if form.pointwise else set())
+        names |= {"blocks"} if many else set()
+    if isinstance(form, ConvForm) and (len(form.kernel) > 2 or max(form.c_in, form.c_out) <= 16):
+        names -= {"native"}
+    return [entry for entry in FORMS if entry.name in names and not is_barred(entry.name)]
+
+
+def measured(form: Form) -> tuple[Candidate | None, str] | None:
+    """What `jaxq8.tune` found fastest for these shapes (None: float) and the times as text; None if it did not measure them."""
+    found = tuned.times(form)
+    entries = {entry.name: entry for entry in FORMS if not is_barred(entry.name)}
+    usable = {name: t for name, t in (found or {}).items() if name == "float" or name in entries}
+    if not usable:
+        return None
+    best = min(usable, key=usable.__getitem__)
+    text = ", ".join(f"{name} {t:.0f}" for name, t in sorted(usable.items(), key=lambda pair: pair[1]))
+    return entries.get(best), f"measured, in microseconds: {text}"
+
+
 def candidate(form: Form) -> tuple[Candidate | None, tuple[tuple[str, str], ...]]:
-    """The first form of the table that accepts, and the ones refused before it with their reasons."""
+    """The form that was measured to be fastest, or the first of the table that accepts, and those refused before it."""
+    best = measured(form)
+    if best is not None and best[0] is not None:
+        return best[0], ()
     refused: list[tuple[str, str]] = []
     for entry in FORMS:
         obstacle = BARRED if is_barred(entry.name) else entry.obstacle(form)
@@ -147,11 +180,15 @@ def select(form: Form, policy: str) -> Choice:
         return Choice("float", reason=f"{form.terms} terms can overflow an int32 accumulator")
     if policy == "reference":
         return Choice("reference", "int32", "asked for")
-    if policy == "auto" and (obstacle := unprofitable(form)):
+    best = measured(form)
+    if policy == "auto" and best is not None and best[0] is None:
+        return Choice("float", reason=best[1])
+    if policy == "auto" and best is None and (obstacle := unprofitable(form)):
         return Choice("float", reason=obstacle)
     entry, refused = candidate(form)
     if entry is None:
         if policy == "xla":
             return Choice("reference", "int32", "no fast form accepts it", refused)
         return Choice("float", reason="no fast form accepts it", refused=refused)
-    return Choice("xla", entry.name, f"first of the table for {capability()}", refused)
+    told = best[1] if best is not None and best[0] is entry else f"first of the table for {capability()}"
+    return Choice("xla", entry.name, told, refused)

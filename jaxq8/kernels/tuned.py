@@ -1,0 +1,41 @@
+"""Forms that were measured on this machine: what `jaxq8.tune` found, and what the planner asks first.
+
+Choices hold for functions that are traced afterwards: compiled functions keep what they were compiled with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+
+from jaxq8.kernels.base import Form
+
+_choices: dict[Form, Mapping[str, float]] = {}
+_noted: ContextVar[dict[Form, None] | None] = ContextVar("noted", default=None)
+
+
+def use(choices: Mapping[Form, Mapping[str, float]]) -> None:
+    """Replaces the measured choices of this process; an empty mapping forgets them."""
+    _choices.clear()
+    _choices.update(choices)
+
+
+def times(form: Form) -> Mapping[str, float] | None:
+    """Microseconds of each kernel's form that was measured for these shapes; None if they were not."""
+    noted = _noted.get()
+    if noted is not None:
+        noted[form] = None
+        return None  # measuring anew: what was found before must not hide a form
+    return _choices.get(form)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[dict[Form, None]]:
+    """Collects the forms that are asked for inside, in order, each once."""
+    noted: dict[Form, None] = {}
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
