@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxq8.kernels import KERNELS, processor
+from jaxq8.kernels import KERNELS, processor, run_with_sums
 from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form
 from jaxq8.kernels.select import candidate, select
+from jaxq8.selfcheck import codes as random_codes
 
 
 def conv(batch, size, c_in, kernel, c_out, stride=1, padding=None, groups=1, holes=1, dilation=1) -> ConvForm:
@@ -165,3 +166,23 @@ def test_contractions_reach_the_integer_kernels(name):
     fused = [line for line in text.splitlines() if "ynn_fusion" in line and "= s32[" in line]
     assert fused
     assert not [line for line in text.splitlines() if " convolution(" in line and "= s32[" in line]
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        DotForm(0, 1, 64, 40), DotForm(0, 128, 384, 256), DotForm(0, 49, 63, 17), DotForm(3, 5, 32, 16),
+        conv(1, 14, 96, (1, 1), 64), conv(2, 14, 32, (1, 1), 24, stride=2), conv(1, 9, 8, (3, 3), 16),
+    ],
+)  # fmt: skip
+def test_sums_of_weights_that_ride_along_are_exact(form, dtype, mixed, monkeypatch):
+    """The row of ones, on processors with mixed dots and without, compiled; forms without it take the sums by themselves."""
+    monkeypatch.setattr("jaxq8.kernels.dot.mixed_dots_are_fast", lambda: mixed)
+    x, w = random_codes(form, dtype)
+    found, sums = jax.jit(lambda x, w: run_with_sums("xla", form, x, w, jnp.int32(3)))(x, w)
+    np.testing.assert_array_equal(found, KERNELS["reference"].run(form, x, w, jnp.int32(3)))
+    wide = np.asarray(w, np.int64)
+    axes = -2 if isinstance(form, DotForm) else tuple(range(wide.ndim - 1))
+    np.testing.assert_array_equal(np.ravel(sums), np.ravel(wide.sum(axes)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxq8.kernels.base import Form, Kernel
-from jaxq8.kernels.dot import weight_sum
+from jaxq8.kernels.barred import is_barred
+from jaxq8.kernels.base import ConvForm, DotForm, Form, Kernel
+from jaxq8.kernels.conv import pointwise_and_sums
+from jaxq8.kernels.dot import dot_and_sums, weight_sum
 from jaxq8.kernels.reference import Reference
 from jaxq8.kernels.select import candidate
 from jaxq8.kernels.simulate import Simulate
@@ -27,7 +29,25 @@ class Xla:
             return Reference().run(form, x, w, x_zero)
         return entry.run(form, x, w, x_zero)
 
+    def run_with_sums(self, form: Form, x: Any, w: Any, x_zero: Any) -> tuple[Any, Any]:
+        """`run`, and `weight_sum`: in one pass over the weights where the form allows it."""
+        entry, _refused = candidate(form)
+        if entry is not None and not is_barred("weight_sum"):
+            if entry.name == "dot" and isinstance(form, DotForm) and not form.batch:
+                return dot_and_sums(x, w)
+            if entry.name == "pointwise" and isinstance(form, ConvForm):
+                return pointwise_and_sums(form, x, w)
+        return self.run(form, x, w, x_zero), weight_sum(form, w)
+
+
+def run_with_sums(kernel: str, form: Form, x: Any, w: Any, x_zero: Any) -> tuple[Any, Any]:
+    """What a kernel computes, and the sum of the weight codes of each channel (see `weight_sum`)."""
+    chosen = KERNELS[kernel]
+    if isinstance(chosen, Xla):
+        return chosen.run_with_sums(form, x, w, x_zero)
+    return chosen.run(form, x, w, x_zero), weight_sum(form, w)
+
 
 KERNELS: dict[str, Kernel] = {"reference": Reference(), "simulate": Simulate(), "xla": Xla()}
 
-__all__ = ["KERNELS", "Kernel", "weight_sum"]
+__all__ = ["KERNELS", "Kernel", "run_with_sums", "weight_sum"]

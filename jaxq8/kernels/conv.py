@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxq8._compat import stored
 from jaxq8.kernels.base import ConvForm, certainly_less, filled
-from jaxq8.kernels.dot import as_signed, dot
+from jaxq8.kernels.dot import as_signed, dot, dot_and_sums
 from jaxq8.kernels.reference import channels_last
 
 # More bytes of patches than this are made in parts: temporary memory that large is mapped afresh on every call.
@@ -58,6 +58,13 @@ def pointwise(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
     """1x1: the pixels, strided, times the weights."""
     x = shifted(form, x, (0,) * len(form.kernel))
     return _rows_dot(form, x, w.reshape(form.c_in, form.c_out))
+
+
+def pointwise_and_sums(form: ConvForm, x: Any, w: Any) -> tuple[Any, Any]:
+    """`pointwise`, and the sum of the weights of each channel."""
+    x = shifted(form, x, (0,) * len(form.kernel))
+    out, sums = dot_and_sums(x.reshape(-1, form.c_in), w.reshape(form.c_in, form.c_out))
+    return out.reshape(form.batch, *form.out_spatial, form.c_out), sums
 
 
 def patches(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:

@@ -16,7 +16,7 @@ from jaxq8._compat import primitives, source_line
 from jaxq8.config import Config, Spec
 from jaxq8.forms import ConvLayout, DotLayout, conv_layout, dot_layout
 from jaxq8.interpreter import Context, _shapes, float_fallback, rule
-from jaxq8.kernels import KERNELS, weight_sum
+from jaxq8.kernels import KERNELS, run_with_sums
 from jaxq8.kernels.select import select
 from jaxq8.plan import Reason
 from jaxq8.probes import Probe
@@ -202,13 +202,17 @@ def accumulate(
     run = KERNELS[kernel].run
     bordered = isinstance(layout, ConvLayout) and not x.symmetric
     border = x.zero_point.reshape(()) if bordered else np.int32(0)
-    values = layout.result(run(layout.form, codes, wx, border))
+    if x.symmetric:
+        raw, sums = run(layout.form, codes, wx, border), None
+    else:
+        raw, sums = run_with_sums(kernel, layout.form, codes, wx, border)
+    values = layout.result(raw)
     scale = layout.row_scale(x.scale) * layout.channel_scale(w.scale)
     offset = jnp.zeros((1,) * values.ndim, jnp.float32)
     if not w.symmetric:
         values = values - w_zero * layout.result(run(layout.form, codes, jnp.ones_like(wx), border))
     if not x.symmetric:
-        sums = layout.channel_sum(weight_sum(layout.form, wx))
+        sums = layout.channel_sum(sums)
         sums = sums if w.symmetric else sums - w_zero * layout.form_terms
         offset = -scale * (x_zero.astype(jnp.float32) * sums.astype(jnp.float32))
     return Accumulator(values, scale, offset, dtype=dtype)
