@@ -147,4 +147,4 @@ def test_two_processes_compute_what_one_does():
     with ThreadPoolExecutor(2) as pool:
         for done in pool.map(run, (0, 1)):
             assert done.returncode == 0, done.stderr
-            assert done.stdout.strip() == "equal"
+            assert done.stdout.split()[-1] == "equal"  # gloo prints lines of its own

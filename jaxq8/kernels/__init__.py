@@ -7,7 +7,7 @@ from typing import Any
 from jaxq8.kernels.barred import is_barred
 from jaxq8.kernels.base import ConvForm, DotForm, Form, Kernel
 from jaxq8.kernels.conv import pointwise_and_sums
-from jaxq8.kernels.dot import dot_and_sums, weight_sum
+from jaxq8.kernels.dot import dot_and_sums, rows_are_split, weight_sum
 from jaxq8.kernels.reference import Reference
 from jaxq8.kernels.select import candidate
 from jaxq8.kernels.simulate import Simulate
@@ -33,9 +33,9 @@ class Xla:
         """`run`, and `weight_sum`: in one pass over the weights where the form allows it."""
         entry, _refused = candidate(form)
         if entry is not None and not is_barred("weight_sum"):
-            if entry.name == "dot" and isinstance(form, DotForm) and not form.batch:
+            if entry.name == "dot" and isinstance(form, DotForm) and not form.batch and not rows_are_split(x):
                 return dot_and_sums(x, w)
-            if entry.name == "pointwise" and isinstance(form, ConvForm):
+            if entry.name == "pointwise" and isinstance(form, ConvForm) and not rows_are_split(x):
                 return pointwise_and_sums(form, x, w)
         return self.run(form, x, w, x_zero), weight_sum(form, w)
 

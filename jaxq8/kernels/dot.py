@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import export, lax
 
@@ -48,6 +49,11 @@ def dot_and_sums(x: Any, w: Any) -> tuple[Any, Any]:
     cpu = _mixed_and_sums if mixed_dots_are_fast() else _signed_and_sums
     alone = (DotForm(0, 2, x.shape[-1], w.shape[-1]),)
     return lax.platform_dependent(x, w, cpu=cpu, default=lambda x, w: (_signed(x, w), weight_sum(*alone, w)))
+
+
+def rows_are_split(x: Any) -> bool:
+    """Whether an array is known to lie on several devices (explicit axes of a mesh): another row would fit none of them."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def _mixed_and_sums(x: Any, w: Any) -> tuple[Any, Any]:
