@@ -56,7 +56,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray[Any, An
     text = json.dumps({**document, "checksums": sums}, separators=(",", ":"))
     metadata = {DOCUMENT_KEY: text, CHECKSUM_KEY: checksum(text.encode())}
     try:
-        with _replacement(path) as temporary:
+        with replacement(path) as temporary:
             save_file(arrays, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise FileError(
@@ -65,7 +65,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray[Any, An
 
 
 @contextlib.contextmanager
-def _replacement(path: Path) -> Iterator[str]:
+def replacement(path: Path) -> Iterator[str]:
     """A temporary file that takes the place of `path` when the block ends well, and is deleted when it does not."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
