@@ -245,7 +245,10 @@ def _takes(function: Any, count: int) -> bool:
 def _without_arguments(x: Any) -> bool:
     """Whether it is a loader or a class that is made with no arguments, rather than the model's function."""
     nnx = sys.modules.get("flax.nnx")
-    return callable(x) and _takes(x, 0) and not (nnx is not None and isinstance(x, nnx.Module))
+    if not callable(x) or not _takes(x, 0) or (nnx is not None and isinstance(x, nnx.Module)):
+        return False
+    kinds = [p.kind for p in inspect.signature(x).parameters.values()]
+    return inspect.Parameter.VAR_POSITIONAL not in kinds  # def apply(*arguments) is a model
 
 
 def attribute(name: str) -> Any:
@@ -274,7 +277,8 @@ def _module(where: str) -> Any:
     if where.endswith(".py"):
         if not Path(where).is_file():
             raise Failure(f"{where}: no such file; check the path")
-        spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+        # A name of its own: a file json.py must not stand in for the module json.
+        spec = importlib.util.spec_from_file_location(f"jaxq8_model_{Path(where).stem}", where)
         assert spec is not None
         assert spec.loader is not None
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
