@@ -82,7 +82,9 @@ def _guarded(options: argparse.Namespace) -> int:
         return 0
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        return _report(options, f"{place}{error.strerror or error}; check the path and its permissions", trouble)
+        return _report(
+            options, f"{place}{error.strerror or error}; check the path and its permissions", trouble
+        )
     except MemoryError as error:
         return _report(options, f"out of memory ({error}); use a smaller --batch", trouble)
     except Exception as error:  # the last resort: still one line

@@ -35,7 +35,9 @@ def execute(options: argparse.Namespace) -> int:
     inputs = shared.example_inputs(options, items, options.batch)
     model = fitted(model, inputs)
     config = model.config if model.config is not None else shared.config_of(options)
-    with foreign(f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"):
+    with foreign(
+        f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
+    ):
         plan = explain(model.fn, model.variables, *inputs, config=config, ranges=model.ranges)
     print(plan.to_json() if options.json else plan)
     return 0

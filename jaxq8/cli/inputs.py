@@ -15,7 +15,9 @@ from jaxq8.cli.photos import Photos, is_photo
 from jaxq8.cli.problems import Failure, Misuse, foreign, short
 from jaxq8.errors import QuantizationError
 
-Example = tuple[np.ndarray[Any, Any], ...]  # one array for each input of the model, without the axis of the batch
+Example = tuple[
+    np.ndarray[Any, Any], ...
+]  # one array for each input of the model, without the axis of the batch
 
 
 class InputError(Failure):
@@ -47,7 +49,9 @@ class Item:
         except QuantizationError as error:
             raise InputError(str(error)) from error
         except Exception as error:  # the user's own preprocessing raises what it likes
-            raise InputError(f"{self.name}: cannot be read ({short(error)}); repair it or leave it out") from error
+            raise InputError(
+                f"{self.name}: cannot be read ({short(error)}); repair it or leave it out"
+            ) from error
         for array in arrays:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise InputError(f"{self.name}: holds NaN or infinity; repair it or leave it out")
@@ -100,7 +104,9 @@ class Reader:
     def _texts(self, path: Path) -> list[Item]:
         preprocess = self.preprocess
         if preprocess is None:
-            raise Misuse(f"{path}: texts need --preprocess MODULE:FUNCTION, which makes arrays of a list of them")
+            raise Misuse(
+                f"{path}: texts need --preprocess MODULE:FUNCTION, which makes arrays of a list of them"
+            )
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
@@ -127,7 +133,9 @@ def _arrays(path: Path) -> list[Item]:
     sizes = {a.shape[:1] for a in arrays}
     if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
         shapes = ", ".join(str(list(a.shape)) for a in arrays)
-        raise Failure(f"{path}: shapes {shapes} have no common first axis of examples; stack examples along it")
+        raise Failure(
+            f"{path}: shapes {shapes} have no common first axis of examples; stack examples along it"
+        )
 
     def reader(index: int) -> Callable[[], Example]:
         return lambda: tuple(np.asarray(a[index]) for a in arrays)
@@ -139,7 +147,9 @@ def _tuple(x: Any) -> Example:
     return tuple(np.asarray(a) for a in x) if isinstance(x, tuple | list) else (np.asarray(x),)
 
 
-def stacked(named: Sequence[tuple[str, Example]], expected: Sequence[Any] = (), ragged: bool = False) -> Example:
+def stacked(
+    named: Sequence[tuple[str, Example]], expected: Sequence[Any] = (), ragged: bool = False
+) -> Example:
     """Examples as one batch.
 
     Args:
@@ -157,11 +167,17 @@ def stacked(named: Sequence[tuple[str, Example]], expected: Sequence[Any] = (), 
     rows: list[list[Any]] = [[] for _ in range(count)]
     for name, example in named:
         if len(example) != count:
-            raise InputError(f"{name}: has {len(example)} arrays, the model takes {count}; give all of its inputs")
+            raise InputError(
+                f"{name}: has {len(example)} arrays, the model takes {count}; give all of its inputs"
+            )
         for i, array in enumerate(example):
             rows[i].append(_fitted(name, _filled(array, shapes[i]) if ragged else array, shapes[i]))
     batch = tuple(np.stack(row) for row in rows)
-    return tuple(_converted(a, e, named[0][0]) for a, e in zip(batch, expected, strict=True)) if expected else batch
+    return (
+        tuple(_converted(a, e, named[0][0]) for a, e in zip(batch, expected, strict=True))
+        if expected
+        else batch
+    )
 
 
 def _longest(shape: tuple[int, ...], arrays: list[Any], fixed: bool) -> tuple[int, ...]:

@@ -22,10 +22,16 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "inspect", help="show what a file holds: tensors, specs, ranges, sizes",
         description="Shows the tensors of a .q8, .q8x or float file, how each is represented, and the file's settings.",
     )  # fmt: skip
-    command.add_argument("file", metavar="FILE", help=".q8, .q8x, .safetensors, .npz, .msgpack, or an orbax folder")
+    command.add_argument(
+        "file", metavar="FILE", help=".q8, .q8x, .safetensors, .npz, .msgpack, or an orbax folder"
+    )
     command.add_argument("--tensor", metavar="NAME", help="figures and histogram of one tensor")
-    command.add_argument("--ranges", action="store_true", help="print the static ranges as JSON, for `quantize --ranges`")
-    command.add_argument("--verify", action="store_true", help="read every tensor and check it against its checksum")
+    command.add_argument(
+        "--ranges", action="store_true", help="print the static ranges as JSON, for `quantize --ranges`"
+    )
+    command.add_argument(
+        "--verify", action="store_true", help="read every tensor and check it against its checksum"
+    )
     command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     return command
 
@@ -35,7 +41,9 @@ def execute(options: argparse.Namespace) -> int:
     found = contents(options.file)
     if options.ranges:
         if found.ranges is None:
-            raise Failure(f"{found.path}: holds no static ranges; make them with `jaxq8 quantize --calibrate`")
+            raise Failure(
+                f"{found.path}: holds no static ranges; make them with `jaxq8 quantize --calibrate`"
+            )
         print(found.ranges.to_json(), end="")
         return 0
     if options.verify:
@@ -81,7 +89,10 @@ def _show(found: Contents, verified: bool) -> None:
         print(f"ranges   {f'static for {count} sites' if count else 'none: found in each run'}")
     if verified:
         print(f"verified {len(found.tensors)} tensors")
-    rows = [(t.name, "x".join(map(str, t.shape)) or "scalar", t.dtype, t.spec, size(t.nbytes)) for t in found.tensors]
+    rows = [
+        (t.name, "x".join(map(str, t.shape)) or "scalar", t.dtype, t.spec, size(t.nbytes))
+        for t in found.tensors
+    ]
     print("\n" + "\n".join(table(("tensor", "shape", "dtype", "codes", "size"), rows)))
     if found.ranges:
         ranges = [(name, f"{r.minimum:.6g}", f"{r.maximum:.6g}") for name, r in found.ranges.items()]
@@ -149,7 +160,9 @@ def _show_tensor(found: dict[str, Any], as_json: bool) -> None:
         print_json(found)
         return
     what = "codes" if found["spec"] else "values"
-    print(f"{found['name']}: {'x'.join(map(str, found['shape'])) or 'scalar'} {found['dtype']}, {size(found['bytes'])}")
+    print(
+        f"{found['name']}: {'x'.join(map(str, found['shape'])) or 'scalar'} {found['dtype']}, {size(found['bytes'])}"
+    )
     if found["spec"]:
         print(f"{found['spec']}, scale {found['scale_minimum']:.4g} .. {found['scale_maximum']:.4g}, "
               f"stands for {found['minimum']:.4g} .. {found['maximum']:.4g}")  # fmt: skip

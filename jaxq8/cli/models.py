@@ -193,7 +193,9 @@ def _resolved(name: str, params: str | None) -> tuple[Any, Any, Path | None]:
     if source is not None and source.is_file() and source.suffix not in READABLE:
         given, source = [source], None  # a format that only the model's own loader knows
         if not _takes(found, 1):
-            raise Failure(f"{params}: unknown kind of weights; known are {', '.join(READABLE)} and orbax folders")
+            raise Failure(
+                f"{params}: unknown kind of weights; known are {', '.join(READABLE)} and orbax folders"
+            )
     with foreign(f"calling {name}", "it must return a model, or (model, variables)"):
         made = found(*given)
     if isinstance(made, tuple) and len(made) == 2:
@@ -260,7 +262,9 @@ def attribute(name: str) -> Any:
     """
     where, _, what = name.rpartition(":")
     if not where or not what:
-        raise Misuse(f"{name!r} names no model; write MODULE:FUNCTION, FILE.py:FUNCTION, or the path of a .q8x")
+        raise Misuse(
+            f"{name!r} names no model; write MODULE:FUNCTION, FILE.py:FUNCTION, or the path of a .q8x"
+        )
     found = _module(where)
     for part in what.split("."):
         if not hasattr(found, part):

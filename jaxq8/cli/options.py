@@ -38,8 +38,12 @@ def add_inputs(command: argparse.ArgumentParser, batch: int = 1) -> None:
     group.add_argument("--image", nargs="+", default=[], metavar="PHOTO", help="photos, or folders of photos")
     group.add_argument("--input", nargs="+", default=[], metavar="X.npy",
                        help=".npy, or .npz with the model's inputs in order; the first axis counts examples")  # fmt: skip
-    group.add_argument("--text", nargs="+", default=[], metavar="FILE.txt", help="one text a line; needs --preprocess")
-    group.add_argument("--batch", type=positive, default=batch, metavar="N", help=f"examples a call (default {batch})")
+    group.add_argument(
+        "--text", nargs="+", default=[], metavar="FILE.txt", help="one text a line; needs --preprocess"
+    )
+    group.add_argument(
+        "--batch", type=positive, default=batch, metavar="N", help=f"examples a call (default {batch})"
+    )
     add_preparation(command)
 
 
@@ -52,7 +56,9 @@ def add_preparation(command: argparse.ArgumentParser) -> None:
     group.add_argument("--mean", type=float, nargs="+", default=[0.0], metavar="M",
                        help="subtracted from the 0..255 of photos; one, or one a channel")  # fmt: skip
     group.add_argument("--std", type=float, nargs="+", default=[1.0], metavar="S", help="divides after that")
-    group.add_argument("--channels", choices=["rgb", "bgr"], default="rgb", help="order of the channels (default rgb)")
+    group.add_argument(
+        "--channels", choices=["rgb", "bgr"], default="rgb", help="order of the channels (default rgb)"
+    )
 
 
 def add_shape(command: argparse.ArgumentParser) -> None:
@@ -64,11 +70,20 @@ def add_shape(command: argparse.ArgumentParser) -> None:
 def add_config(command: argparse.ArgumentParser) -> None:
     """What becomes eight bits, and how."""
     group = command.add_argument_group("quantization")
-    group.add_argument("--mode", choices=MODES, default="eightbit", help="default eightbit; docs/COMMAND_LINE.md explains them")
+    group.add_argument(
+        "--mode",
+        choices=MODES,
+        default="eightbit",
+        help="default eightbit; docs/COMMAND_LINE.md explains them",
+    )
     group.add_argument("--bits", type=int, default=8, choices=range(2, 9), metavar="2..8",
                        help="width of weights, in mode round of results (default 8)")  # fmt: skip
-    group.add_argument("--group", type=positive, metavar="N", help="one scale for each N neighbouring weights of a channel")
-    group.add_argument("--rounding", default="half_even", metavar="NAME", help="a registered rounding (default half_even)")
+    group.add_argument(
+        "--group", type=positive, metavar="N", help="one scale for each N neighbouring weights of a channel"
+    )
+    group.add_argument(
+        "--rounding", default="half_even", metavar="NAME", help="a registered rounding (default half_even)"
+    )
     group.add_argument("--attention", action="store_true", help="also quantize products of two activations")
     group.add_argument("--kernels", default="auto", metavar="NAME",
                        help="auto (float where eight bits do not pay), xla (eight bits everywhere), reference, simulate")  # fmt: skip
@@ -97,7 +112,9 @@ def shape(text: str) -> jax.ShapeDtypeStruct:
     try:
         return jax.ShapeDtypeStruct(tuple(int(n) for n in sizes.split(",")), np.dtype(dtype or "float32"))
     except (ValueError, TypeError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 1,224,224,3 or 1,64:int32 ({error})") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not like 1,224,224,3 or 1,64:int32 ({error})"
+        ) from None
 
 
 def keywords(options: argparse.Namespace) -> dict[str, Any]:
@@ -143,7 +160,9 @@ def _changes(entry: Sequence[str], options: argparse.Namespace) -> dict[str, Any
     for field in fields:
         name, equals, value = field.partition("=")
         if not equals or name not in ("mode", "bits", "rounding", "kernels"):
-            raise Misuse(f"--override {pattern} {field}: write FIELD=VALUE; fields are mode, bits, rounding, kernels")
+            raise Misuse(
+                f"--override {pattern} {field}: write FIELD=VALUE; fields are mode, bits, rounding, kernels"
+            )
         if name == "bits" and value not in "2345678":
             raise Misuse(f"--override {pattern} bits={value}: bits are 2 to 8")
         changes |= _bits(int(value), options.group, options.mode) if name == "bits" else {name: value}
@@ -172,7 +191,9 @@ def files_of(options: argparse.Namespace) -> list[str]:
     """All files that --image, --input and --text name."""
     for file in options.input:
         if not file.endswith((".npy", ".npz")):
-            raise Misuse(f"--input {file}: arrays come as .npy or .npz; use --image for photos and --text for texts")
+            raise Misuse(
+                f"--input {file}: arrays come as .npy or .npz; use --image for photos and --text for texts"
+            )
     for file in options.text:
         if not file.endswith(".txt"):
             raise Misuse(f"--text {file}: texts come as .txt, one a line")
@@ -189,6 +210,8 @@ def example_inputs(options: argparse.Namespace, items: Sequence[Item], batch: in
     if options.input_shape:
         return tuple(options.input_shape)
     if not items:
-        raise Misuse("the shape of the inputs is not known; give --input-shape 1,224,224,3, or files of inputs")
+        raise Misuse(
+            "the shape of the inputs is not known; give --input-shape 1,224,224,3, or files of inputs"
+        )
     arrays = stacked([(items[0].name, items[0].example())] * batch, ragged=items[0].ragged)
     return tuple(jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for a in arrays)

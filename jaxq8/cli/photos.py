@@ -31,7 +31,9 @@ def pillow() -> Any:
         import PIL.Image
         import PIL.ImageOps
     except ImportError as error:
-        raise Failure(f"reading photos needs Pillow ({error}); pip install pillow, or give arrays with --input") from error
+        raise Failure(
+            f"reading photos needs Pillow ({error}); pip install pillow, or give arrays with --input"
+        ) from error
     return PIL
 
 
@@ -73,7 +75,9 @@ class Photos:
         scale = min(image.width / (width + MARGIN), image.height / (height + MARGIN))
         left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
         box = (left, top, left + width * scale, top + height * scale)
-        pixels = np.asarray(image.resize((width, height), pillow().Image.Resampling.BICUBIC, box=box), np.float32)
+        pixels = np.asarray(
+            image.resize((width, height), pillow().Image.Resampling.BICUBIC, box=box), np.float32
+        )
         pixels = pixels[..., ::-1] if self.bgr else pixels
         return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 

@@ -41,18 +41,30 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "OUT.q8x (weights and program, which run alone).",
     )  # fmt: skip
     shared.add_model(command)
-    command.add_argument("--output", required=True, metavar="OUT", help="file to write, .q8 or .q8x; replaced in one step")
+    command.add_argument(
+        "--output", required=True, metavar="OUT", help="file to write, .q8 or .q8x; replaced in one step"
+    )
     shared.add_config(command)
-    group = command.add_argument_group("inputs: their shape, ranges, and the sample that the error is measured on")
+    group = command.add_argument_group(
+        "inputs: their shape, ranges, and the sample that the error is measured on"
+    )
     shared.add_shape(command)
     group.add_argument("--calibrate", nargs="+", default=[], metavar="FILE",
                        help="photos, folders, .npy, .npz or .txt whose ranges become static")  # fmt: skip
     group.add_argument("--sample", nargs="+", default=[], metavar="FILE",
                        help=f"inputs to measure the error on (default: the first {MEASURED} of --calibrate)")  # fmt: skip
-    group.add_argument("--ranges", metavar="FILE.json", help="static ranges by site, as `jaxq8 inspect --ranges` prints them")
-    group.add_argument("--observer", default="minmax", choices=observer_names(), help="of --calibrate (default minmax)")
-    group.add_argument("--batch", type=shared.positive, default=8, metavar="N", help="examples a call (default 8)")
-    group.add_argument("--fixed-batch", type=shared.positive, metavar="N", help="(.q8x) a program for batches of N only")
+    group.add_argument(
+        "--ranges", metavar="FILE.json", help="static ranges by site, as `jaxq8 inspect --ranges` prints them"
+    )
+    group.add_argument(
+        "--observer", default="minmax", choices=observer_names(), help="of --calibrate (default minmax)"
+    )
+    group.add_argument(
+        "--batch", type=shared.positive, default=8, metavar="N", help="examples a call (default 8)"
+    )
+    group.add_argument(
+        "--fixed-batch", type=shared.positive, metavar="N", help="(.q8x) a program for batches of N only"
+    )
     group.add_argument("--platforms", default=",".join(PLATFORMS), metavar="NAMES",
                        help=f"(.q8x) what the program is for (default {','.join(PLATFORMS)})")  # fmt: skip
     shared.add_preparation(command)
@@ -73,7 +85,9 @@ def execute(options: argparse.Namespace) -> int:
     inputs = shared.example_inputs(options, sample, options.fixed_batch or 1)
     model = fitted(model, inputs)
     ranges = _ranges(options, model, config, calibration)
-    with foreign(f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"):
+    with foreign(
+        f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
+    ):
         encoded = _encoded(model, config, inputs)
         plan = explain(model.fn, encoded, *inputs, config=config, ranges=ranges)
     _write(options, model, encoded, inputs, ranges, config)
@@ -91,7 +105,9 @@ def _check(options: argparse.Namespace) -> None:
     if not folder.is_dir():
         raise Failure(f"--output {options.output}: there is no folder {folder}; make it first")
     if unknown := set(options.platforms.split(",")) - {*PLATFORMS, "rocm"}:
-        raise Misuse(f"--platforms: {', '.join(sorted(unknown))} is unknown; known are {', '.join(PLATFORMS)}, rocm")
+        raise Misuse(
+            f"--platforms: {', '.join(sorted(unknown))} is unknown; known are {', '.join(PLATFORMS)}, rocm"
+        )
 
 
 def _ranges(options: argparse.Namespace, model: Model, config: Config, items: list[Item]) -> Ranges | None:
@@ -172,7 +188,9 @@ def _print(
     print(f"weights  {size(sizes['float_bytes'])} in float32 -> {size(sizes['file_bytes'])} "
           f"({sizes['share']:.1%}) in {sizes['output']}")  # fmt: skip
     if "gzip_bytes" in sizes:
-        print(f"         {size(sizes['gzip_bytes'])} ({sizes['gzip_bytes'] / sizes['float_bytes']:.1%}) after gzip")
+        print(
+            f"         {size(sizes['gzip_bytes'])} ({sizes['gzip_bytes'] / sizes['float_bytes']:.1%}) after gzip"
+        )
     print(f"runs     {plan.summary()}")
     print(f"error    {_error_text(errors, count)}")
     for pattern in plan.unused_overrides:
@@ -185,5 +203,3 @@ def _error_text(errors: OutputErrors | None, count: int) -> str:
     text = f"SQNR {decibels(errors.sqnr_db)}, cosine {errors.cosine:.5f}"
     same = "" if errors.top1 is None else f", same first answer {errors.top1:.1%}"
     return f"{text}{same}, of {count} example{'s' if count != 1 else ''}"
-
-
