@@ -131,7 +131,7 @@ def _seconds(call: Callable[..., Any], inputs: Any) -> float:
 
 
 def _show(rows: Sequence[Row]) -> None:
-    base = {}
+    base: dict[int, float] = {}
     for row in rows:
         base.setdefault(row.batch, row.fastest_ms)
     cells = [

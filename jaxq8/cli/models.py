@@ -77,7 +77,7 @@ class Model:
             return f"{_file_checksum(Path(self.name)):08x}"
         total = zlib.crc32(repr((self.name, self.config, self.ranges, self.quantized)).encode())
         for leaf in jax.tree_util.tree_leaves(self.variables):
-            total = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8), total)
+            total = zlib.crc32(np.asarray(leaf).tobytes(), total)
         return f"{total:08x}"
 
 

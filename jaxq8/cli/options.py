@@ -51,7 +51,7 @@ def add_preparation(command: argparse.ArgumentParser) -> None:
     """How photos and texts become arrays."""
     group = command.add_argument_group("preparation of photos and texts")
     group.add_argument("--preprocess", metavar="MODULE:FUNCTION",
-                       help="of a photo (PIL.Image) to one array without batch axis, or of a list of texts to arrays with it")  # fmt: skip
+                       help="of a photo (PIL.Image) to an array without batch axis, or of a list of texts to arrays")  # fmt: skip
     group.add_argument("--size", type=positive, nargs="+", metavar="N", help="height and width of photos")
     group.add_argument("--mean", type=float, nargs="+", default=[0.0], metavar="M",
                        help="subtracted from the 0..255 of photos; one, or one a channel")  # fmt: skip
@@ -64,7 +64,7 @@ def add_preparation(command: argparse.ArgumentParser) -> None:
 def add_shape(command: argparse.ArgumentParser) -> None:
     """Shapes of the inputs, for who has no example of them."""
     command.add_argument("--input-shape", action="append", type=shape, default=[], metavar="1,224,224,3[:DTYPE]",
-                         help="shape with the axis of the batch, and dtype (float32), of one input; repeat it for more")  # fmt: skip
+                         help="shape with the axis of the batch, and dtype, of one input; repeat it for more")  # fmt: skip
 
 
 def add_config(command: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ def add_config(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--attention", action="store_true", help="also quantize products of two activations")
     group.add_argument("--kernels", default="auto", metavar="NAME",
-                       help="auto (float where eight bits do not pay), xla (eight bits everywhere), reference, simulate")  # fmt: skip
+                       help="auto (float where eight bits do not pay), xla (always eight bits), reference, simulate")  # fmt: skip
     group.add_argument("--override", nargs="+", action="append", default=[], metavar="PATTERN FIELD=VALUE",
                        help="other settings for sites whose name matches: '*/head/*' mode=off, op:dot bits=4; "
                        "fields: mode, bits, rounding, kernels; may be repeated")  # fmt: skip

@@ -1,8 +1,8 @@
 """Results of a long run as lines of JSON, in a file that a killed run can be continued from.
 
-A line counts once its newline is in the file. Lines are appended in one write for each batch; what a killed run leaves after the
-last newline is cut off by the next. Every line names the run that it belongs to (a checksum of the model and of the options that
-change results), so that results of two models never share a file.
+A line counts once its newline is in the file. Lines are appended in one write for each batch; what a killed run leaves
+after the last newline is cut off by the next. Every line names the run that it belongs to (a checksum of the model and of
+the options that change results), so that results of two models never share a file.
 """
 
 from __future__ import annotations
