@@ -131,8 +131,11 @@ def fitted(model: Model, inputs: Sequence[Any]) -> Model:
       Failure: Names or shapes differ, or weights are not finite; the message lists the first.
     """
     if model.module is not None and not model.exported:
+        keywords = getattr(model.fn, "keywords", {})
         try:
-            expected = jax.eval_shape(model.module.init, jax.random.key(0), *inputs)
+            expected = jax.eval_shape(
+                functools.partial(model.module.init, **keywords), jax.random.key(0), *inputs
+            )
         except Exception:  # init may want other random streams or arguments; tracing will show what is wrong
             expected = None
         if expected is not None:

@@ -51,7 +51,7 @@ def add_preparation(command: argparse.ArgumentParser) -> None:
     """How photos and texts become arrays."""
     group = command.add_argument_group("preparation of photos and texts")
     group.add_argument("--preprocess", metavar="MODULE:FUNCTION",
-                       help="of a photo (PIL.Image) to an array without batch axis, or of a list of texts to arrays")  # fmt: skip
+                       help="of a photo (PIL.Image) to an array with no batch axis, or of a list of texts")  # fmt: skip
     group.add_argument("--size", type=positive, nargs="+", metavar="N", help="height and width of photos")
     group.add_argument("--mean", type=float, nargs="+", default=[0.0], metavar="M",
                        help="subtracted from the 0..255 of photos; one, or one a channel")  # fmt: skip
@@ -86,7 +86,7 @@ def add_config(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--attention", action="store_true", help="also quantize products of two activations")
     group.add_argument("--kernels", default="auto", metavar="NAME",
-                       help="auto (float where eight bits do not pay), xla (always eight bits), reference, simulate")  # fmt: skip
+                       help="auto (float where eight bits do not pay), xla (never float), reference, simulate")  # fmt: skip
     group.add_argument("--override", nargs="+", action="append", default=[], metavar="PATTERN FIELD=VALUE",
                        help="other settings for sites whose name matches: '*/head/*' mode=off, op:dot bits=4; "
                        "fields: mode, bits, rounding, kernels; may be repeated")  # fmt: skip
