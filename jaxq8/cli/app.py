@@ -95,7 +95,7 @@ def _guarded(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace, message: str, status: int) -> int:
     if options.traceback:
         traceback.print_exc()
-    print(f"jaxq8 {options.command}: error: {message}", file=sys.stderr)
+    print(f"jaxq8 {options.command}: error: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 

@@ -126,8 +126,7 @@ class Reader:
 def _arrays(path: Path) -> list[Item]:
     """The examples along the first axis of an .npy, or of all arrays of an .npz, which are the model's inputs in order."""
     try:
-        opened = np.load(path, mmap_mode="r", allow_pickle=False)
-        arrays = [opened] if isinstance(opened, np.ndarray) else [opened[name] for name in opened.files]
+        arrays = _npz(path) if path.suffix == ".npz" else [np.load(path, mmap_mode="r", allow_pickle=False)]
     except Exception as error:  # zipfile, zlib and NumPy each have errors of their own
         raise Failure(f"{path}: is not a whole file of arrays ({short(error)}); write it again") from error
     sizes = {a.shape[:1] for a in arrays}
@@ -141,6 +140,11 @@ def _arrays(path: Path) -> list[Item]:
         return lambda: tuple(np.asarray(a[index]) for a in arrays)
 
     return [Item(f"{path}[{i}]", reader(i)) for i in range(arrays[0].shape[0])]
+
+
+def _npz(path: Path) -> list[np.ndarray[Any, Any]]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as opened:
+        return [opened[name] for name in opened.files]
 
 
 def _tuple(x: Any) -> Example:

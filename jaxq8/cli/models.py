@@ -195,7 +195,7 @@ def _resolved(name: str, params: str | None) -> tuple[Any, Any, Path | None]:
     given = []
     if source is not None and source.is_file() and source.suffix not in READABLE:
         given, source = [source], None  # a format that only the model's own loader knows
-        if not _takes(found, 1):
+        if inspect.isclass(found) or not _takes(found, 1):
             raise Failure(
                 f"{params}: unknown kind of weights; known are {', '.join(READABLE)} and orbax folders"
             )
