@@ -448,7 +448,7 @@ def test_files_that_are_damaged(at, fails):
     fails("run net.q8x --input cut.npy", "cut.npy: is not a whole file of arrays", "write it again")
     fails("run net.q8x --input cut.npz", "cut.npz: is not a whole file of arrays")
     fails("inspect what.bin", "what.bin: unknown kind of file; known are .safetensors")
-    fails("run net.py:Net --params what.bin --input x.npy", "what.bin: unknown kind of file")
+    fails("run net.py:Net --params what.bin --input x.npy", "what.bin: unknown kind of weights")
     fails(
         "run net.py:load --params what.bin --input x.npy", "what.bin: unknown kind of weights; known are .q8"
     )
@@ -488,7 +488,7 @@ def test_settings_that_are_wrong(at, fails):
     Path("r.json").write_text('{"version": 1, "ranges": {"params/first/kernel:dott": [0, 1]}}')
     fails(
         f"{QUANTIZE} --kernels xla --ranges r.json",
-        "does not have: 'params/first/kernel:dott' (did you mean 'params/first/kernel:dot'?)",
+        "does not have: 'params/first/kernel:dott' (did you mean 'params/first/kernel:dot'",
     )
     fails(f"{QUANTIZE} --rounding wildly", "rounding", "wildly", "half_even")
     fails(

@@ -47,7 +47,9 @@ class Results:
             os.close(self._file)
             raise Failure(f"{path}: another run is writing it; wait, or give another --output") from error
         try:
-            os.ftruncate(self._file, 0 if restart else self._whole_lines())
+            end = 0 if restart else self._whole_lines()
+            if end != os.fstat(self._file).st_size:
+                os.ftruncate(self._file, end)
         except BaseException:
             self.close()
             raise
