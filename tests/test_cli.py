@@ -12,7 +12,7 @@ from flax.serialization import to_bytes
 from safetensors.numpy import load_file, save_file
 
 import jaxq8 as q8
-from tests.cli_model import BYTES, SMALL
+from tests.cli_net import BYTES, SMALL
 from tests.small import sqnr_db
 
 pytest_plugins = ["tests.cli_model"]

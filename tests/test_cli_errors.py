@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxq8.cli import main
-from tests.cli_model import SMALL
+from tests.cli_net import SMALL
 
 pytest_plugins = ["tests.cli_model"]
 ROOT = Path(__file__).resolve().parents[1]
