@@ -1,0 +1,143 @@
+"""``jaxq8 bench``: how long a call takes, float beside eight bits, or several models beside each other."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxq8.cli import options as shared
+from jaxq8.cli.models import Model, fitted, load_model
+from jaxq8.cli.problems import Misuse, foreign
+from jaxq8.cli.text import print_json, show_progress
+from jaxq8.plan import table
+from jaxq8.weights import quantize_weights
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "bench", help="measure the time of a call, float beside eight bits",
+        description="Times calls of each model, taking turns; a MODULE:FUNCTION with float weights is measured in float and in "
+        "eight bits. The fastest call counts: others shared the machine with something.",
+    )  # fmt: skip
+    command.add_argument("models", nargs="+", metavar="MODEL", help="FILE.q8x or MODULE:FUNCTION")
+    shared.add_weights(command)
+    shared.add_config(command)
+    shared.add_shape(command)
+    command.add_argument(
+        "--batches",
+        type=shared.positive,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="sizes of batches (default 1)",
+    )
+    command.add_argument(
+        "--rounds", type=shared.positive, default=20, metavar="N", help="calls of each (default 20)"
+    )
+    shared.add_output_form(command)
+    return command
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one model took: milliseconds a call, and seconds until its first result (loading not included)."""
+
+    model: str
+    batch: int
+    fastest_ms: float
+    median_ms: float
+    first_seconds: float
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Runs the command."""
+    models = [load_model(name, None if name.endswith(".q8x") else options.params,
+                         None if name.endswith(".q8x") else shared.keywords(options))
+              for name in options.models]  # fmt: skip
+    shapes = options.input_shape or next(
+        (list(m.exported.inputs) for m in models if m.exported is not None), []
+    )
+    if not shapes:
+        raise Misuse("the shape of the inputs is not known; give --input-shape 1,224,224,3")
+    rows = []
+    for batch in options.batches:
+        inputs = [_random(shape, batch) for shape in shapes]
+        candidates = [form for model in models for form in _forms(options, model, inputs)]
+        rows += _measured(candidates, inputs, batch, options)
+    if options.json:
+        print_json({"rounds": options.rounds, "rows": [dataclasses.asdict(row) for row in rows]})
+    else:
+        _show(rows)
+    return 0
+
+
+def _random(shape: Any, batch: int) -> np.ndarray[Any, Any]:
+    """Normal numbers; ones of integers and booleans, which are valid as indices and as masks."""
+    sizes = (batch, *shape.shape[1:]) if shape.shape else ()
+    if not all(isinstance(n, int) for n in sizes):
+        raise Misuse(f"an input has the shape {shape.shape}; give --input-shape")
+    if np.issubdtype(shape.dtype, np.floating):
+        return np.random.default_rng(0).standard_normal(sizes, np.float32).astype(shape.dtype)
+    return np.ones(sizes, shape.dtype)
+
+
+def _forms(
+    options: argparse.Namespace, model: Model, inputs: Sequence[Any]
+) -> list[tuple[str, Callable[..., Any]]]:
+    """The model as it is, and, if it is float, also quantized."""
+    model = fitted(model, inputs)
+    if model.quantized:
+        return [(model.name if model.exported else f"{model.name}, {model.source}", model.runner())]
+    config = shared.config_of(options)
+    with foreign(
+        f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
+    ):
+        encoded = quantize_weights(model.fn, model.variables, *inputs, config=config)
+    made = dataclasses.replace(model, variables=encoded, config=config, quantized=True)
+    return [(f"{model.name}, float", model.runner()), (f"{model.name}, {config.mode}", made.runner())]
+
+
+def _measured(
+    candidates: list[tuple[str, Callable[..., Any]]],
+    inputs: Sequence[Any],
+    batch: int,
+    options: argparse.Namespace,
+) -> list[Row]:
+    inputs = jax.device_put(tuple(inputs))
+    first = [_seconds(call, inputs) for _, call in candidates]
+    times: list[list[float]] = [[] for _ in candidates]
+    for _ in tqdm(range(options.rounds), unit="round", disable=not show_progress(options.quiet)):
+        for found, (_, call) in zip(times, candidates, strict=True):
+            found.append(1e3 * _seconds(call, inputs))
+    return [
+        Row(name, batch, min(found), statistics.median(found), compiled)
+        for (name, _), found, compiled in zip(candidates, times, first, strict=True)
+    ]
+
+
+def _seconds(call: Callable[..., Any], inputs: Any) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call(*inputs))
+    return time.perf_counter() - start
+
+
+def _show(rows: Sequence[Row]) -> None:
+    base: dict[int, float] = {}
+    for row in rows:
+        base.setdefault(row.batch, row.fastest_ms)
+    cells = [
+        (r.model, str(r.batch), f"{r.fastest_ms:.2f}", f"{r.median_ms:.2f}", f"{base[r.batch] / r.fastest_ms:.2f}x",
+         f"{r.first_seconds:.1f}")
+        for r in rows
+    ]  # fmt: skip
+    header = ("model", "batch", "fastest, ms", "median, ms", "speed", "first call, s")
+    print("\n".join(table(header, cells)))

@@ -1,0 +1,106 @@
+"""``jaxq8 compare``: two models side by side on the same inputs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxq8.cli import options as shared
+from jaxq8.cli.inputs import Item, whole_batches
+from jaxq8.cli.models import Model, fitted, load_model
+from jaxq8.cli.problems import FAILED, Misuse, foreign
+from jaxq8.cli.text import decibels, note, show_progress
+from jaxq8.report import Report, compare
+from jaxq8.transform import quantize
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "compare", help="measure how far the results of two models are apart",
+        description="Runs A and B on the same inputs. Where A is float and B the .q8 of the same model, every site is measured "
+        "too, and the report says where the error comes from.",
+    )  # fmt: skip
+    for name in ("A", "B"):
+        command.add_argument(
+            name.lower(), metavar=name, help=".q8x, MODULE:FUNCTION, or a file of weights of --model"
+        )
+    command.add_argument(
+        "--model", metavar="MODULE:FUNCTION", help="the model of A or B where they are weights"
+    )
+    command.add_argument(
+        "--keyword", action="append", default=[], metavar="NAME=JSON", help="keyword argument of --model"
+    )
+    shared.add_inputs(command)
+    command.add_argument(
+        "--plot", metavar="OUT.png", help="also write a picture of the report (needs matplotlib)"
+    )
+    command.add_argument(
+        "--at-least", type=float, metavar="DB", help="fail (status 1) if the SQNR of the results is lower"
+    )
+    shared.add_output_form(command)
+    return command
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Runs the command."""
+    first, second = (_side(name, options) for name in (options.a, options.b))
+    expected = next((m.exported.inputs for m in (first, second) if m.exported is not None), ())
+    items = shared.reader_of(options, expected).items(shared.files_of(options))
+    if not items:
+        raise Misuse("nothing to compare on; give --image, --input or --text")
+    report = _report(options, first, second, items, expected)
+    print(_json(report) if options.json else report if report.sites else "\n".join(report.summary()[:-1]))
+    if options.plot:
+        report.plot(options.plot)
+    if options.at_least is not None and not report.output.sqnr_db >= options.at_least:
+        note(
+            f"jaxq8 compare: SQNR {decibels(report.output.sqnr_db)} is below the {options.at_least:g} dB of --at-least"
+        )
+        return FAILED
+    return 0
+
+
+def _side(name: str, options: argparse.Namespace) -> Model:
+    """A or B: a model by itself, or weights of --model."""
+    if name.endswith(".q8x"):
+        return load_model(name)
+    if ":" in name and not Path(name).exists():
+        return load_model(name, keywords=shared.keywords(options))
+    if not options.model:
+        raise Misuse(f"{name} holds weights alone; say of what with --model MODULE:FUNCTION")
+    return load_model(options.model, name, shared.keywords(options))
+
+
+def _report(
+    options: argparse.Namespace, first: Model, second: Model, items: list[Item], expected: Any
+) -> Report:
+    """Of the sites too where both are one function, and the second its quantized form."""
+    shapes = shared.example_inputs(argparse.Namespace(input_shape=[]), items)
+    first, second = fitted(first, shapes), fitted(second, shapes)
+    sites = not first.quantized and second.quantized and second.exported is None
+    a, b = (
+        m.fn if not m.quantized or m.exported else quantize(m.fn, m.config, ranges=m.ranges)
+        for m in (first, second)
+    )
+    fast = jax.jit(b) if sites else _results_only(jax.jit(b))
+    with foreign(
+        f"comparing {first.name} and {second.name}", "check that the inputs are those of both models"
+    ):
+        return compare(a, fast, first.variables, whole_batches(items, options.batch, expected),
+                       fast_variables=second.variables, progress=show_progress(options.quiet))  # fmt: skip
+
+
+def _results_only(function: Any) -> Any:
+    """The function without the settings by which `compare` would look for sites in the other one."""
+    return lambda *inputs: function(*inputs)
+
+
+def _json(report: Report) -> str:
+    document = json.loads(report.to_json())
+    jump = report.first_jump
+    return json.dumps({**document, "first_jump": jump.name if jump else None}, indent=1)

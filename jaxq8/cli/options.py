@@ -1,0 +1,217 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxq8.cli.inputs import Item, Reader, imported, stacked
+from jaxq8.cli.models import Model, load_model
+from jaxq8.cli.photos import Photos
+from jaxq8.cli.problems import Misuse
+from jaxq8.config import MODES, Config, Spec
+
+
+def add_model(command: argparse.ArgumentParser, what: str = "MODULE:FUNCTION") -> None:
+    """The model and its weights."""
+    command.add_argument("model", metavar="MODEL", help=what)
+    add_weights(command)
+
+
+def add_weights(command: argparse.ArgumentParser) -> None:
+    """Where weights come from, and keyword arguments of the model."""
+    command.add_argument(
+        "--params", metavar="FILE", help="weights: .safetensors, .npz, .msgpack, an orbax folder, or a .q8"
+    )
+    command.add_argument("--keyword", action="append", default=[], metavar="NAME=JSON",
+                         help="keyword argument of every call of the model, as train=false; may be repeated")  # fmt: skip
+
+
+def add_inputs(command: argparse.ArgumentParser, batch: int = 1) -> None:
+    """Inputs and how they are prepared."""
+    group = command.add_argument_group("inputs")
+    group.add_argument("--image", nargs="+", default=[], metavar="PHOTO", help="photos, or folders of photos")
+    group.add_argument("--input", nargs="+", default=[], metavar="X.npy",
+                       help=".npy, or .npz with the model's inputs in order; the first axis counts examples")  # fmt: skip
+    group.add_argument(
+        "--text", nargs="+", default=[], metavar="FILE.txt", help="one text a line; needs --preprocess"
+    )
+    group.add_argument(
+        "--batch", type=positive, default=batch, metavar="N", help=f"examples a call (default {batch})"
+    )
+    add_preparation(command)
+
+
+def add_preparation(command: argparse.ArgumentParser) -> None:
+    """How photos and texts become arrays."""
+    group = command.add_argument_group("preparation of photos and texts")
+    group.add_argument("--preprocess", metavar="MODULE:FUNCTION",
+                       help="of a photo (PIL.Image) to an array with no batch axis, or of a list of texts")  # fmt: skip
+    group.add_argument("--size", type=positive, nargs="+", metavar="N", help="height and width of photos")
+    group.add_argument("--mean", type=float, nargs="+", default=[0.0], metavar="M",
+                       help="subtracted from the 0..255 of photos; one, or one a channel")  # fmt: skip
+    group.add_argument("--std", type=float, nargs="+", default=[1.0], metavar="S", help="divides after that")
+    group.add_argument(
+        "--channels", choices=["rgb", "bgr"], default="rgb", help="order of the channels (default rgb)"
+    )
+
+
+def add_shape(command: argparse.ArgumentParser) -> None:
+    """Shapes of the inputs, for who has no example of them."""
+    command.add_argument("--input-shape", action="append", type=shape, default=[], metavar="1,224,224,3[:DTYPE]",
+                         help="shape with the axis of the batch, and dtype, of one input; repeat it for more")  # fmt: skip
+
+
+def add_config(command: argparse.ArgumentParser) -> None:
+    """What becomes eight bits, and how."""
+    group = command.add_argument_group("quantization")
+    group.add_argument(
+        "--mode",
+        choices=MODES,
+        default="eightbit",
+        help="default eightbit; docs/COMMAND_LINE.md explains them",
+    )
+    group.add_argument("--bits", type=int, default=8, choices=range(2, 9), metavar="2..8",
+                       help="width of weights, in mode round of results (default 8)")  # fmt: skip
+    group.add_argument(
+        "--group", type=positive, metavar="N", help="one scale for each N neighbouring weights of a channel"
+    )
+    group.add_argument(
+        "--rounding", default="half_even", metavar="NAME", help="a registered rounding (default half_even)"
+    )
+    group.add_argument("--attention", action="store_true", help="also quantize products of two activations")
+    group.add_argument("--kernels", default="auto", metavar="NAME",
+                       help="auto (float where eight bits do not pay), xla (never float), reference, simulate")  # fmt: skip
+    group.add_argument("--override", nargs="+", action="append", default=[], metavar="PATTERN FIELD=VALUE",
+                       help="other settings for sites whose name matches: '*/head/*' mode=off, op:dot bits=4; "
+                       "fields: mode, bits, rounding, kernels; may be repeated")  # fmt: skip
+
+
+def add_output_form(command: argparse.ArgumentParser) -> None:
+    """Whom the output is for."""
+    command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    command.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
+
+
+def positive(text: str) -> int:
+    """A positive integer of the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def shape(text: str) -> jax.ShapeDtypeStruct:
+    """``1,224,224,3`` or ``1,64:int32``."""
+    sizes, _, dtype = text.partition(":")
+    try:
+        return jax.ShapeDtypeStruct(tuple(int(n) for n in sizes.split(",")), np.dtype(dtype or "float32"))
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not like 1,224,224,3 or 1,64:int32 ({error})"
+        ) from None
+
+
+def keywords(options: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of the model."""
+    found = {}
+    for entry in options.keyword:
+        name, equals, value = entry.partition("=")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name.isidentifier():
+            raise Misuse(f"--keyword {entry}: write NAME=JSON, such as train=false")
+    return found
+
+
+def model_of(options: argparse.Namespace) -> Model:
+    """The model that the options name."""
+    return load_model(options.model, options.params, keywords(options))
+
+
+def config_of(options: argparse.Namespace) -> Config:
+    """The configuration that the options describe."""
+    overrides = tuple((entry[0], _changes(entry, options)) for entry in options.override)
+    changes = _bits(options.bits, options.group, options.mode)
+    return Config(
+        mode=options.mode, rounding=options.rounding, attention=options.attention, kernels=options.kernels,
+        overrides=overrides, **changes,
+    )  # fmt: skip
+
+
+def _bits(bits: int, group: int | None, mode: str) -> dict[str, Any]:
+    if mode == "round":
+        return {"activations": Spec(bits=bits)}
+    if group:
+        return {"weights": Spec(bits=bits, symmetric=True, granularity="group", group=group)}
+    return {"weights": Spec(bits=bits, symmetric=True, granularity="channel")}
+
+
+def _changes(entry: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    pattern, *fields = entry
+    changes: dict[str, Any] = {}
+    for field in fields:
+        name, equals, value = field.partition("=")
+        if not equals or name not in ("mode", "bits", "rounding", "kernels"):
+            raise Misuse(
+                f"--override {pattern} {field}: write FIELD=VALUE; fields are mode, bits, rounding, kernels"
+            )
+        if name == "bits" and value not in "2345678":
+            raise Misuse(f"--override {pattern} bits={value}: bits are 2 to 8")
+        changes |= _bits(int(value), options.group, options.mode) if name == "bits" else {name: value}
+    if not changes:
+        raise Misuse(f"--override {pattern}: says nothing to change; add FIELD=VALUE, such as mode=off")
+    return changes
+
+
+def reader_of(options: argparse.Namespace, expected: Sequence[Any] = ()) -> Reader:
+    """How this command line turns files into examples; `expected` are shapes of inputs, where known."""
+    size: Any = None
+    if options.size:
+        size = (options.size[0], options.size[-1])
+    elif expected and len(expected[0].shape) == 4:
+        size = expected[0].shape[1:3]
+    if size is not None and not all(isinstance(n, int) for n in size):
+        size = None
+    for name in ("mean", "std"):
+        if len(getattr(options, name)) not in (1, 3):
+            raise Misuse(f"--{name}: give one number, or three, one a channel")
+    photos = Photos(size, tuple(options.mean), tuple(options.std), options.channels == "bgr")
+    return Reader(photos, imported(options.preprocess))
+
+
+def files_of(options: argparse.Namespace) -> list[str]:
+    """All files that --image, --input and --text name."""
+    for file in options.input:
+        if not file.endswith((".npy", ".npz")):
+            raise Misuse(
+                f"--input {file}: arrays come as .npy or .npz; use --image for photos and --text for texts"
+            )
+    for file in options.text:
+        if not file.endswith(".txt"):
+            raise Misuse(f"--text {file}: texts come as .txt, one a line")
+    return [*options.image, *options.input, *options.text]
+
+
+def example_inputs(options: argparse.Namespace, items: Sequence[Item], batch: int = 1) -> tuple[Any, ...]:
+    """Inputs to trace the model with: of the shapes given, or like the first of the given files.
+
+    Raises:
+      Misuse: Neither is given.
+      InputError: The first file cannot be read.
+    """
+    if options.input_shape:
+        return tuple(options.input_shape)
+    if not items:
+        raise Misuse(
+            "the shape of the inputs is not known; give --input-shape 1,224,224,3, or files of inputs"
+        )
+    arrays = stacked([(items[0].name, items[0].example())] * batch, ragged=items[0].ragged)
+    return tuple(jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for a in arrays)

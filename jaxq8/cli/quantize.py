@@ -1,0 +1,205 @@
+"""``jaxq8 quantize``: a float model in, a file a quarter of the size out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gzip
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxq8.calibration import calibrate
+from jaxq8.cli import options as shared
+from jaxq8.cli.inputs import Item, whole_batches
+from jaxq8.cli.models import Model, fitted
+from jaxq8.cli.problems import Failure, Misuse, foreign
+from jaxq8.cli.text import decibels, note, print_json, show_progress, size
+from jaxq8.config import Config
+from jaxq8.exporting import PLATFORMS, export
+from jaxq8.observers import observer_names
+from jaxq8.plan import Plan
+from jaxq8.ranges import Ranges
+from jaxq8.report import OutputErrors, compare
+from jaxq8.serialize import save
+from jaxq8.transform import explain, quantize
+from jaxq8.weights import quantize_weights
+
+# The error is measured on at most so many examples: calibration sets may be large, and a share needs no more.
+MEASURED = 64
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "quantize", help="make a quantized file from a float model",
+        description="Encodes a model's weights and writes them as OUT.q8 (weights, to be run with the model's code) or "
+        "OUT.q8x (weights and program, which run alone).",
+    )  # fmt: skip
+    shared.add_model(command)
+    command.add_argument(
+        "--output", required=True, metavar="OUT", help="file to write, .q8 or .q8x; replaced in one step"
+    )
+    shared.add_config(command)
+    group = command.add_argument_group(
+        "inputs: their shape, ranges, and the sample that the error is measured on"
+    )
+    shared.add_shape(command)
+    group.add_argument("--calibrate", nargs="+", default=[], metavar="FILE",
+                       help="photos, folders, .npy, .npz or .txt whose ranges become static")  # fmt: skip
+    group.add_argument("--sample", nargs="+", default=[], metavar="FILE",
+                       help=f"inputs to measure the error on (default: the first {MEASURED} of --calibrate)")  # fmt: skip
+    group.add_argument(
+        "--ranges", metavar="FILE.json", help="static ranges by site, as `jaxq8 inspect --ranges` prints them"
+    )
+    group.add_argument(
+        "--observer", default="minmax", choices=observer_names(), help="of --calibrate (default minmax)"
+    )
+    group.add_argument(
+        "--batch", type=shared.positive, default=8, metavar="N", help="examples a call (default 8)"
+    )
+    group.add_argument(
+        "--fixed-batch", type=shared.positive, metavar="N", help="(.q8x) a program for batches of N only"
+    )
+    group.add_argument("--platforms", default=",".join(PLATFORMS), metavar="NAMES",
+                       help=f"(.q8x) what the program is for (default {','.join(PLATFORMS)})")  # fmt: skip
+    shared.add_preparation(command)
+    shared.add_output_form(command)
+    return command
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Runs the command."""
+    _check(options)
+    config = shared.config_of(options)
+    reader = shared.reader_of(options, options.input_shape)
+    calibration = reader.items(options.calibrate)
+    sample = reader.items(options.sample) or calibration
+    model = shared.model_of(options)
+    if model.quantized:
+        raise Misuse(f"{model.source or model.name} is quantized already; give the float weights")
+    inputs = shared.example_inputs(options, sample, options.fixed_batch or 1)
+    model = fitted(model, inputs)
+    ranges = _ranges(options, model, config, calibration)
+    with foreign(
+        f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
+    ):
+        encoded = _encoded(model, config, inputs)
+        plan = explain(model.fn, encoded, *inputs, config=config, ranges=ranges)
+    _write(options, model, encoded, inputs, ranges, config)
+    made = dataclasses.replace(model, variables=encoded, config=config, ranges=ranges, quantized=True)
+    errors = _errors(options, model, made, sample[:MEASURED]) if sample else None
+    _print(options, _sizes(model, Path(options.output), config), plan, errors, min(len(sample), MEASURED))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What can be known to be wrong before anything is loaded."""
+    folder = Path(options.output).parent
+    if not options.output.endswith((".q8", ".q8x")):
+        raise Misuse(f"--output {options.output}: end it in .q8 (weights) or .q8x (weights and program)")
+    if not folder.is_dir():
+        raise Failure(f"--output {options.output}: there is no folder {folder}; make it first")
+    if unknown := set(options.platforms.split(",")) - {*PLATFORMS, "rocm"}:
+        raise Misuse(
+            f"--platforms: {', '.join(sorted(unknown))} is unknown; known are {', '.join(PLATFORMS)}, rocm"
+        )
+
+
+def _ranges(options: argparse.Namespace, model: Model, config: Config, items: list[Item]) -> Ranges | None:
+    """Ranges of --ranges and of --calibrate; of a site in both, that of the file."""
+    given = _read_ranges(options.ranges) if options.ranges else None
+    if not items:
+        return given
+    batches = whole_batches(items, options.batch)
+    with foreign(f"calibrating {model.name}", "check that --calibrate holds inputs of this model"):
+        found = calibrate(model.fn, model.variables, batches, config=config, observer=options.observer,
+                          progress=show_progress(options.quiet))  # fmt: skip
+    return Ranges({**found, **(given or {})})
+
+
+def _read_ranges(path: str) -> Ranges:
+    try:
+        return Ranges.from_json(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:  # RangesError is a ValueError
+        raise Failure(f"--ranges {path}: {error}") from error
+
+
+def _encoded(model: Model, config: Config, inputs: tuple[Any, ...]) -> Any:
+    """Weights as codes; in mode simulate they stay float in the file, and are encoded by who runs it."""
+    if config.mode == "simulate" or config.kernels == "simulate":
+        return model.variables
+    return quantize_weights(model.fn, model.variables, *inputs, config=config)
+
+
+def _write(
+    options: argparse.Namespace, model: Model, encoded: Any, inputs: tuple[Any, ...], ranges: Ranges | None, config: Config
+) -> None:  # fmt: skip
+    if options.output.endswith(".q8"):
+        save(options.output, encoded, ranges=ranges, config=config)
+        return
+    with foreign(f"exporting {model.name}", "write a .q8 instead, which runs with the model's code"):
+        export(options.output, model.fn, encoded, *inputs, ranges=ranges, config=config,
+               platforms=options.platforms.split(","), symbolic_batch=False if options.fixed_batch else None)  # fmt: skip
+
+
+def _errors(options: argparse.Namespace, model: Model, made: Model, items: list[Item]) -> OutputErrors:
+    """Of the results of what was written, on the sample."""
+    fast = jax.jit(quantize(model.fn, made.config, ranges=made.ranges))
+    with foreign(f"running {model.name}", "check that the sample holds inputs of this model"):
+        report = compare(
+            model.fn, lambda *args: fast(*args), model.variables, whole_batches(items, options.batch),
+            fast_variables=made.variables, progress=show_progress(options.quiet),
+        )  # fmt: skip
+    return report.output
+
+
+def _sizes(model: Model, path: Path, config: Config) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves(model.variables)
+    before = sum(np.size(x) * 4 for x in leaves if hasattr(x, "dtype"))
+    after = path.stat().st_size
+    sizes = {"output": str(path), "float_bytes": before, "file_bytes": after, "share": after / max(before, 1)}
+    if config.mode == "weights_rounded":  # such files are for who compresses them
+        sizes["gzip_bytes"] = _compressed(path)
+    return sizes
+
+
+def _compressed(path: Path) -> int:
+    with path.open("rb") as file, tempfile.TemporaryFile() as packed:
+        with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=6) as target:
+            shutil.copyfileobj(file, target)
+        return packed.tell()
+
+
+def _print(
+    options: argparse.Namespace, sizes: dict[str, Any], plan: Plan, errors: OutputErrors | None, count: int
+) -> None:
+    if options.json:
+        print_json({
+            **sizes, "multiply_adds": plan.macs, "eight_bit_share": plan.eight_bit_share,
+            "unused_overrides": plan.unused_overrides,
+            "error": None if errors is None else {**dataclasses.asdict(errors), "examples": count},
+        })  # fmt: skip
+        return
+    print(f"weights  {size(sizes['float_bytes'])} in float32 -> {size(sizes['file_bytes'])} "
+          f"({sizes['share']:.1%}) in {sizes['output']}")  # fmt: skip
+    if "gzip_bytes" in sizes:
+        print(
+            f"         {size(sizes['gzip_bytes'])} ({sizes['gzip_bytes'] / sizes['float_bytes']:.1%}) after gzip"
+        )
+    print(f"runs     {plan.summary()}")
+    print(f"error    {_error_text(errors, count)}")
+    for pattern in plan.unused_overrides:
+        note(f"jaxq8: warning: --override {pattern} matches no site; `jaxq8 explain` lists them")
+
+
+def _error_text(errors: OutputErrors | None, count: int) -> str:
+    if errors is None:
+        return "not measured; give --sample or --calibrate"
+    text = f"SQNR {decibels(errors.sqnr_db)}, cosine {errors.cosine:.5f}"
+    same = "" if errors.top1 is None else f", same first answer {errors.top1:.1%}"
+    return f"{text}{same}, of {count} example{'s' if count != 1 else ''}"

@@ -1,0 +1,50 @@
+"""How figures are shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import Any
+
+import numpy as np
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: ``"4.9 MB"``."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def note(message: str) -> None:
+    """A line for people: to stderr, so that stdout stays what a script reads."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def show_progress(quiet: bool) -> bool:
+    """Whether to draw progress bars: on a terminal, unless they are not wanted."""
+    return not quiet and sys.stderr.isatty()
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout; NaN and infinity, which JSON lacks, as null."""
+    print(json.dumps(plain(document), indent=1, allow_nan=False))
+
+
+def plain(x: Any) -> Any:
+    """Arrays, tuples and numbers of NumPy as what JSON can hold."""
+    if isinstance(x, dict):
+        return {str(key): plain(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [plain(value) for value in x]
+    if hasattr(x, "tolist"):
+        return plain(np.asarray(x).tolist())
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def decibels(value: float) -> str:
+    """``"24.5 dB"``; equal results have infinitely many."""
+    return "no error" if value == math.inf else f"{value:.1f} dB"
