@@ -1,6 +1,7 @@
 """jaxq8: eight-bit inference for any JAX function. ``fast = jax.jit(q8.quantize(model.apply))``."""
 
 from jaxq8.calibration import calibrate
+from jaxq8.codebook import CodeBook
 from jaxq8.config import Config, Spec
 from jaxq8.equalization import equalize
 from jaxq8.errors import (
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "CodeBook",
     "Config",
     "ExportedModel",
     "FileError",
