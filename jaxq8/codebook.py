@@ -55,8 +55,9 @@ class CodeBook:
     def from_float(cls, x: Any, spec: Spec, *, axis: int | tuple[int, ...] | None = None) -> CodeBook:
         """Chooses the values by k-means (Lloyd 1982) and gives each element the nearest.
 
-        It starts from the quantiles of the data and from evenly spaced values, and keeps the better of both, so its error is
-        never above that of an even grid of as many values, but for the book's own rounding to eight bits.
+        It starts from the quantiles of the data, from evenly spaced values and from the smallest different ones, and keeps
+        the best: the error is never above that of an even grid of as many values, but for the book's own rounding to eight
+        bits, and data of no more values than the book has stay as they are.
 
         Args:
           x: Float array, not empty.
@@ -77,7 +78,7 @@ class CodeBook:
         rows = moved.reshape(int(np.prod([x.shape[a] for a in keep], dtype=int)), -1)
         book, scale, indices = _fitted(rows, 2**spec.bits)
         shape = tuple(n if a in keep else 1 for a, n in enumerate(x.shape))
-        back = np.argsort(order)
+        back = [order.index(a) for a in range(x.ndim)]
         return cls(
             jnp.transpose(indices.reshape(moved.shape), back), book.reshape(*shape, -1), scale.reshape(shape),
             spec.bits, np.dtype(x.dtype),
@@ -147,13 +148,23 @@ def _fitted(rows: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Arra
     """Book int8 (r, count), scale (r,) and indices uint8 (r, n) of rows (r, n)."""
     middle = (jnp.arange(count) + 0.5) / count
     low, high = rows.min(1, keepdims=True), rows.max(1, keepdims=True)
-    starts = jnp.stack([jnp.quantile(rows, middle, axis=1).T, low + (high - low) * jnp.linspace(0, 1, count)])
+    even = low + (high - low) * jnp.linspace(0, 1, count)
+    starts = jnp.stack([jnp.quantile(rows, middle, axis=1).T, even, _distinct(rows, count)])
     levels, errors = jax.lax.map(lambda start: _kmeans(rows, start), starts)
     best = jnp.take_along_axis(levels, jnp.argmin(errors, 0)[None, :, None], 0)[0]
     size = jnp.abs(best).max(1, keepdims=True) / 127
     scale = jnp.where(size > jnp.finfo(jnp.float32).tiny * 4, size, 1)
     book = jnp.round(best / scale)
     return book.astype(jnp.int8), scale[:, 0], _nearest(rows, book * scale).astype(jnp.uint8)
+
+
+def _distinct(rows: jax.Array, count: int) -> jax.Array:
+    """The `count` smallest different values of each row: all of them where there are no more, so that nothing is lost."""
+    ordered = jnp.sort(rows, axis=1)
+    new = jnp.pad(ordered[:, 1:] > ordered[:, :-1], ((0, 0), (1, 0)))
+    rest = jnp.repeat(ordered[:, -1:], count, axis=1)
+    place = jax.vmap(lambda into, rank, values: into.at[rank].set(values, mode="drop"))
+    return place(rest, jnp.cumsum(new, axis=1), ordered)
 
 
 def _kmeans(rows: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -267,7 +267,8 @@ def _read_codebook(leaf: StoredTensor) -> CodeBook:
     book = container.tensor(f"{leaf.name}.book", np.int8, (*scale_shape, 2**bits))
     scale = container.tensor(f"{leaf.name}.scale", np.float32, scale_shape)
     _check_scale(container, leaf.name, scale)
-    return CodeBook(*map(_on_device, (indices, book, scale)), bits, np.dtype(leaf.dtype))
+    parts = (_on_device(indices), _on_device(book), _on_device(scale))
+    return CodeBook(*parts, bits, np.dtype(leaf.dtype))
 
 
 def _check_scale(container: Container, name: str, scale: np.ndarray[Any, Any]) -> None:

@@ -72,7 +72,14 @@ def test_numbers_of_few_values_are_kept() -> None:
     np.testing.assert_array_equal(zeros.dequantize(), np.zeros((4, 4)))
 
 
-@pytest.mark.parametrize("mode", ["eightbit", "weights", "weights_rounded", "simulate"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "eightbit",
+        "weights_rounded",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("weights", "simulate")),
+    ],
+)
 def test_every_mode_computes_with_the_values(mode: str) -> None:
     config = q8.Config(mode=mode, kernels="xla", weights=BOOK)
     q_vars = q8.quantize_weights(dense, PAIR, X, config=config)
@@ -89,6 +96,7 @@ def test_every_mode_computes_with_the_values(mode: str) -> None:
         np.testing.assert_array_equal(found, fast(codes, X))
 
 
+@pytest.mark.slow
 def test_derivatives_pass_straight_through() -> None:
     slope = jax.grad(lambda v: q8.quantize(dense, CONFIG.simulated())(v, X).sum())(PAIR)
     exact = jax.grad(lambda v: dense(v, X).sum())(PAIR)
