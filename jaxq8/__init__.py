@@ -35,7 +35,7 @@ from jaxq8.selfcheck import SelfCheck, selfcheck
 from jaxq8.sensitivity import Sensitivity, sensitivity
 from jaxq8.serialize import load, save
 from jaxq8.tables import Table, bootstrap
-from jaxq8.training import initial_step, integer_codes, learned_step
+from jaxq8.training import initial_ranges, initial_step, integer_codes, learned_ranges, learned_step
 from jaxq8.transform import explain, quantize
 from jaxq8.trees import StoredTensor
 from jaxq8.tuning import Tuning, load_tuning, tune
@@ -78,10 +78,12 @@ __all__ = [
     "experiment",
     "explain",
     "export",
+    "initial_ranges",
     "initial_step",
     "integer_codes",
     "learn_rounding",
     "learned_rounding_names",
+    "learned_ranges",
     "learned_step",
     "load",
     "load_exported",
