@@ -3,8 +3,8 @@
     python examples/finetune.py                         # 5,000 packaged handwritten digits
     python examples/finetune.py --data FOLDER           # Fashion-MNIST (or MNIST): the four idx files, gzipped or not
 
-Fine-tuning runs the simulation of the eight-bit arithmetic under `jax.grad`; the last
-column runs the trained codes in integers.
+Fine-tuning runs the simulation of the integer arithmetic under `jax.grad`: first with weights of few bits, then with
+activations of as few, whose ranges are trained as well. "In integers", and behind the line, the trained codes run in integers.
 """
 
 from __future__ import annotations
@@ -256,12 +256,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exact, rows = run(data, options.epochs)
     print(f"\nfloat {exact:.1f}% of {len(data.test_labels)} test images")
     print("weights of these bits and activations of 8; behind the line, activations of these bits too")
-    print(
-        f"{'bits':>4}  {'nearest':>8}  {'GPTQ':>8}  {'fine-tuned':>10}  {'in integers':>11} | {'nearest':>8}  {'fine-tuned':>10}"
-    )
+    line = "{:>4}  {:>8}  {:>8}  {:>10}  {:>11} | {:>10}  {:>10}"
+    print(line.format("bits", "nearest", "GPTQ", "fine-tuned", "in integers", "calibrated", "fine-tuned"))
     for bits, row in rows.items():
         cells = [f"{row[name]:.1f}" if name in row else "" for name in COLUMNS]
-        print("{:>4}  {:>8}  {:>8}  {:>10}  {:>11} | {:>8}  {:>10}".format(bits, *cells))
+        print(line.format(bits, *cells))
     return 0
 
 
