@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -150,6 +151,23 @@ def test_a_file_of_version_2_is_read() -> None:
     assert isinstance(book, q8.CodeBook)
     assert np.asarray(book.indices).tolist() == expected["indices"]
     np.testing.assert_allclose(book.dequantize(), expected["real"], rtol=1e-6)
+
+
+def test_the_reader_of_the_documentation_expands_books_and_groups(tmp_path) -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "FORMAT.md"
+    code = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert code is not None
+    names: dict = {}
+    exec(code[1], names)
+    group = q8.Spec(bits=4, granularity="group", group=32)
+    tree = {
+        "books": q8.CodeBook.from_float(normal(64, 8), BOOK),
+        "one book": q8.CodeBook.from_float(normal(6, 8), q8.Spec(bits=2, levels="kmeans")),
+        "groups": q8.QTensor.from_float(normal(64, 8), group, axis=1),
+    }
+    q8.save(tmp_path / "m.q8", tree)
+    for name, found in names["read"](tmp_path / "m.q8").items():
+        np.testing.assert_allclose(found, tree[name].dequantize(), rtol=1e-6)
 
 
 def forged(path: Path, **changes) -> Path:

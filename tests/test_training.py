@@ -98,6 +98,7 @@ def test_trained_ranges_are_ranges_afterwards() -> None:
         )
 
 
+@pytest.mark.slow
 def test_learning_a_range_lessens_the_error() -> None:
     """Descent from a range that is far too wide, at three bits."""
 
