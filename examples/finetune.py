@@ -3,8 +3,8 @@
     python examples/finetune.py                         # 5,000 packaged handwritten digits
     python examples/finetune.py --data FOLDER           # Fashion-MNIST (or MNIST): the four idx files, gzipped or not
 
-Fine-tuning runs the simulation of the eight-bit arithmetic under `jax.grad`; the last
-column runs the trained codes in integers.
+Fine-tuning runs the simulation of the integer arithmetic under `jax.grad`: first with weights of few bits, then with
+activations of as few, whose ranges are trained as well. "In integers", and behind the line, the trained codes run in integers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from examples import assets
 from jaxq8.qtensor import is_qtensor
 
 BATCH = 100
+COLUMNS = (
+    "nearest", "gptq", "tuned, simulated", "tuned, integers", "activations, calibrated", "activations, tuned",
+)  # fmt: skip
 TEST = 1000
 IDX = (
     "train-images-idx3-ubyte",
@@ -69,9 +72,10 @@ def infer(variables: Any, images: jax.Array) -> jax.Array:
     return jnp.asarray(NET.apply(variables, images))
 
 
-def config(bits: int, kernels: str = "xla") -> q8.Config:
-    """Weights of some bits with one scale per output channel, activations of eight bits."""
-    return q8.Config(weights=q8.Spec(bits=bits, symmetric=True, granularity="channel"), kernels=kernels)
+def config(bits: int, kernels: str = "xla", activation_bits: int = 8) -> q8.Config:
+    """Weights of some bits with one scale per output channel, activations with one scale per tensor."""
+    weights = q8.Spec(bits=bits, symmetric=True, granularity="channel")
+    return q8.Config(weights=weights, activations=q8.Spec(bits=activation_bits), kernels=kernels)
 
 
 def digits(seed: int = 0) -> Data:
@@ -126,32 +130,45 @@ def train_float(data: Data, epochs: int, key: jax.Array) -> Any:
     return {"params": params, "batch_stats": state}
 
 
-def finetune(variables: Any, bits: int, data: Data, epochs: int) -> Any:
-    """Variables whose weights are integer codes of learned steps, trained through the simulated arithmetic."""
-    spec = config(bits).weights
-    simulated = q8.quantize(infer, config(bits, kernels="simulate"))
+def finetune(
+    variables: Any, bits: int, data: Data, epochs: int, ranges: q8.Ranges | None = None
+) -> tuple[Any, q8.Ranges]:
+    """Variables whose weights are integer codes of learned steps, trained through the simulated arithmetic.
+
+    With `ranges`, activations have as many bits as weights, and their ranges are trained too; they are the second result.
+    """
+    settings = config(bits, kernels="simulate", activation_bits=bits if ranges else 8)
     template = q8.quantize_weights(infer, variables, data.images[:1], config=config(bits))
+    start_ranges = q8.initial_ranges(ranges or {})
 
     def start(leaf: Any, found: Any) -> Any:
         if not is_qtensor(found):
             return leaf
         kept = tuple(a for a, n in enumerate(found.scale.shape) if n > 1)
-        return {"weight": leaf, "step": q8.initial_step(leaf, spec, kept)}
+        return {"weight": leaf, "step": q8.initial_step(leaf, settings.weights, kept)}
 
-    def with_codes(params: Any) -> Any:
+    def with_codes(net: Any) -> Any:
         return jax.tree.map(
-            lambda p: q8.learned_step(p["weight"], p["step"], spec) if _is_pair(p) else p,
-            params,
+            lambda p: q8.learned_step(p["weight"], p["step"], settings.weights) if _is_pair(p) else p,
+            net,
             is_leaf=_is_pair,
         )
 
+    def trained_ranges(shares: Any) -> q8.Ranges:
+        return q8.learned_ranges({name: start_ranges[name] * share for name, share in shares.items()})
+
     def loss(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> Any:
-        logits = simulated({"params": with_codes(params), "batch_stats": state}, images)
+        simulated = q8.quantize(infer, settings, ranges=trained_ranges(params["shares"]))
+        logits = simulated({"params": with_codes(params["net"]), "batch_stats": state}, images)
         return cross_entropy(logits, labels), state
 
-    params = jax.tree.map(start, variables["params"], template["params"])
+    params = {
+        "net": jax.tree.map(start, variables["params"], template["params"]),
+        "shares": {name: jnp.ones(2) for name in start_ranges},
+    }
     params, state = _descend(loss, params, variables["batch_stats"], data, epochs, 1e-3, f"{bits} bits")
-    return q8.integer_codes({"params": with_codes(params), "batch_stats": state})
+    codes = q8.integer_codes({"params": with_codes(params["net"]), "batch_stats": state})
+    return codes, trained_ranges(params["shares"])
 
 
 def _is_pair(p: Any) -> bool:
@@ -197,10 +214,24 @@ def compare(variables: Any, bits: int, data: Data, epochs: int) -> dict[str, flo
     learned = q8.learn_rounding(infer, variables, calibration, config=config(bits), progress=False)
     row = {"nearest": accuracy(integer, nearest, data), "gptq": accuracy(integer, learned, data)}
     if bits < 8:
-        tuned = finetune(variables, bits, data, epochs)
+        tuned, _ = finetune(variables, bits, data, epochs)
         row["tuned, simulated"] = accuracy(simulated, tuned, data)
         row["tuned, integers"] = accuracy(integer, tuned, data)
+        row |= compare_activations(variables, bits, data, epochs)
     return row
+
+
+def compare_activations(variables: Any, bits: int, data: Data, epochs: int) -> dict[str, float]:
+    """Accuracies with activations of as few bits as weights: calibrated, and with ranges that are trained."""
+    settings = config(bits, activation_bits=bits)
+    batches = [data.images[i : i + BATCH] for i in range(0, 4 * BATCH, BATCH)]
+    ranges = q8.calibrate(infer, variables, batches, config=settings, observer="mse", progress=False)
+    nearest = q8.quantize_weights(infer, variables, data.images[:1], config=settings)
+    tuned, learned = finetune(variables, bits, data, epochs, ranges)
+    return {
+        "activations, calibrated": accuracy(q8.quantize(infer, settings, ranges=ranges), nearest, data),
+        "activations, tuned": accuracy(q8.quantize(infer, settings, ranges=learned), tuned, data),
+    }
 
 
 def run(
@@ -224,13 +255,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     exact, rows = run(data, options.epochs)
     print(f"\nfloat {exact:.1f}% of {len(data.test_labels)} test images")
-    print(f"{'bits':>4}  {'nearest':>8}  {'GPTQ':>8}  {'fine-tuned':>10}  {'in integers':>11}")
+    print("weights of these bits and activations of 8; behind the line, activations of these bits too")
+    line = "{:>4}  {:>8}  {:>8}  {:>10}  {:>11} | {:>10}  {:>10}"
+    print(line.format("bits", "nearest", "GPTQ", "fine-tuned", "in integers", "calibrated", "fine-tuned"))
     for bits, row in rows.items():
-        cells = [
-            f"{row[name]:.1f}" if name in row else ""
-            for name in ("nearest", "gptq", "tuned, simulated", "tuned, integers")
-        ]
-        print(f"{bits:>4}  {cells[0]:>8}  {cells[1]:>8}  {cells[2]:>10}  {cells[3]:>11}")
+        cells = [f"{row[name]:.1f}" if name in row else "" for name in COLUMNS]
+        print(line.format(bits, *cells))
     return 0
 
 

@@ -1,6 +1,7 @@
 """jaxq8: eight-bit inference for any JAX function. ``fast = jax.jit(q8.quantize(model.apply))``."""
 
 from jaxq8.calibration import calibrate
+from jaxq8.codebook import CodeBook
 from jaxq8.config import Config, Spec
 from jaxq8.equalization import equalize
 from jaxq8.errors import (
@@ -34,7 +35,7 @@ from jaxq8.selfcheck import SelfCheck, selfcheck
 from jaxq8.sensitivity import Sensitivity, sensitivity
 from jaxq8.serialize import load, save
 from jaxq8.tables import Table, bootstrap
-from jaxq8.training import initial_step, integer_codes, learned_step
+from jaxq8.training import initial_ranges, initial_step, integer_codes, learned_ranges, learned_step
 from jaxq8.transform import explain, quantize
 from jaxq8.trees import StoredTensor
 from jaxq8.tuning import Tuning, load_tuning, tune
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "CodeBook",
     "Config",
     "ExportedModel",
     "FileError",
@@ -76,9 +78,11 @@ __all__ = [
     "experiment",
     "explain",
     "export",
+    "initial_ranges",
     "initial_step",
     "integer_codes",
     "learn_rounding",
+    "learned_ranges",
     "learned_rounding_names",
     "learned_step",
     "load",

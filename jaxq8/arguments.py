@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq8.codebook import CodeBook, as_codes, is_encoded, validate_book
 from jaxq8.errors import ArgumentError
-from jaxq8.qtensor import QTensor, describe, is_qtensor, validate
+from jaxq8.qtensor import QTensor, describe, validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Arguments:
     """A call's arguments, taken apart.
 
     Attributes:
-      leaves: The array-like leaves (arrays, tracers, ShapeDtypeStructs, QTensors), in order.
+      leaves: The array-like leaves (arrays, tracers, ShapeDtypeStructs, QTensors; code books as QTensors), in order.
       paths: Their names: ``params/Dense_0/kernel``.
       weights: Which of them belong to the argument that holds the model's variables.
       rebuild: ``rebuild(leaves) -> (args, kwargs)`` with the static leaves put back.
@@ -38,9 +39,9 @@ def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
     not the only positional one or not a bare array.
 
     Raises:
-      ArgumentError: A QTensor is malformed.
+      ArgumentError: A QTensor or CodeBook is malformed.
     """
-    flat, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)), is_leaf=is_qtensor)
+    flat, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)), is_leaf=is_encoded)
     dynamic = [i for i, (_, leaf) in enumerate(flat) if is_arraylike(leaf)]
     container = bool(args) and not is_arraylike(args[0])
     leaves, paths, weights = [], [], []
@@ -48,7 +49,9 @@ def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
         path, leaf = flat[i]
         if isinstance(leaf, QTensor) and hasattr(leaf.values, "dtype"):
             validate(leaf, path_name(path[1:]) or "argument")
-        leaves.append(leaf)
+        if isinstance(leaf, CodeBook):
+            validate_book(leaf, path_name(path[1:]) or "argument")
+        leaves.append(as_codes(leaf))
         in_first = path[0] == jax.tree_util.SequenceKey(0) and path[1] == jax.tree_util.SequenceKey(0)
         paths.append(path_name(path[2:]) or path_name(path[1:]))
         weights.append(container and in_first)
@@ -64,7 +67,7 @@ def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
 
 def is_arraylike(x: Any) -> bool:
     """Whether an argument leaf is data to trace."""
-    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | QTensor)
+    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | QTensor | CodeBook)
 
 
 def stand_in(leaf: Any) -> Any:

@@ -176,7 +176,7 @@ def _flatten(jaxpr: Any, path: Path, inputs: Sequence[Ref | None], nodes: list[N
 def array_leaves(variables: Any) -> tuple[list[Any], list[int], Any]:
     """(all leaves, positions of the array leaves, tree) of a tree of variables."""
     from jaxq8.arguments import is_arraylike
-    from jaxq8.qtensor import is_qtensor
+    from jaxq8.codebook import is_encoded
 
-    flat, tree = jax.tree_util.tree_flatten(variables, is_leaf=is_qtensor)
+    flat, tree = jax.tree_util.tree_flatten(variables, is_leaf=is_encoded)
     return flat, [i for i, leaf in enumerate(flat) if is_arraylike(leaf)], tree

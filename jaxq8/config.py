@@ -16,6 +16,7 @@ from jaxq8.ranges import Range
 from jaxq8.rounding import RoundingFunction, get_rounding
 
 GRANULARITIES = ("tensor", "channel", "row", "group")
+LEVELS = ("even", "kmeans")
 MODES = ("eightbit", "weights", "weights_rounded", "round", "simulate", "off")
 KERNELS = ("auto", "xla", "reference", "simulate")
 NONFINITE = ("propagate", "saturate")
@@ -37,6 +38,8 @@ class Spec:
       include_zero: Widen every range to contain zero (always wanted; False reproduces the 2016 conversion of ranges that do
         not hold zero, whose zero point lies outside the codes).
       group: How many neighbours a group has (32, 64, 128); only with granularity "group".
+      levels: Where the values that codes stand for lie: "even" steps, or (weights of 2 to 6 bits, one list for the tensor or
+        for each channel) where "kmeans" puts them: see `CodeBook`.
 
     Raises:
       SpecError: A value is unknown or out of bounds; the message lists what is allowed.
@@ -53,6 +56,7 @@ class Spec:
     range: str | Range = "minmax"
     include_zero: bool = True
     group: int = 0
+    levels: Literal["even", "kmeans"] = "even"
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or self.bits not in (2, 3, 4, 5, 6, 7, 8, 32):
@@ -64,10 +68,22 @@ class Spec:
                 f"Spec(granularity={self.granularity!r}, group={self.group}): give the size of groups with granularity "
                 "'group', and only there"
             )
+        if self.levels not in LEVELS:
+            raise SpecError(f"Spec(levels={self.levels!r}): known are {', '.join(LEVELS)}")
+        if self.has_book and (self.bits > 6 or self.granularity not in ("tensor", "channel")):
+            raise SpecError(
+                f"Spec(bits={self.bits}, granularity={self.granularity!r}, levels='kmeans'): a code book has 2 to 6 bits, "
+                "and is that of a 'tensor' or a 'channel'"
+            )
         if not isinstance(self.range, Range) and self.range not in observer_names():
             raise SpecError(
                 f"Spec(range={self.range!r}): use a Range(minimum, maximum) or an observer: {', '.join(observer_names())}"
             )
+
+    @property
+    def has_book(self) -> bool:
+        """Whether the values are listed in a code book."""
+        return self.levels == "kmeans"
 
     @property
     def is_symmetric(self) -> bool:
@@ -160,6 +176,8 @@ class Config:
             raise SpecError(
                 "Config(activations=...): groups are for weights; use granularity 'row' or 'tensor'"
             )
+        if self.activations.has_book:
+            raise SpecError("Config(activations=...): code books are for weights; use levels='even'")
         object.__setattr__(self, "overrides", tuple(_override(entry) for entry in self.overrides))
 
     def to_json(self) -> str:

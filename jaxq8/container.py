@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from jaxq8.errors import FileError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DOCUMENT_KEY, CHECKSUM_KEY = "jaxq8", "jaxq8.crc32"
 # A document of a model with 100,000 tensors has some 20 MB; JSON of more is not worth the memory of parsing it.
 MAXIMUM_DOCUMENT = 64 << 20

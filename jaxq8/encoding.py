@@ -12,10 +12,10 @@ import numpy as np
 
 from jaxq8._compat import primitive_named, stored
 from jaxq8.config import Spec
-from jaxq8.errors import TensorError
+from jaxq8.errors import SpecError, TensorError
 from jaxq8.kernels import epilogue
 from jaxq8.qtensor import QTensor, describe, extremes, kept_axes
-from jaxq8.ranges import Range, affine
+from jaxq8.ranges import LearnedRange, Range, affine
 from jaxq8.rounding import Rounding, straight_through
 from jaxq8.values import INF, Accumulator, Array, Broadcast, Value, bounds, decode, to_real
 
@@ -44,7 +44,7 @@ class Encoding:
 
     Attributes:
       spec: The representation.
-      fixed: A range given by calibration or by hand; None to use known bounds or to measure.
+      fixed: A range given by calibration or by hand, or one that is trained; None to use known bounds or to measure.
       rounding: The scheme.
       key: PRNG key for schemes that need one.
       simulate: Keep codes in float32 with a straight-through derivative.
@@ -55,7 +55,7 @@ class Encoding:
 
     spec: Spec
     rounding: Rounding
-    fixed: Range | None = None
+    fixed: Range | LearnedRange | None = None
     key: Any = None
     simulate: bool = False
     saturate: bool = False
@@ -63,7 +63,9 @@ class Encoding:
 
     @property
     def range(self) -> Range | None:
-        return self.spec.range if isinstance(self.spec.range, Range) else self.fixed
+        if isinstance(self.spec.range, Range):
+            return self.spec.range
+        return self.fixed if isinstance(self.fixed, Range) else None
 
 
 def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> QTensor:
@@ -91,6 +93,8 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
         value = Array(value.dequantize())
     if how.exact is not False:
         return _exact(value, how, keep)
+    if isinstance(how.fixed, LearnedRange):
+        return _learned(value, how, how.fixed)
     if isinstance(value, Broadcast):
         value = Array(to_real(value))
     if isinstance(value, Array) and not value.stored and -INF in [-abs(b) for b in _known_range(value, how)]:
@@ -115,6 +119,8 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
     """
     if how.exact is not False:
         return _exact(Array(jnp.concatenate([to_real(v) for v in values], dimension)), how, ())
+    if isinstance(how.fixed, LearnedRange):
+        return _learned(Array(jnp.concatenate([to_real(v) for v in values], dimension)), how, how.fixed)
     limits = [_limits(v, how) for v in values]
     low, high = (jnp.stack(ends) for ends in zip(*limits, strict=True))
     minimum, maximum = jnp.min(low), jnp.max(high)
@@ -137,6 +143,40 @@ def _exact(value: Value, how: Encoding, keep: tuple[int, ...]) -> QTensor:
         real = jnp.where(how.exact, real, rounded.astype(jnp.float32))
     one = jnp.ones((1,) * real.ndim, jnp.float32)
     return QTensor(real, one, jnp.zeros(one.shape, jnp.int32), how.spec.bits, True, np.dtype(value.dtype))
+
+
+def _learned(value: Value, how: Encoding, ends: LearnedRange) -> QTensor:
+    """Simulated codes of a range that is trained: the same codes as with the range given, and derivatives by its ends.
+
+    Inside the range a value's derivative is 1, and that by the step is what rounding leaves (LSQ, Esser et al. 2020, equation
+    3); beyond it, 1 by the end that clips (PACT, Choi et al. 2018; both ends: LSQ+, Bhalgat et al. 2020). A range that does not
+    reach below zero stays so. Derivatives by the ends are divided by the root of elements times codes (LSQ, section 2.2).
+    """
+    if not how.simulate:
+        raise SpecError(
+            "ranges that are trained need Config(kernels='simulate'); after training pass learned_ranges(...)"
+        )
+    spec, real = how.spec, to_real(value).astype(jnp.float32)
+    slower = 1 / np.sqrt(max(real.size, 1) * (spec.qmax - spec.qmin))
+    low, high = (
+        end * slower + jax.lax.stop_gradient(end * (1 - slower)) for end in (ends.minimum, ends.maximum)
+    )
+    low, high = (
+        end.reshape((1,) * real.ndim)
+        for end in (jnp.where(low < 0, low, 0.0), jnp.where(high > 0, high, 0.0))
+    )
+    scale, zero_point = affine(low, high, spec, how.rounding)
+    zero = zero_point.astype(jnp.float32)
+    steps = real / scale
+    codes = straight_through(steps, how.rounding(steps, how.key)) + zero
+    inside = (codes >= spec.qmin) & (codes <= spec.qmax)
+    # The zero point moves with the minimum, in value by whole steps and in derivative by fractions; inside it cancels.
+    moving = jax.lax.stop_gradient(low / scale) - low / scale
+    beyond = jax.lax.stop_gradient(jnp.clip(codes, spec.qmin, spec.qmax)) - (
+        0 if spec.is_symmetric else moving
+    )
+    codes = jnp.where(inside, codes, beyond)
+    return QTensor(codes, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(value.dtype))
 
 
 def _limits(value: Value, how: Encoding) -> tuple[jax.Array, jax.Array]:

@@ -18,10 +18,11 @@ from jax import export as jax_export
 
 from jaxq8._compat import InconclusiveSize
 from jaxq8.arguments import path_name
+from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
 from jaxq8.container import Container, write
 from jaxq8.errors import ArgumentError, QuantizationError
-from jaxq8.qtensor import QTensor, describe, is_qtensor
+from jaxq8.qtensor import describe
 from jaxq8.ranges import Range
 from jaxq8.serialize import header, read_all, settings
 from jaxq8.transform import quantize
@@ -58,7 +59,7 @@ def export(
       >>> q8.export("model.q8x", model.apply, q_vars, images)
       >>> logits = q8.load_exported("model.q8x")(images)
     """
-    flat, tree = jax.tree_util.tree_flatten_with_path(q_vars, is_leaf=is_qtensor)
+    flat, tree = jax.tree_util.tree_flatten_with_path(q_vars, is_leaf=is_encoded)
     arrays = [i for i, (_, leaf) in enumerate(flat) if hasattr(leaf, "dtype")]
     leaves = [flat[i][1] for i in arrays]
 
@@ -74,7 +75,7 @@ def export(
     code = np.frombuffer(exported.serialize(), np.uint8)
     writer.tensors[PROGRAM] = code
     document = {
-        **header(KIND, ranges, config), "jax_version": jax.__version__, "platforms": list(platforms),
+        **header(KIND, writer, ranges, config), "jax_version": jax.__version__, "platforms": list(platforms),
         "symbolic_batch": symbolic, "program_size": code.size, "weights": entries,
     }  # fmt: skip
     write(path, writer.tensors, document)
@@ -159,22 +160,22 @@ class ExportedModel:
 
 def _parts(leaf: Any) -> list[Any]:
     """The plain arrays of a leaf: a program of them needs no registered tree of ours."""
-    return [leaf.values, leaf.scale, leaf.zero_point] if is_qtensor(leaf) else [leaf]
+    return list(leaf.tree_flatten()[0]) if is_encoded(leaf) else [leaf]
 
 
 def _whole(leaf: Any, parts: Sequence[Any]) -> Any:
     """The inverse of `_parts`, with the static fields of `leaf`."""
-    if not is_qtensor(leaf):
+    if not is_encoded(leaf):
         return parts[0]
-    return QTensor(parts[0], parts[1], parts[2], leaf.bits, leaf.symmetric, leaf.dtype)
+    return type(leaf).tree_unflatten(leaf.tree_flatten()[1], parts)
 
 
 def _lowered(
     program: Callable[..., Any], weights: Any, inputs: tuple[Any, ...], platforms: Sequence[str], wanted: bool | None
 ) -> tuple[Any, bool]:  # fmt: skip
     """The exported program, and whether its batch is symbolic."""
-    for leaf in jax.tree_util.tree_leaves(inputs, is_leaf=is_qtensor):
-        if is_qtensor(leaf) or not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+    for leaf in jax.tree_util.tree_leaves(inputs, is_leaf=is_encoded):
+        if is_encoded(leaf) or not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise ArgumentError(
                 f"export: input {describe(leaf)} is not an array; bind other arguments first with functools.partial"
             )

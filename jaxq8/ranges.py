@@ -60,6 +60,14 @@ class Range:
         return iter((self.minimum, self.maximum))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class LearnedRange:
+    """A range whose ends are being trained: float32 scalars, traced (`jaxq8.training.learned_ranges`)."""
+
+    minimum: Any
+    maximum: Any
+
+
 class Ranges(Mapping[str, Range]):
     """An immutable mapping of site name to `Range`, with a JSON form that a person can read and edit.
 
@@ -145,8 +153,8 @@ class Ranges(Mapping[str, Range]):
 
 
 def _as_range(name: str, entry: Any) -> Range:
-    if isinstance(entry, Range):
-        return entry
+    if isinstance(entry, Range | LearnedRange):
+        return entry  # type: ignore[return-value]  # only the encoding knows of learned ones
     try:
         low, high = map(float, entry)
     except (TypeError, ValueError, OverflowError):

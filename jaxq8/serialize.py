@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxq8.config import Config
-from jaxq8.container import FORMAT_VERSION, Container, write
+from jaxq8.container import Container, write
 from jaxq8.errors import QuantizationError
 from jaxq8.ranges import Range, Ranges
 from jaxq8.trees import StoredTensor, Writer, is_stored, read_tree
@@ -38,14 +38,14 @@ def save(
     """
     writer = Writer()
     tree = writer.node(q_vars)
-    write(path, writer.tensors, {**header(KIND, ranges, config), "tree": tree})
+    write(path, writer.tensors, {**header(KIND, writer, ranges, config), "tree": tree})
 
 
 def load(path: str | os.PathLike[str], *, lazy: bool = False) -> tuple[Any, Ranges | None, Config | None]:
     """Reads what `save` wrote. Nothing in a file is executed, and nothing is believed before it is checked.
 
     Leaves are read and put on the default device one after the other; no float copy of a weight is made. Codes of fewer
-    than eight bits are eight bits wide in memory.
+    than eight bits, and indices of code books, are eight bits wide in memory.
 
     Args:
       path: The file.
@@ -74,13 +74,15 @@ def read_all(tree: Any) -> Any:
     )
 
 
-def header(kind: str, ranges: Mapping[str, Range] | None, config: Config | None) -> dict[str, Any]:
-    """What every document begins with."""
+def header(
+    kind: str, writer: Writer, ranges: Mapping[str, Range] | None, config: Config | None
+) -> dict[str, Any]:
+    """What every document begins with; call it when the writer has seen all nodes."""
     from jaxq8 import __version__  # not yet known when this module is imported
 
     given = None if ranges is None else Ranges(ranges).to_json()
     return {
-        "format_version": FORMAT_VERSION, "kind": kind, "library_version": __version__, "ranges": given,
+        "format_version": writer.version, "kind": kind, "library_version": __version__, "ranges": given,
         "config": None if config is None else config.to_json(),
     }  # fmt: skip
 

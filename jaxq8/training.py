@@ -1,7 +1,8 @@
-"""Learned step sizes: weights on a grid whose step is trained with them, for `quantize` under `jax.grad`."""
+"""Steps of weights and ranges of activations that are trained, for `quantize` under `jax.grad`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ import numpy as np
 
 from jaxq8.config import Spec
 from jaxq8.errors import SpecError
-from jaxq8.qtensor import QTensor, is_qtensor
+from jaxq8.qtensor import QTensor, is_concrete, is_qtensor
+from jaxq8.ranges import LearnedRange, Range, Ranges
 from jaxq8.rounding import straight_through
 
 
@@ -66,6 +68,36 @@ def learned_step(weight: jax.Array, step: jax.Array, spec: Spec) -> QTensor:
     codes = straight_through(steps, jnp.round(steps))
     zero = jnp.zeros(step.shape, jnp.int32)
     return QTensor(codes, step, zero, spec.bits, True, np.dtype(weight.dtype))
+
+
+def initial_ranges(ranges: Mapping[str, Range]) -> dict[str, jax.Array]:
+    """Calibrated ranges as parameters to train: site name -> float32 (2,), minimum and maximum."""
+    return {name: jnp.array(list(r), jnp.float32) for name, r in ranges.items()}
+
+
+def learned_ranges(ends: Mapping[str, jax.Array]) -> Ranges:
+    """Ranges of activations that are trained, for ``quantize(..., ranges=...)``.
+
+    Inside `jax.grad` (or `jax.jit`) they have derivatives, with ``Config(kernels="simulate")``: what rounding leaves moves the
+    step (LSQ, Esser et al. 2020), what is clipped moves the end that clips it (PACT, Choi et al. 2018). Of plain numbers, after
+    training, the result is like that of `calibrate`: for integer kernels and files.
+
+    Args:
+      ends: Site name -> (minimum, maximum), of `initial_ranges`.
+
+    Raises:
+      RangesError: (plain numbers) a minimum exceeds its maximum, or is not finite.
+
+    Example:
+      >>> def loss(params, images, labels):
+      ...     ranges = q8.learned_ranges(params["ranges"])
+      ...     return cross_entropy(q8.quantize(model.apply, simulate, ranges=ranges)(params["net"], images), labels)
+    """
+    entries: dict[str, Any] = {}
+    for name, pair in ends.items():
+        plain = is_concrete(pair)
+        entries[name] = (float(pair[0]), float(pair[1])) if plain else LearnedRange(pair[0], pair[1])
+    return Ranges(entries)
 
 
 def integer_codes(variables: Any) -> Any:

@@ -8,9 +8,11 @@ A node of the document is one of::
     {"array": name, "dtype": "float32", "shape": [3, 4]}
     {"qtensor": name, "bits": 4, "storage": "int8", "symmetric": true, "dtype": "float32", "shape": [3, 4],
      "scale_dtype": "float32", "scale_shape": [1, 4]}
+    {"codebook": name, "bits": 4, "dtype": "float32", "shape": [3, 4], "scale_shape": [1, 4]}        from version 2 on
 
 A QTensor of fewer than eight bits is packed (`jaxq8.packing`). Its scale is the tensor ``name.scale``, its zero point
-``name.zero_point``; a symmetric one has no zero point in the file, it is 0.
+``name.zero_point``; a symmetric one has no zero point in the file, it is 0. Of a code book, ``name`` is the packed indices,
+``name.book`` the values and ``name.scale`` the scale.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq8.codebook import CodeBook, validate_book
 from jaxq8.container import STORABLE, Container
 from jaxq8.errors import FileError
 from jaxq8.packing import pack, packed_size, unpack
@@ -40,6 +43,7 @@ class Writer:
 
     def __init__(self) -> None:
         self.tensors: dict[str, np.ndarray[Any, Any]] = {}
+        self.version = 1  # the oldest format that has all nodes so far
 
     def node(self, tree: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
         """The node of a tree; its tensors are collected.
@@ -52,6 +56,8 @@ class Writer:
         tree = _plain(tree)
         if isinstance(tree, QTensor):
             return self._qtensor(tree, path)
+        if isinstance(tree, CodeBook):
+            return self._codebook(tree, path)
         if isinstance(tree, Mapping):
             if len({type(k) for k in tree}) > 1:
                 raise FileError(
@@ -89,10 +95,24 @@ class Writer:
             "scale_shape": list(scale.shape),
         }  # fmt: skip
 
+    def _codebook(self, b: CodeBook, path: tuple[str, ...]) -> dict[str, Any]:
+        where = _text(path)
+        validate_book(b, where)
+        self.version = 2
+        name = self._add(where, pack(_data(b.indices, path), b.bits))
+        self.tensors[f"{name}.book"], self.tensors[f"{name}.scale"] = (
+            _data(b.book, path),
+            _data(b.scale, path),
+        )
+        return {
+            "codebook": name, "bits": b.bits, "dtype": np.dtype(b.dtype).name, "shape": list(b.shape),
+            "scale_shape": list(b.scale.shape),
+        }  # fmt: skip
+
     def _add(self, name: str, data: np.ndarray[Any, Any]) -> str:
         """Stores under a name that no other tensor has: paths of different trees may read the same."""
         unique, count = name, 1
-        while any(f"{unique}{end}" in self.tensors for end in ("", ".scale", ".zero_point")):
+        while any(f"{unique}{end}" in self.tensors for end in ("", ".scale", ".zero_point", ".book")):
             count += 1
             unique = f"{name}~{count}"
         self.tensors[unique] = data
@@ -106,9 +126,9 @@ class StoredTensor:
     Attributes:
       name: Its name in the file.
       shape: Shape of the array that it stands for.
-      dtype: dtype of the array, or the float dtype that a QTensor stands for.
-      bits: Width of a code, or None of an array that is not quantized.
-      nbytes: Bytes in the file, scales and zero points included.
+      dtype: dtype of the array, or the float dtype that a QTensor or CodeBook stands for.
+      bits: Width of a code or index, or None of an array that is not quantized.
+      nbytes: Bytes in the file, scales, zero points and books included.
     """
 
     name: str
@@ -120,14 +140,14 @@ class StoredTensor:
     node: Mapping[str, Any] = dataclasses.field(repr=False)
 
     def read(self) -> Any:
-        """The array, or the QTensor, on the default device.
+        """The array, QTensor or CodeBook, on the default device.
 
         Raises:
           FileError: The data does not match its checksum, or codes or scales are out of bounds.
         """
         if self.bits is None:
             return _on_device(self.container.tensor(self.name, self.dtype, self.shape))
-        return _read_qtensor(self)
+        return _read_codebook(self) if "codebook" in self.node else _read_qtensor(self)
 
 
 def read_tree(container: Container, node: Any, depth: int = 0) -> Any:
@@ -150,6 +170,8 @@ def read_tree(container: Container, node: Any, depth: int = 0) -> Any:
         return node[kind]
     if kind in ("array", "qtensor"):
         return _stored(container, node, kind)
+    if kind == "codebook":
+        return _stored_codebook(container, node)
     raise container.error(f"unknown kind of node {kind!r}", "it needs a newer jaxq8, or was changed")
 
 
@@ -212,12 +234,48 @@ def _read_qtensor(leaf: StoredTensor) -> QTensor:
     zero_point = np.zeros(scale_shape, np.int32)
     if not symmetric:
         zero_point = container.tensor(f"{leaf.name}.zero_point", np.int32, scale_shape)
-    if not (np.isfinite(scale) & (scale > 0)).all():
-        raise container.error(
-            f"tensor {leaf.name!r} has scales that are not positive and finite", "quantize the model again"
-        )
+    _check_scale(container, leaf.name, scale)
     on_device = (_on_device(values), _on_device(scale), _on_device(zero_point))
     return QTensor(*on_device, bits, symmetric, np.dtype(leaf.dtype))
+
+
+def _stored_codebook(container: Container, node: dict[str, Any]) -> StoredTensor:
+    name, bits = node["codebook"], node.get("bits")
+    shape, scale = (_shape(container, node, field, name) for field in ("shape", "scale_shape"))
+    dtype = _dtype(container, node, "dtype", name)
+    fits = len(scale) == len(shape) and all(s in (1, n) for s, n in zip(scale, shape, strict=True))
+    if (
+        not fits
+        or type(bits) is not int
+        or bits not in range(2, 7)
+        or not jnp.issubdtype(dtype, jnp.floating)
+    ):
+        raise container.error(
+            f"tensor {name!r}: {bits!r} bits of shape {list(shape)} with books of shape {list(scale)} that stand for {dtype} "
+            "are no code book", "it was not written by jaxq8",
+        )  # fmt: skip
+    size = packed_size(math.prod(shape), bits) + math.prod(scale) * (2**bits + 4)
+    return StoredTensor(name, shape, dtype, bits, size, container, node)
+
+
+def _read_codebook(leaf: StoredTensor) -> CodeBook:
+    container, bits, scale_shape = leaf.container, leaf.bits, tuple(leaf.node["scale_shape"])
+    assert bits is not None
+    size = math.prod(leaf.shape)
+    packed = container.tensor(leaf.name, np.uint8, (packed_size(size, bits),))
+    indices = unpack(packed, bits, size, signed=False).reshape(leaf.shape)
+    book = container.tensor(f"{leaf.name}.book", np.int8, (*scale_shape, 2**bits))
+    scale = container.tensor(f"{leaf.name}.scale", np.float32, scale_shape)
+    _check_scale(container, leaf.name, scale)
+    parts = (_on_device(indices), _on_device(book), _on_device(scale))
+    return CodeBook(*parts, bits, np.dtype(leaf.dtype))
+
+
+def _check_scale(container: Container, name: str, scale: np.ndarray[Any, Any]) -> None:
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise container.error(
+            f"tensor {name!r} has scales that are not positive and finite", "quantize the model again"
+        )
 
 
 def _shape(container: Container, node: Mapping[str, Any], field: str, name: object) -> tuple[int, ...]:

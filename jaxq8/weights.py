@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq8.codebook import CodeBook, as_codes, is_encoded
 from jaxq8.config import Config
 from jaxq8.errors import ArgumentError, TensorError
 from jaxq8.modes import ENCODES_WEIGHTS
-from jaxq8.qtensor import QTensor, is_concrete, is_qtensor
+from jaxq8.qtensor import QTensor, is_concrete
 from jaxq8.rounding import get_rounding, straight_through
 from jaxq8.sites import Analysis, WeightUse
 
@@ -38,7 +39,8 @@ def quantize_weights(
       **kwargs: Keyword arguments of `fn`.
 
     Returns:
-      A tree of the same structure; float weights are replaced by QTensors of the same shape.
+      A tree of the same structure; float weights are replaced by QTensors of the same shape (`CodeBook` where the spec has
+      ``levels="kmeans"``).
 
     Raises:
       TensorError: A weight holds NaN or infinity; the message names it.
@@ -54,9 +56,9 @@ def quantize_weights(
 
     config = config or Config()
     call = Call.trace(fn, (variables, *inputs), kwargs)
-    flat, tree = jax.tree_util.tree_flatten(variables, is_leaf=is_qtensor)
+    flat, tree = jax.tree_util.tree_flatten(variables, is_leaf=is_encoded)
     count = len(call.consts)
-    arrays = [i for i, leaf in enumerate(flat) if hasattr(leaf, "dtype") or isinstance(leaf, QTensor)]
+    arrays = [i for i, leaf in enumerate(flat) if hasattr(leaf, "dtype")]
     if not arrays:
         raise ArgumentError(
             "quantize_weights: the variables hold no arrays; pass the model's variables as second argument"
@@ -65,18 +67,21 @@ def quantize_weights(
         call.arguments, weights=tuple(i < len(arrays) for i in range(len(call.arguments.leaves)))
     )
     analysis = dataclasses.replace(call, arguments=marked).analyse(config)
-    encoded = encode_leaves(
-        [*call.consts, *call.arguments.leaves], analysis, config, count, names=marked.paths
-    )
+    leaves = [*call.consts, *call.arguments.leaves]
+    encoded = _encoded_leaves(leaves, analysis, config, count, names=marked.paths)
     for position, i in enumerate(arrays):
-        flat[i] = encoded[count + position]
+        flat[i] = flat[i] if isinstance(flat[i], CodeBook) else encoded[count + position]
     return jax.tree_util.tree_unflatten(tree, flat)
 
 
-def encode_leaves(
+def encode_leaves(leaves: Sequence[Any], analysis: Analysis, config: Config, consts: int) -> list[Any]:
+    """The leaves with those that are weights as QTensors; those that are already, and data, are returned as they are."""
+    return [as_codes(leaf) for leaf in _encoded_leaves(leaves, analysis, config, consts)]
+
+
+def _encoded_leaves(
     leaves: Sequence[Any], analysis: Analysis, config: Config, consts: int, names: Sequence[str] = ()
 ) -> list[Any]:
-    """The leaves with those that are weights encoded; those that are QTensors already, and data, are returned as they are."""
     result = list(leaves)
     for i, use in analysis.weights.items():
         if i < len(leaves) and is_weight(leaves[i], use, config):
@@ -113,20 +118,25 @@ def _encode(leaf: Any, use: WeightUse, config: Config, name: str) -> Any:
 
 
 def kept(leaf: Any, use: WeightUse, site: Config) -> tuple[int, ...]:
-    """The axes of a weight that keep scales of their own."""
+    """The axes of a weight that keep scales (or code books) of their own."""
     return tuple(a for a in range(leaf.ndim) if a in use.kept) if site.weights.granularity != "tensor" else ()
 
 
 def _codes(leaf: Any, use: WeightUse, site: Config) -> Any:
-    keep = kept(leaf, use, site)
-    scheme = get_rounding(site.rounding)
-    key = jax.random.key(site.seed) if scheme.keyed else None
-    if site.kernels == "simulate" or site.mode == "simulate":
-        codes = QTensor.from_float(
-            jax.lax.stop_gradient(jnp.asarray(leaf)), site.weights, axis=keep, rounding=scheme, key=key
-        )
+    """A leaf as what the site's mode computes with: codes, simulated codes with a derivative, or rounded numbers."""
+    if site.simulates:
+        codes = as_codes(_plain_codes(jax.lax.stop_gradient(jnp.asarray(leaf)), use, site))
         steps = leaf.astype(jnp.float32) / codes.by_element(codes.scale)
         values = straight_through(steps, codes.values.astype(jnp.float32))
         return dataclasses.replace(codes, values=values)
-    codes = QTensor.from_float(jnp.asarray(leaf), site.weights, axis=keep, rounding=scheme, key=key)
+    codes = _plain_codes(jnp.asarray(leaf), use, site)
     return codes.dequantize() if site.mode == "weights_rounded" else codes
+
+
+def _plain_codes(leaf: jax.Array, use: WeightUse, site: Config) -> QTensor | CodeBook:
+    keep = kept(leaf, use, site)
+    if site.weights.has_book:
+        return CodeBook.from_float(leaf, site.weights, axis=keep)
+    scheme = get_rounding(site.rounding)
+    key = jax.random.key(site.seed) if scheme.keyed else None
+    return QTensor.from_float(leaf, site.weights, axis=keep, rounding=scheme, key=key)

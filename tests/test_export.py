@@ -155,7 +155,7 @@ def test_callbacks_are_refused(tmp_path, monkeypatch):
 def test_bytes_that_are_no_program(tmp_path):
     writer = q8.trees.Writer()
     writer.tensors["program"] = np.frombuffer(b"no program at all", np.uint8)
-    document = {**q8.serialize.header("program", None, None), "weights": [], "program_size": 17}
+    document = {**q8.serialize.header("program", writer, None, None), "weights": [], "program_size": 17}
     q8.container.write(tmp_path / "m.q8x", writer.tensors, document)
     with pytest.raises(q8.FileError, match="is not readable by JAX"):
         q8.load_exported(tmp_path / "m.q8x")

@@ -210,7 +210,7 @@ def deep(document):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format_version=2, library_version="9.9"), "written by jaxq8 9.9; this one reads up to 1"),
+        (lambda d: d.update(format_version=3, library_version="9.9"), "written by jaxq8 9.9; this one reads up to 2"),
         (lambda d: d.update(format_version="1"), "is not a positive integer"),
         (lambda d: d.update(kind="program"), "read it with q8.load_exported"),
         (lambda d: d.update(kind="new"), "unknown kind of document"),

@@ -44,7 +44,13 @@ def test_groups_lie_along_the_last_summed_axis_that_they_divide(axis, shape, sca
     assert (np.abs(q.dequantize() - x) <= step * 0.5 * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("mode", ["eightbit", "weights", "weights_rounded", "simulate"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "eightbit",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("weights", "weights_rounded", "simulate")),
+    ],
+)
 def test_every_mode_computes_with_the_decoded_weights(mode: str) -> None:
     config = q8.Config(mode=mode, kernels="xla", weights=SPEC)
     q_vars = q8.quantize_weights(dense, EVEN, Y, config=config)
@@ -67,6 +73,7 @@ def test_groups_of_uneven_inputs_are_better_than_channels() -> None:
     assert grouped > plain + 6
 
 
+@pytest.mark.slow
 def test_learned_rounding_and_derivatives_with_groups() -> None:
     train = normal(64, 128) / jnp.geomspace(0.01, 1, 128)
     config = q8.Config(kernels="xla", mode="weights", weights=SPEC)

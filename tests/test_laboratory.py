@@ -41,6 +41,7 @@ def test_the_grid_is_measured_as_by_hand_and_comes_in_its_order() -> None:
     assert row["mean_low"] < row["mean"] < row["mean_high"]
 
 
+@pytest.mark.slow
 def test_fewer_bits_and_coarser_scales_are_worse_and_learned_rounding_is_better() -> None:
     table = experiment(bits=(8, 4), rounding=("half_even", "gptq"), calibration=[normal(256, 32)])
     found = {(r["bits"], r["rounding"]): r["sqnr_db"] for r in table.rows}
@@ -49,6 +50,7 @@ def test_fewer_bits_and_coarser_scales_are_worse_and_learned_rounding_is_better(
     assert table.metrics == ("sqnr_db", "same_answer")
 
 
+@pytest.mark.slow
 def test_observers_are_used() -> None:
     (row,) = experiment(observer=("percentile",), calibration=DATA).rows
     ranges = q8.calibrate(dense, PAIR, DATA, config=ALWAYS, observer="percentile", progress=False)

@@ -58,7 +58,7 @@ def test_the_error_is_that_of_the_outputs() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=pytest.mark.slow) for m in METHODS[:2]] + [*METHODS[2:]]
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m != "gptq")) for m in METHODS]
 )
 def test_codes_are_reproducible_and_run_in_integers(method: str) -> None:
     batches = [normal(40, 32), normal(24, 32)]
@@ -76,7 +76,7 @@ def test_codes_are_reproducible_and_run_in_integers(method: str) -> None:
     assert sqnr_db(simulated, found) > 40
 
 
-@pytest.mark.parametrize("method", ["gptq", "adaround"])
+@pytest.mark.parametrize("method", [pytest.param("gptq", marks=pytest.mark.slow), "adaround"])
 def test_a_net_with_learned_rounding_is_closer_to_float(method: str) -> None:
     """Inputs in a subspace of 8 dimensions: most of what 32 weights round off cancels."""
     mix = normal(8, 32)
@@ -96,7 +96,10 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("plain", "1-D", "depthwise"))) for n in CONVOLUTIONS],
+)
 def test_patches_times_columns_is_the_convolution(name: str) -> None:
     module, shape = CONVOLUTIONS[name], (2, 9, 4) if name == "1-D" else (2, 9, 8, 4)
     x = normal(*shape)

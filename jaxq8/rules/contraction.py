@@ -161,10 +161,12 @@ def _activation_spec(ctx: Context, config: Config, layout: DotLayout | ConvLayou
 
 
 def _weight_spec(config: Config) -> Spec:
-    """Weights that were decoded from groups are eight bits with one scale a channel inside an integer contraction."""
-    if config.weights.granularity != "group":
-        return config.weights
-    return dataclasses.replace(config.weights, bits=8, granularity="channel", group=0)
+    """Weights in groups or with a code book are eight bits with even steps inside an integer contraction."""
+    spec = config.weights
+    if spec.granularity != "group" and not spec.has_book:
+        return spec
+    shared = spec.granularity if spec.has_book else "channel"
+    return dataclasses.replace(spec, bits=8, granularity=shared, group=0, levels="even", symmetric=True)
 
 
 def _weight_axes(weight: Value, config: Config, layout: DotLayout | ConvLayout) -> tuple[int, ...]:
