@@ -96,7 +96,10 @@ LAX = (
     (lambda f, x: f(integers(x)[0, 0] % 2, [jnp.sin, jnp.cos], x), "switch"),
     (lambda f, x: f(x, cpu=jnp.sin, default=jnp.cos), "platform_dependent"),
     (lambda f, x: f(jnp.sin, name="jaxq8.sine")(x), "composite"),
-    (lambda f, x: f(lambda a: a**3 - x, x, lambda g, a: jnp.cbrt(x), lambda g, y: y / g(1.0)), "custom_root"),
+    (
+        lambda f, x: f(lambda a: a**3 - x, x, lambda g, a: jnp.cbrt(x), lambda g, y: y / g(jnp.ones_like(y))),
+        "custom_root",
+    ),
     (
         lambda f, x: f(lambda v: regular(x) @ v, D.v, lambda mv, b: jnp.linalg.solve(regular(x), b)),
         "custom_linear_solve",

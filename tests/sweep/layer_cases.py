@@ -32,7 +32,8 @@ LINEN = (
         "MultiHeadAttention MultiHeadDotProductAttention SelfAttention",
     ),
     (lambda f, x: _linen(f([nn.Dense(6), jnp.tanh, nn.Dense(3)]), x), "Sequential"),
-    (lambda f, x: _linen(f(nn.Dense(6)), x), "BatchApply WeightNorm"),
+    (lambda f, x: _linen(f(nn.Dense(6)), x), "WeightNorm"),
+    (lambda f, x: f(jnp.sin)(rows(x)), "BatchApply"),
     (lambda f, x: _linen(f(nn.Dense(6)), x, update_stats=False), "SpectralNorm"),
     (
         lambda f, x: _linen(f(6), f(6).initialize_carry(D.key, x.shape), x),
@@ -75,7 +76,7 @@ NNX = (
         lambda f, x: f(nnx.Linear(8, 6, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))(x, update_stats=False),
         "SpectralNorm",
     ),
-    (lambda f, x: f(nnx.Linear(8, 6, rngs=nnx.Rngs(0)))(x), "WeightNorm"),
+    (lambda f, x: f(nnx.Linear(8, 6, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))(x), "WeightNorm"),
     (
         lambda f, x: (c := f(8, 6, rngs=nnx.Rngs(0)))(c.initialize_carry(x.shape, nnx.Rngs(0)), x),
         "GRUCell LSTMCell OptimizedLSTMCell SimpleCell",
