@@ -144,6 +144,11 @@ def _stackable(value: Value) -> Any:
     return QTensor(value.values, scale, zero, value.bits, value.symmetric, value.dtype)
 
 
+def _where_going(going: Any, new: Any, old: Any) -> Any:
+    """The carry of a loop under `jax.vmap`, whose condition has a batch axis: examples that are done keep theirs."""
+    return jnp.where(jnp.reshape(going, going.shape + (1,) * (jnp.ndim(new) - going.ndim)), new, old)
+
+
 @rule(WHILE)
 def while_(ctx: Context, *values: Value, **params: Any) -> Any:
     """Condition and body are evaluated by the rules; the carry is arrays."""
@@ -153,16 +158,21 @@ def while_(ctx: Context, *values: Value, **params: Any) -> Any:
     cond_consts, body_consts = [_carried(v) for v in values[:nc]], [_carried(v) for v in values[nc : nc + nb]]
     condition = _body(ctx, 0, _out_dtypes(params["cond_jaxpr"]))
     body = _body(ctx, 1, _out_dtypes(params["body_jaxpr"]))
+    batched = open_jaxpr(params["cond_jaxpr"])[0].outvars[0].aval.shape != ()
     probe, start = ctx.run.probe, [_materialised(v) for v in values[nc + nb :]]
     seen = {name: probe.empty(name, s) for name, s in shapes_seen(probe, body, *body_consts, *start).items()}
 
     def step(carry: Any) -> Any:
         results, new = framed(probe, body)(*body_consts, *carry[0])
+        if batched:
+            with probe.frame():
+                going = condition(*cond_consts, *carry[0])[0]
+            results = [_where_going(going, n, o) for n, o in zip(results, carry[0], strict=True)]
         return results, {name: probe.join(name, carry[1][name], new[name]) for name in seen}
 
     def goes_on(carry: Any) -> Any:
         with probe.frame():
-            return condition(*cond_consts, *carry[0])[0]
+            return jnp.any(condition(*cond_consts, *carry[0])[0])
 
     final, seen = jax.lax.while_loop(goes_on, step, (start, seen))
     probe.add(seen)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8._compat import primitives
+from jaxq8._compat import primitives, stored
 from jaxq8.interpreter import Context, float_fallback, rule
 from jaxq8.kernels.base import certainly_less
 from jaxq8.plan import Reason
@@ -46,6 +46,10 @@ def _through(ctx: Context, x: Value) -> Array:
 @rule(primitives.transpose_p)
 def transpose(ctx: Context, x: Value, *, permutation: Any, **params: Any) -> Value:
     """Codes, scales and zero points are transposed alike."""
+    if isinstance(x, Accumulator):
+        # In memory: XLA:CPU folds a transposition into the dot by exchanging its operands, and fails where one is
+        # uint8 and the other int8.
+        x = dataclasses.replace(x, values=stored(x.values))
     return moved(x, lambda a: jnp.transpose(a, permutation)) or _through(ctx, x)
 
 
