@@ -72,7 +72,9 @@ def test_vmap_finds_ranges_for_each_example():
     x = BATCH.at[1].multiply(1000)
     mapped = jax.jit(jax.vmap(one, (None, 0)))(PAIR, x)
     apart = jax.jit(lambda x: jnp.stack([one(PAIR, e) for e in x]))(x)
-    for i in range(len(x)):  # the integers are the same; XLA fuses the float epilogues of the two programs differently
+    for i in range(
+        len(x)
+    ):  # the same integers; XLA fuses the float epilogues of the two programs differently
         assert sqnr_db(apart[i], mapped[i]) > BOUNDARY_DB
     together = jax.jit(one)(PAIR, x.reshape(-1, 32)).reshape(x.shape)
     exact = dense(PAIR, x)
