@@ -39,8 +39,8 @@ test-all: lint assets  ## all tests
 test-oldest: $(OLDEST)/.test  ## the tests of the library with the oldest dependencies (.ci/oldest.txt)
 	@HYPOTHESIS_PROFILE=quick $(OLDEST)/bin/python $(PYTEST) -m "not slow and not assets" $(ARGS)
 
-bench: $(VENV)/.bench  ## measure speed and accuracy beside the peers
-	@$(BIN)/python -m benchmarks.float_vs_eight_bits $(ARGS)
+bench: $(VENV)/.bench  ## measure speed beside the peers (ARGS="--batch 1,8 --out results")
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove everything that the targets above made, the assets too
 	rm -rf $(VENV) $(OLDEST) .assets .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
