@@ -59,6 +59,17 @@ class DotLayout:
         f = self.form
         return jnp.transpose(codes, self.w_order).reshape((f.batch, f.k, f.n) if f.batch else (f.k, f.n))
 
+    def operand(self, codes: Any, permutation: Sequence[int]) -> tuple[DotForm, Any] | None:
+        """The weight as it lies before a permutation, if it then has all of n before all of k; and the form that says so.
+
+        XLA:CPU has integer kernels for both orders, but none for a transposition that it folds into the product.
+        """
+        b, _, k, _ = self.counts
+        order = tuple(permutation[axis] for axis in self.w_order)
+        if b or (*order[k:], *order[:k]) != tuple(range(len(order))) or not 0 < k < len(order):
+            return None
+        return dataclasses.replace(self.form, transposed=True), codes.reshape(self.form.n, self.form.k)
+
     def row_scale(self, scale: Any) -> Any:
         """A scale of the activation, in the rank of the result."""
         b, m, _k, n = self.counts

@@ -94,6 +94,8 @@ class Run:
     repeats: int = 1  # how often the body being evaluated runs: the length of the scans around it
     probe: Probe = dataclasses.field(default_factory=Probe)
     exact: Callable[[str], Any] | None = None  # which encodings keep the real numbers: see `Encoding.exact`
+    # Codes that are a transposition of others: id -> (they themselves, the others, the permutation).
+    transposed: dict[int, tuple[Any, Any, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
 
     def site_config(self, site: Site) -> Config:
         return self.config.for_site(site.name, site.op)

@@ -98,6 +98,7 @@ def _conv(
 CASES: dict[str, dict[str, Form]] = {
     "dot": {
         "128x384x256": DotForm(0, 128, 384, 256), "49x147x63": DotForm(0, 49, 147, 63), "one row": DotForm(0, 1, 256, 256),
+        "one row, tied weights": DotForm(0, 1, 256, 512, transposed=True),
         "two rows": DotForm(0, 2, 256, 256), "one column": DotForm(0, 64, 128, 1), "batched": DotForm(4, 32, 64, 32),
         "batched, one row": DotForm(4, 1, 64, 32), "longest sum": DotForm(0, 8, 66_000, 8),
     },
@@ -178,7 +179,10 @@ def codes(form: Form, dtype: str = "uint8", seed: int = 0) -> tuple[jax.Array, j
     numbers = np.random.default_rng(seed)
     if isinstance(form, DotForm):
         lead = (form.batch,) if form.batch else ()
-        shapes: Any = (*lead, form.m, form.k), (*lead, form.k, form.n)
+        shapes: Any = (
+            (*lead, form.m, form.k),
+            (*lead, *((form.n, form.k) if form.transposed else (form.k, form.n))),
+        )
     else:
         shapes = (form.batch, *form.spatial, form.c_in), (*form.kernel, form.c_in // form.groups, form.c_out)
     info = np.iinfo(dtype)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxq8 as q8
 from jaxq8.kernels import KERNELS, processor, run_with_sums
 from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form
 from jaxq8.kernels.select import candidate, select
@@ -173,7 +174,8 @@ def test_contractions_reach_the_integer_kernels(name):
 @pytest.mark.parametrize(
     "form",
     [
-        DotForm(0, 1, 64, 40), DotForm(0, 128, 384, 256), DotForm(0, 49, 63, 17), DotForm(3, 5, 32, 16),
+        DotForm(0, 1, 64, 40), DotForm(0, 1, 768, 1024, transposed=True), DotForm(0, 9, 96, 63, transposed=True),
+        DotForm(0, 128, 384, 256), DotForm(0, 49, 63, 17), DotForm(3, 5, 32, 16),
         conv(1, 14, 96, (1, 1), 64), conv(2, 14, 32, (1, 1), 24, stride=2), conv(1, 9, 8, (3, 3), 16),
     ],
 )  # fmt: skip
@@ -184,5 +186,21 @@ def test_sums_of_weights_that_ride_along_are_exact(form, dtype, mixed, monkeypat
     found, sums = jax.jit(lambda x, w: run_with_sums("xla", form, x, w, jnp.int32(3)))(x, w)
     np.testing.assert_array_equal(found, KERNELS["reference"].run(form, x, w, jnp.int32(3)))
     wide = np.asarray(w, np.int64)
-    axes = -2 if isinstance(form, DotForm) else tuple(range(wide.ndim - 1))
+    axes = (-1 if form.transposed else -2) if isinstance(form, DotForm) else tuple(range(wide.ndim - 1))
     np.testing.assert_array_equal(np.ravel(sums), np.ravel(wide.sum(axes)))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 128])
+@pytest.mark.parametrize("attend", [lambda x, w: x @ w.T, lambda x, w: jnp.einsum("bd,nd->bn", x, w)])
+def test_tied_weights_are_read_as_they_lie(attend, rows):
+    """No transposition reaches XLA, which would widen the weights to int32 for it."""
+    fn = lambda w, x: (attend(x, w), w[jnp.arange(3)])  # noqa: E731
+    key = jax.random.key(0)
+    w, x = jax.random.normal(key, (1024, 256)), jax.random.normal(key, (rows, 256))
+    encoded = q8.quantize_weights(fn, w, x)
+    fast = jax.jit(q8.quantize(fn))
+    text = fast.lower(encoded, x).compile().as_text()
+    assert "s32[1024,256]" not in text
+    assert "s32[256,1024]" not in text
+    reference = q8.quantize(fn, q8.Config(kernels="reference"))
+    np.testing.assert_allclose(fast(encoded, x)[0], jax.jit(reference)(encoded, x)[0], rtol=1e-5, atol=1e-5)

@@ -132,7 +132,7 @@ def test_rescue_brings_both_nets_back(capsys, tmp_path):
 @needs_full
 def test_static_ranges_of_an_encoder_keep_its_judgement(capsys):
     assert calibrated.main(["--models", "MiniLM"]) == 0
-    rows = dict(re.findall(r"^(\S.*?)  +([-\d. ]+)$", capsys.readouterr().out, re.M))
+    rows = dict(re.findall(r"^ *(\S.*?)  +([-\d. ]+)$", capsys.readouterr().out, re.M))
     word, lee, _ = map(float, rows["float"].split())
     found = list(map(float, rows["static, min/max"].split()))
     assert abs(found[0] - word) <= 0.005
@@ -146,7 +146,7 @@ def test_static_ranges_of_an_encoder_keep_its_judgement(capsys):
 def test_static_ranges_of_a_photo_net(name, plain, best, capsys):
     """Plain min/max, and the best repairs: SQNR in dB, and how many of 20 answers are float's."""
     calibrated.print_net(name, calibrated.NETS[name])
-    rows = dict(re.findall(r"^(\S.*?)  +([-\d. ]+)$", capsys.readouterr().out, re.M))
+    rows = dict(re.findall(r"^ *(\S.*?)  +([-\d. ]+)$", capsys.readouterr().out, re.M))
     db, same, _ = map(float, rows["static, min/max"].split())
     assert db >= plain
     assert same >= 19

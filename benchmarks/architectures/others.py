@@ -103,7 +103,8 @@ def flaxmodels_network(name: str, size: int = 96) -> Callable[[], Built]:
 
 
 KERAS = (
-    "VGG16", "ResNet50", "ResNet50V2", "DenseNet121", "Xception", "InceptionV3", "InceptionResNetV2", "MobileNet", "MobileNetV2",
+    "VGG16", "ResNet50", "ResNet50V2", "DenseNet121", "Xception", "InceptionV3", "InceptionResNetV2", "MobileNet",
+    "MobileNetV2",
     "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0", "NASNetMobile", "ConvNeXtTiny",
 )  # fmt: skip
 MODELS: dict[str, Callable[[], Built]] = {

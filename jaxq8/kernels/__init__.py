@@ -34,7 +34,7 @@ class Xla:
         entry, _refused = candidate(form)
         if entry is not None and not is_barred("weight_sum"):
             if entry.name == "dot" and isinstance(form, DotForm) and not form.batch and not rows_are_split(x):
-                return dot_and_sums(x, w)
+                return dot_and_sums(form, x, w)
             if entry.name == "pointwise" and isinstance(form, ConvForm) and not rows_are_split(x):
                 return pointwise_and_sums(form, x, w)
         return self.run(form, x, w, x_zero), weight_sum(form, w)

@@ -19,7 +19,8 @@ MAXIMUM_TERMS = (2**31 - 1) // (255 * 127)
 class DotForm:
     """``x (batch, m, k) . w (batch, k, n) -> (batch, m, n)``; without the first axis if `batch` is 0.
 
-    `weight` says that w is constant over calls.
+    `weight` says that w is constant over calls; `transposed` that it comes as ``(batch, n, k)``: a tied embedding lies so in
+    memory, and laying it out anew would cost more than the product.
     """
 
     batch: int
@@ -27,6 +28,7 @@ class DotForm:
     k: int
     n: int
     weight: bool = True
+    transposed: bool = False
 
     @property
     def macs(self) -> int:

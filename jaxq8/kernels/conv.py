@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxq8._compat import stored
-from jaxq8.kernels.base import ConvForm, certainly_less, filled
+from jaxq8.kernels.base import ConvForm, DotForm, certainly_less, filled
 from jaxq8.kernels.dot import as_signed, dot, dot_and_sums
 from jaxq8.kernels.reference import channels_last
 
@@ -63,7 +63,9 @@ def pointwise(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
 def pointwise_and_sums(form: ConvForm, x: Any, w: Any) -> tuple[Any, Any]:
     """`pointwise`, and the sum of the weights of each channel."""
     x = shifted(form, x, (0,) * len(form.kernel))
-    out, sums = dot_and_sums(x.reshape(-1, form.c_in), w.reshape(form.c_in, form.c_out))
+    rows = x.reshape(-1, form.c_in)
+    product = DotForm(0, rows.shape[0], form.c_in, form.c_out)
+    out, sums = dot_and_sums(product, rows, w.reshape(form.c_in, form.c_out))
     return out.reshape(form.batch, *form.out_spatial, form.c_out), sums
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -24,8 +25,8 @@ def as_unsigned(x: Any) -> Any:
     return lax.bitcast_convert_type(x, jnp.uint8) ^ jnp.uint8(128)
 
 
-def dot(x: Any, w: Any) -> Any:
-    """``(batch, m, k) . (batch, k, n)`` or ``(m, k) . (k, n)`` of codes, exact in int32.
+def dot(x: Any, w: Any, transposed: bool = False) -> Any:
+    """``(batch, m, k) . (batch, k, n)`` or ``(m, k) . (k, n)`` of codes, exact in int32; `transposed`: w has n before k.
 
     On x86 CPUs with VNNI or AMX the activation goes in unsigned, everywhere else signed; either is 128 away from the other,
     which adds ``128 * sum(w)`` per column. One traced function holds the right form for each platform.
@@ -33,22 +34,24 @@ def dot(x: Any, w: Any) -> Any:
     cpu = _mixed if mixed_dots_are_fast() else _signed
     rows = x.shape[-2]
     if export.is_symbolic_dim(rows) and not certainly_less(1, rows):
-        return dot_of_rows(jnp.concatenate([x, x[..., :1, :]], axis=-2), w, cpu)[..., :rows, :]
+        return dot_of_rows(jnp.concatenate([x, x[..., :1, :]], axis=-2), w, cpu, transposed)[..., :rows, :]
     if rows == 1:  # a single row has no fast integer kernel: two rows have one
-        return dot_of_rows(jnp.concatenate([x, x], axis=-2), w, cpu)[..., :1, :]
-    return dot_of_rows(x, w, cpu)
+        return dot_of_rows(jnp.concatenate([x, x], axis=-2), w, cpu, transposed)[..., :1, :]
+    return dot_of_rows(x, w, cpu, transposed)
 
 
-def dot_and_sums(x: Any, w: Any) -> tuple[Any, Any]:
-    """``(m, k) . (k, n)`` of codes, and the sum of each column of w: ``(m, n)`` and ``(n,)``, int32.
+def dot_and_sums(form: DotForm, x: Any, w: Any) -> tuple[Any, Any]:
+    """``(m, k) . (k, n)`` of codes, and the sum of the weights of each channel: ``(m, n)`` and ``(n,)``, int32.
 
     On CPU the sums are one more row of the product, a row of ones: the weights are read once. A product of its own for them
     takes 12 to 14% of an encoder at batch 1, and half of the time of a single row. Elsewhere rows come in tiles, and one
     more would be worth a whole one: there the sums are taken by themselves.
     """
     cpu = _mixed_and_sums if mixed_dots_are_fast() else _signed_and_sums
-    alone = (DotForm(0, 2, x.shape[-1], w.shape[-1]),)
-    return lax.platform_dependent(x, w, cpu=cpu, default=lambda x, w: (_signed(x, w), weight_sum(*alone, w)))
+    order = form.transposed
+    return lax.platform_dependent(
+        x, w, cpu=lambda x, w: cpu(x, w, order), default=lambda x, w: (_signed(x, w, order), weight_sum(form, w))
+    )  # fmt: skip
 
 
 def rows_are_split(x: Any) -> bool:
@@ -56,16 +59,16 @@ def rows_are_split(x: Any) -> bool:
     return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
-def _mixed_and_sums(x: Any, w: Any) -> tuple[Any, Any]:
+def _mixed_and_sums(x: Any, w: Any, transposed: bool) -> tuple[Any, Any]:
     unsigned = x if x.dtype == jnp.uint8 else as_unsigned(x)
-    out = _mixed(_with_ones(unsigned), w)
+    out = _mixed(_with_ones(unsigned), w, transposed)
     values, sums = out[:-1], out[-1]
     return (values if x.dtype == jnp.uint8 else values - 128 * sums), sums
 
 
-def _signed_and_sums(x: Any, w: Any) -> tuple[Any, Any]:
+def _signed_and_sums(x: Any, w: Any, transposed: bool) -> tuple[Any, Any]:
     signed = as_signed(x) if x.dtype == jnp.uint8 else x
-    out = _plain(_with_ones(signed), w)
+    out = _plain(_with_ones(signed), w, transposed)
     values, sums = out[:-1], out[-1]
     return (values + 128 * sums if x.dtype == jnp.uint8 else values), sums
 
@@ -75,9 +78,11 @@ def _with_ones(x: Any) -> Any:
     return jnp.concatenate([stored(x), jnp.ones((1, x.shape[-1]), x.dtype)])
 
 
-def dot_of_rows(x: Any, w: Any, cpu: Any) -> Any:
+def dot_of_rows(x: Any, w: Any, cpu: Any, transposed: bool = False) -> Any:
     """The product in the form of the platform that runs it."""
-    return lax.platform_dependent(x, w, cpu=cpu, default=_signed)
+    forms = {"cpu": cpu, "default": _signed}
+    forms = {platform: functools.partial(run, transposed=transposed) for platform, run in forms.items()}
+    return lax.platform_dependent(x, w, **forms)
 
 
 def weight_sum(form: Form, w: Any) -> Any:
@@ -86,46 +91,53 @@ def weight_sum(form: Form, w: Any) -> Any:
     It is taken by the integer kernels themselves, as a product with ones: XLA:CPU widens the weights to int32 in memory
     before it adds them, which costs more than the contraction.
     """
+    transposed = isinstance(form, DotForm) and form.transposed
     if jnp.issubdtype(w.dtype, jnp.floating):
         flat = w if isinstance(form, DotForm) else w.reshape(-1, w.shape[-1])
-        return jnp.sum(flat, axis=-2, keepdims=isinstance(form, DotForm) and form.batch > 0)
+        sums = jnp.expand_dims(jnp.sum(flat, axis=-1 if transposed else -2), -2)
+        return sums if isinstance(form, DotForm) and form.batch > 0 else sums[0]
     if not isinstance(form, DotForm):
         w = w.reshape(-1, w.shape[-1])
     if is_barred("weight_sum"):
-        sums = jnp.sum(w, axis=-2, keepdims=True, dtype=jnp.int32)
+        sums = _column_sum(w, transposed)
         return sums if isinstance(form, DotForm) and form.batch else sums[0]
-    ones = jnp.ones((*w.shape[:-2], 2, w.shape[-2]), jnp.uint8)
+    ones = jnp.ones((*w.shape[:-2], 2, w.shape[-1 if transposed else -2]), jnp.uint8)
     sums = lax.platform_dependent(
-        ones, w, cpu=lambda x, w: _mixed(x, w) if mixed_dots_are_fast() else _plain(x.astype(jnp.int8), w),
-        default=lambda x, w: _plain(x.astype(jnp.int8), w),
+        ones, w,
+        cpu=lambda x, w: _mixed(x, w, transposed) if mixed_dots_are_fast() else _plain(x.astype(jnp.int8), w, transposed),
+        default=lambda x, w: _plain(x.astype(jnp.int8), w, transposed),
     )  # fmt: skip
     return sums[..., :1, :] if isinstance(form, DotForm) and form.batch else sums[0]
 
 
-def _numbers(x: Any) -> Any:
+def _numbers(x: Any, transposed: bool) -> Any:
     batch = tuple(range(x.ndim - 2))
-    return (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
+    return (((x.ndim - 1,), (x.ndim - (1 if transposed else 2),)), (batch, batch))
 
 
-def _column_sum(w: Any) -> Any:
-    return jnp.sum(w, axis=-2, keepdims=True, dtype=jnp.int32)
+def _column_sum(w: Any, transposed: bool) -> Any:
+    return jnp.expand_dims(jnp.sum(w, axis=-1 if transposed else -2, dtype=jnp.int32), -2)
 
 
-def _mixed(x: Any, w: Any) -> Any:
+def _mixed(x: Any, w: Any, transposed: bool = False) -> Any:
     """uint8 x int8; without this precision JAX widens mixed operands to int32 first."""
     unsigned = x if x.dtype == jnp.uint8 else as_unsigned(x)
     out = lax.dot_general(
-        unsigned, w, _numbers(x), precision=lax.DotAlgorithmPreset.DEFAULT, preferred_element_type=jnp.int32
+        unsigned,
+        w,
+        _numbers(x, transposed),
+        precision=lax.DotAlgorithmPreset.DEFAULT,
+        preferred_element_type=jnp.int32,
     )
-    return out if x.dtype == jnp.uint8 else out - 128 * _column_sum(w)
+    return out if x.dtype == jnp.uint8 else out - 128 * _column_sum(w, transposed)
 
 
-def _signed(x: Any, w: Any) -> Any:
+def _signed(x: Any, w: Any, transposed: bool = False) -> Any:
     """int8 x int8."""
     signed = as_signed(x) if x.dtype == jnp.uint8 else x
-    out = _plain(signed, w)
-    return out + 128 * _column_sum(w) if x.dtype == jnp.uint8 else out
+    out = _plain(signed, w, transposed)
+    return out + 128 * _column_sum(w, transposed) if x.dtype == jnp.uint8 else out
 
 
-def _plain(x: Any, w: Any) -> Any:
-    return lax.dot_general(x, w, _numbers(x), preferred_element_type=jnp.int32)
+def _plain(x: Any, w: Any, transposed: bool) -> Any:
+    return lax.dot_general(x, w, _numbers(x, transposed), preferred_element_type=jnp.int32)

@@ -16,7 +16,7 @@ def plain(form: Form, x: Any, w: Any, x_zero: Any, dtype: Any) -> Any:
     precision = lax.Precision.HIGHEST if jnp.issubdtype(dtype, jnp.floating) else None
     if isinstance(form, DotForm):
         batch = ((0,), (0,)) if form.batch else ((), ())
-        numbers = (((x.ndim - 1,), (w.ndim - 2,)), batch)
+        numbers = (((x.ndim - 1,), (w.ndim - (1 if form.transposed else 2),)), batch)
         return lax.dot_general(x, w, numbers, precision=precision, preferred_element_type=dtype)
     rank = len(form.spatial)
     return lax.conv_general_dilated(

@@ -105,7 +105,7 @@ def _suits_rows(form: Form) -> str | None:
 
 
 FORMS = (
-    Candidate("dot", _is_dot, lambda form, x, w, x_zero: dot.dot(x, w)),
+    Candidate("dot", _is_dot, lambda form, x, w, x_zero: dot.dot(x, w, form.transposed)),
     Candidate("pointwise", _is_pointwise, conv.pointwise),
     Candidate("multiply-adds", _is_depthwise, conv.or_native(conv.multiply_adds)),
     Candidate("native", _suits_native, conv.native),

@@ -17,6 +17,7 @@ from jaxq8.config import Config, Spec
 from jaxq8.forms import ConvLayout, DotLayout, conv_layout, dot_layout
 from jaxq8.interpreter import Context, _shapes, float_fallback, rule
 from jaxq8.kernels import KERNELS, run_with_sums
+from jaxq8.kernels.base import DotForm, Form
 from jaxq8.kernels.select import select
 from jaxq8.plan import Reason
 from jaxq8.probes import Probe
@@ -76,7 +77,8 @@ def _contract(
     if ctx.run.exact:
         ctx.run.probe.reads(ctx.site.name, layout, x, w)
     kernel = "simulate" if ctx.run.exact else choice.kernel
-    result = accumulate(layout, x, w, kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype))
+    _, *before = ctx.run.transposed.get(id(w.values), (None, w.values, tuple(range(w.values.ndim))))
+    result = accumulate(layout, x, w, kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype), before)
     if ctx.run.exact:
         rounded = functools.partial(_rounded, ctx, operands, layout, spec, keep)
         ctx.run.probe.contracted(ctx.site.name, result, rounded)
@@ -177,7 +179,12 @@ def _weight_axes(weight: Value, config: Config, layout: DotLayout | ConvLayout) 
 
 
 def accumulate(
-    layout: DotLayout | ConvLayout, x: QTensor, w: QTensor, kernel: str, dtype: Any = np.float32
+    layout: DotLayout | ConvLayout,
+    x: QTensor,
+    w: QTensor,
+    kernel: str,
+    dtype: Any = np.float32,
+    before: Any = None,
 ) -> Accumulator:
     """The product of two QTensors as an Accumulator.
 
@@ -194,8 +201,11 @@ def accumulate(
       w: Weight, one scale per output channel.
       kernel: Name of the kernel that runs the form.
       dtype: Float dtype that the result stands for.
+      before: The weight's codes before they were transposed, and the permutation; None if there is nothing to gain.
     """
-    codes, wx = layout.activation(x.values), layout.weight(w.values)
+    codes = layout.activation(x.values)
+    form: Form
+    form, wx = _weight_as_it_lies(layout, before) or (layout.form, layout.weight(w.values))
     x_zero, w_zero = layout.row_scale(x.zero_point), layout.channel_scale(w.zero_point)
     if (
         wx.dtype == jnp.uint8
@@ -205,19 +215,23 @@ def accumulate(
     bordered = isinstance(layout, ConvLayout) and not x.symmetric
     border = x.zero_point.reshape(()) if bordered else np.int32(0)
     if x.symmetric:
-        raw, sums = run(layout.form, codes, wx, border), None
+        raw, sums = run(form, codes, wx, border), None
     else:
-        raw, sums = run_with_sums(kernel, layout.form, codes, wx, border)
+        raw, sums = run_with_sums(kernel, form, codes, wx, border)
     values = layout.result(raw)
     scale = layout.row_scale(x.scale) * layout.channel_scale(w.scale)
     offset = jnp.zeros((1,) * values.ndim, jnp.float32)
     if not w.symmetric:
-        values = values - w_zero * layout.result(run(layout.form, codes, jnp.ones_like(wx), border))
+        values = values - w_zero * layout.result(run(form, codes, jnp.ones_like(wx), border))
     if not x.symmetric:
         sums = layout.channel_sum(sums)
         sums = sums if w.symmetric else sums - w_zero * layout.form_terms
         offset = -scale * (x_zero.astype(jnp.float32) * sums.astype(jnp.float32))
     return Accumulator(values, scale, offset, dtype=dtype)
+
+
+def _weight_as_it_lies(layout: DotLayout | ConvLayout, before: Any) -> tuple[DotForm, Any] | None:
+    return layout.operand(*before) if before is not None and isinstance(layout, DotLayout) else None
 
 
 def _describe(q: QTensor) -> str:

@@ -50,7 +50,12 @@ def transpose(ctx: Context, x: Value, *, permutation: Any, **params: Any) -> Val
         # In memory: XLA:CPU folds a transposition into the dot by exchanging its operands, and fails where one is
         # uint8 and the other int8.
         x = dataclasses.replace(x, values=stored(x.values))
-    return moved(x, lambda a: jnp.transpose(a, permutation)) or _through(ctx, x)
+    result = moved(x, lambda a: jnp.transpose(a, permutation))
+    if isinstance(x, QTensor) and isinstance(
+        result, QTensor
+    ):  # a product reads the weight as it lies: see `DotLayout.operand`
+        ctx.run.transposed[id(result.values)] = (result.values, x.values, tuple(permutation))
+    return result or _through(ctx, x)
 
 
 @rule(primitives.squeeze_p)

@@ -19,7 +19,7 @@ with its float result twice: alone, and applied to a product of eight-bit factor
 nothing beside that product is quantized, the result must be the same (every bit where the function has no site at all, else
 within float32's rounding); functions with sites of their own must keep 30 dB. Structure, shapes and dtypes must agree.
 
-| module | functions | alone: unchanged | alone: eight bits | after a product: kept | after a product: eight bits | failed | excluded |
+| module | functions | alone: unchanged | eight bits | after a product: kept | eight bits | failed | excluded |
 |---|---:|---:|---:|---:|---:|---:|---:|
 """
 
@@ -45,7 +45,8 @@ def summary(found: dict[str, Outcome | str]) -> list[str]:
         mine = [found[str(c)] for c in CASES if c.module == module]
         good = [o for o in mine if isinstance(o, Outcome)]
         counts = [len(mine), sum(o.alone <= 0 for o in good), sum(o.alone > 0 for o in good),
-                  sum(o.after <= 0 for o in good), sum(o.after > 0 for o in good), len(mine) - len(good), len(excluded(module))]  # fmt: skip
+                  sum(o.after <= 0 for o in good), sum(o.after > 0 for o in good),
+                  len(mine) - len(good), len(excluded(module))]  # fmt: skip
         rows.append(f"| `{module}` | " + " | ".join(map(str, counts)) + " |")
     return rows
 

@@ -13,13 +13,15 @@ META = "state, metadata or structure of modules, not arithmetic"
 
 EXCLUDED = {
     "jax.numpy": {
-        DTYPE: """bfloat16 bool bool_ cdouble character complex128 complex64 complex_ complexfloating csingle double dtype flexible
+        DTYPE: """bfloat16 bool bool_ cdouble character complex128 complex64 complex_ complexfloating csingle double
+        dtype flexible
         float16 float32 float4_e2m1fn float64 float6_e2m3fn float6_e3m2fn float8_e3m4 float8_e4m3 float8_e4m3b11fnuz
         float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float_ floating generic inexact int1 int16
         int2 int32 int4 int64 int8 int_ integer number object_ signedinteger single uint uint1 uint16 uint2 uint32 uint4
         uint64 uint8 unsignedinteger""",
         TYPE: "ComplexWarning ndarray ufunc",
-        HOST: """array_repr array_str from_dlpack frombuffer fromfile fromiter fromstring get_printoptions load printoptions save
+        HOST: """array_repr array_str from_dlpack frombuffer fromfile fromiter fromstring get_printoptions load
+        printoptions save
         savez set_printoptions trim_zeros""",
         STATIC: """broadcast_shapes can_cast einsum_path finfo iinfo iscomplexobj isdtype isrealobj isscalar issubdtype iterable
         ndim promote_types result_type shape size""",
@@ -29,8 +31,9 @@ EXCLUDED = {
         DotDimensionNumbers FftType GatherDimensionNumbers GatherScatterMode Precision PrecisionLike RaggedDotDimensionNumbers
         RandomAlgorithm RoundingMethod ScatterDimensionNumbers Tolerance""",
         STATIC: """broadcast_shapes conv_dimension_numbers conv_general_permutations conv_general_shape_tuple conv_shape_tuple
-        conv_transpose_shape_tuple dtype padtype_to_pads reduce_window_shape_tuple shape_as_value empty""",
+        conv_transpose_shape_tuple dtype iota padtype_to_pads reduce_window_shape_tuple shape_as_value empty""",
         HOST: "after_all create_token dce_sink",
+        "puts a value into a trace, unchanged": "stage",
         RANDOM: "rng_bit_generator rng_uniform",
         SCALED: "scaled_dot",
         "communicates between several devices": "pbroadcast pcast precv psend ragged_all_to_all",
@@ -51,7 +54,8 @@ EXCLUDED = {
     },
     "flax.nnx": {
         TYPE: "Module RNNCellBase",
-        TRANSFORM: """call cond custom_vjp eval_shape fori_loop grad jit jit_partial jvp make_jaxpr map pmap remat scan shard_map
+        TRANSFORM: """call cond custom_vjp eval_shape fori_loop grad jit jit_partial jvp make_jaxpr map pmap remat scan
+        shard_map
         switch value_and_grad vjp vmap while_loop cached_partial checkify""",
         META: """All Any BatchStat Cache Carry Data Dict DiffState EMA Everything FlatState GraphDef GraphState Initializer
         Intermediate List LoRAParam MergeContext Metric ModelAndOptimizer MultiMetric NodeStates Not Nothing Object OfType

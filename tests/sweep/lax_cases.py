@@ -24,7 +24,8 @@ def mapped(function, x):  # type: ignore[no-untyped-def]
 LAX = (
     (
         lambda f, x: f(x),
-        """abs asinh atan bessel_i0e bessel_i1e cbrt ceil conj cos cosh cumlogsumexp cummax cummin cumprod cumsum erf erfc exp exp2
+        """abs asinh atan bessel_i0e bessel_i1e cbrt ceil conj cos cosh cumlogsumexp cummax cummin cumprod cumsum erf
+        erfc exp exp2
         expm1 floor is_finite logistic neg round sign sin sinh square stop_gradient tan tanh optimization_barrier""",
     ),
     (lambda f, x: f(positive(x)), "acosh digamma lgamma log log1p reciprocal rsqrt sqrt"),

@@ -12,7 +12,8 @@ NUMPY = (
         count_nonzero cov cumprod cumsum deg2rad degrees diag diagflat diagonal diff ediff1d empty_like exp exp2 expm1 fabs
         fliplr flipud flip floor frexp i0 imag iscomplex isfinite isinf isnan isneginf isposinf isreal lexsort
         matrix_transpose max mean median min modf nan_to_num nanargmax nanargmin nancumprod nancumsum nanmax nanmean nanmedian
-        nanmin nanprod nanstd nansum nanvar negative ones_like positive prod ptp rad2deg radians ravel real rint rot90 round sign
+        nanmin nanprod nanstd nansum nanvar negative ones_like positive prod ptp rad2deg radians ravel real rint rot90
+        round sign
         signbit sin sinc sinh sort sort_complex spacing square squeeze std sum tan tanh trace trapezoid tril triu trunc unstack
         var zeros_like transpose logical_not gradient""",
     ),
