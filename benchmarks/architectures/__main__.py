@@ -27,8 +27,8 @@ HEAD = """# Models that nobody here wrote
 Written by `python -m benchmarks.architectures` (packages: benchmarks/architectures/requirements.txt), with {versions}.
 Architectures come from the packages as they are, in small configurations or at 96 x 96 pixels; weights are random, so SQNR
 (dynamic ranges, default `Config()`, against float32) says what the arithmetic loses, not what a trained model would.
-"attention" is the share with `Config(attention=True)`. "compile" is lowering and compiling in eight bits over the same in float,
-each once. What stays float and why is the Plan's own reason (`Reason`): ATTENTION is a product of two activations,
+"attention" is the share with `Config(attention=True)`. "compile" is lowering and compiling in eight bits over the same in
+float, each once. What stays float and why is the Plan's own reason (`Reason`): ATTENTION is a product of two activations,
 NOT_FASTER a shape where float is faster.
 
 {summary}

@@ -132,9 +132,9 @@ SPECIAL = (
     (
         lambda f, x: f(x),
         """dawsn erf erfc erfcx expi expit fresnel gammasgn i0 i0e i1 i1e log_ndtr log_softmax logsumexp ndtr
-        sici entr""",
+        sici entr softmax wofz""",
     ),
-    (lambda f, x: f(positive(x)), "digamma gamma gammaln loggamma exp1 factorial spence expi"),
+    (lambda f, x: f(positive(x)), "digamma gamma gammaln loggamma exp1 factorial spence"),
     (lambda f, x: f(unit(x)), "erfinv"),
     (lambda f, x: f(probability(x)), "logit ndtri"),
     (
