@@ -2,7 +2,7 @@
 
     python examples/rounding_lab.py                         # the first four lessons, about 15 minutes on two cores
     python examples/rounding_lab.py minimum granularity     # some of them
-    python examples/rounding_lab.py network                 # codes learned over the whole network, about 12 minutes more
+    python examples/rounding_lab.py network                 # codes learned over the whole network, about 18 minutes
     python examples/rounding_lab.py --out FOLDER            # where tables and pictures go; default: rounding_lab
 
 Settings that are finished are kept in FOLDER/results.jsonl: an interrupted run goes on where it stopped.
