@@ -1,7 +1,8 @@
 """Four lessons about rounding, measured on pretrained networks, with tables and pictures.
 
-    python examples/rounding_lab.py                         # all lessons, about 15 minutes on two cores
+    python examples/rounding_lab.py                         # the first four lessons, about 15 minutes on two cores
     python examples/rounding_lab.py minimum granularity     # some of them
+    python examples/rounding_lab.py network                 # codes learned over the whole network, about 18 minutes
     python examples/rounding_lab.py --out FOLDER            # where tables and pictures go; default: rounding_lab
 
 Settings that are finished are kept in FOLDER/results.jsonl: an interrupted run goes on where it stopped.
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 # Run as a program, Python looks for modules in this folder only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jaxq8 as q8
 from examples import assets, photos, similarity_data
 from examples.models import efficientnet_lite, minilm, squeezenet
+from jaxq8.laboratory import same_answer, sqnr_by_example
 
 IMAGE_NETS = {"EfficientNet-Lite0": efficientnet_lite, "SqueezeNet 1.1": squeezenet}
+STEPS = {"MiniLM": 800, "EfficientNet-Lite0": 160}
 RULES = ("rounded_minimum", "float_minimum")
 # The range of an accumulator before relu reaches below zero, and the codes of 2016 kept that range behind the relu.
 BELOW_ZERO = 0.37
@@ -46,6 +50,9 @@ class Subject(NamedTuple):
     variables: Any
     batches: list[Any]
     calibration: list[Any]
+    more: list[Any] | None = (
+        None  # what is learned from where all layers learn together, in batches of one shape
+    )
 
 
 def image_net(name: str, batch: int = 10) -> Subject:
@@ -56,7 +63,8 @@ def image_net(name: str, batch: int = 10) -> Subject:
         np.stack([module.preprocess(photo.image) for photo in group])
         for group in (photos.labelled(), photos.calibration())
     )
-    return Subject(name, model.apply, variables, _split(shown, batch), _split(other, 4))
+    views = np.concatenate([other, other[:, :, ::-1], _crops(160)])
+    return Subject(name, model.apply, variables, _split(shown, batch), _split(other, 4), _split(views, 8))
 
 
 def sentence_net(batch: int = 10) -> Subject:
@@ -68,7 +76,35 @@ def sentence_net(batch: int = 10) -> Subject:
         [other[i : i + 8] for i in range(0, 32, 8)],
     ]
     shown, learned = ([minilm.preprocess(part) for part in group] for group in groups)
-    return Subject("MiniLM", model.apply, variables, shown, learned)
+    return Subject(
+        "MiniLM", model.apply, variables, shown, learned, _pieces(similarity_data.lee_background())
+    )
+
+
+def _crops(count: int, size: int = 224) -> np.ndarray:
+    """Random squares of the photos for calibration, at least 0.4 of the short side, half of them mirrored."""
+    draw, images = np.random.default_rng(0), [photo.image for photo in photos.calibration()]
+    found = []
+    for index in range(count):
+        image = images[index % len(images)]
+        side = min(image.size) * draw.uniform(0.4, 1)
+        left, top = (draw.uniform(0, extent - side) for extent in image.size)
+        part = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        found.append(np.asarray(part, np.float32)[:, :: draw.choice([1, -1])])
+    return (np.stack(found) - 127) / 128
+
+
+def _pieces(texts: list[str], words: int = 64, tokens: int = 96, batch: int = 8) -> list[Any]:
+    """Texts in pieces of some words, in batches of one length."""
+    parts = [t.split()[i : i + words] for t in texts for i in range(0, len(t.split()), words)]
+    kept = [" ".join(p) for p in parts if len(p) >= words // 4]
+    groups = [kept[i : i + batch] for i in range(0, len(kept) - batch + 1, batch)]
+    encoded = [minilm.preprocess(group) for group in groups]
+    return [tuple(_padded(a[:, :tokens], tokens) for a in pair) for pair in encoded]
+
+
+def _padded(a: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(a, ((0, 0), (0, length - a.shape[1])))
 
 
 def _split(images: np.ndarray, size: int) -> list[np.ndarray]:
@@ -175,6 +211,31 @@ def learned(subject: Subject, out: Path) -> q8.Table:
     return dataclasses.replace(eight, rows=eight.rows + low.rows)
 
 
+def network(subject: Subject, out: Path) -> list[str]:
+    """Lesson 5: weights in 4 bits, layer by layer from all the data there are, and then all layers together."""
+    assert subject.more is not None
+    four = q8.Spec(bits=4, symmetric=True, granularity="channel")
+    config = dataclasses.replace(BASE, weights=four)
+    fn, variables = subject.fn, subject.variables
+    start = q8.learn_rounding(fn, variables, subject.more, config=config, stages=1)
+    steps = STEPS[subject.name]
+    learned = q8.reconstruct(fn, variables, start, subject.more, config=config, steps=steps)
+    fast, float_fn = jax.jit(q8.quantize(fn, config)), jax.jit(fn)
+    inputs = [b if isinstance(b, tuple) else (b,) for b in subject.batches]
+    exact = [np.asarray(float_fn(variables, *x)) for x in inputs]
+    lines = []
+    for label, found in ((f"GPTQ, {len(subject.more)} batches", start), (f"then {steps} steps", learned)):
+        results = [np.asarray(fast(found, *x)) for x in inputs]
+        noise = np.concatenate([sqnr_by_example(x, y) for x, y in zip(exact, results, strict=True)])
+        same = np.concatenate([same_answer(x, y) for x, y in zip(exact, results, strict=True)])
+        mean, low, high = q8.bootstrap(noise)
+        lines.append(
+            f"{label:<20} {mean:5.1f} dB ({low:.1f} to {high:.1f}), same largest element {same.mean():.0%}"
+        )
+    (out / f"network_{subject.name.split()[0].lower()}.txt").write_text("\n".join(lines) + "\n")
+    return lines
+
+
 def granularity(subject: Subject, out: Path) -> q8.Table:
     """Lesson 3: one scale a tensor or one a channel, symmetric or not (Krishnamoorthi 2018, tables 2 to 4)."""
     return grid(subject, out, bits=(8, 5), granularity=("tensor", "channel"), symmetric=(False, True))
@@ -187,6 +248,7 @@ def observers(subject: Subject, out: Path) -> q8.Table:
 
 
 LESSONS = ("minimum", "learned", "granularity", "observers")
+LONGER = ("network",)  # run where they are asked for by name
 AXES = {
     "learned": ("bits", "rounding"),
     "granularity": ("granularity", "symmetric"),
@@ -199,6 +261,9 @@ def run(lesson: str, subject: Subject, out: Path) -> None:
     print(f"\n== {lesson}: {subject.name}")
     if lesson == "minimum":
         print("\n".join(minimum_rule(subject, out)))
+        return
+    if lesson == "network":
+        print("\n".join(network(subject, out)), flush=True)
         return
     table = {"learned": learned, "granularity": granularity, "observers": observers}[lesson](subject, out)
     print(table)
@@ -213,17 +278,26 @@ def run(lesson: str, subject: Subject, out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description="Lessons about rounding, on pretrained networks.")
-    parser.add_argument("lessons", nargs="*", metavar="LESSON", help=f"of {', '.join(LESSONS)}; default: all")
+    parser.add_argument(
+        "lessons",
+        nargs="*",
+        metavar="LESSON",
+        help=f"of {', '.join(LESSONS + LONGER)}; default: all but the last",
+    )
     parser.add_argument("--out", type=Path, default=Path("rounding_lab"), metavar="FOLDER")
     options = parser.parse_args(arguments)
-    if unknown := set(options.lessons) - set(LESSONS):
-        parser.error(f"unknown lesson {unknown.pop()!r}; known are {', '.join(LESSONS)}")
+    if unknown := set(options.lessons) - {*LESSONS, *LONGER}:
+        parser.error(f"unknown lesson {unknown.pop()!r}; known are {', '.join(LESSONS + LONGER)}")
     options.out.mkdir(parents=True, exist_ok=True)
     try:
         assets.ensure("full")
         nets = [image_net(name) for name in IMAGE_NETS]
         for lesson in options.lessons or LESSONS:
-            subjects = {"minimum": nets[1:], "learned": [*nets, sentence_net()]}.get(lesson, nets)
+            subjects = {
+                "minimum": nets[1:],
+                "learned": [*nets, sentence_net()],
+                "network": [sentence_net(), nets[0]],
+            }.get(lesson, nets)
             for subject in subjects:
                 run(lesson, subject, options.out)
     except assets.AssetsError as error:

@@ -22,6 +22,7 @@ from jaxq8.learned import (
     RoundingProblem,
     learn_rounding,
     learned_rounding_names,
+    reconstruct,
     register_learned_rounding,
 )
 from jaxq8.observers import Observer, observer_names, register_observer
@@ -92,6 +93,7 @@ __all__ = [
     "observer_names",
     "quantize",
     "quantize_weights",
+    "reconstruct",
     "register_learned_rounding",
     "register_observer",
     "register_rounding",

@@ -45,7 +45,9 @@ def test_the_error_is_close_to_the_least_of_all() -> None:
     assert found.sum() <= 1.3 * best.sum()
 
 
-@pytest.mark.parametrize(("granularity", "books"), [("tensor", 1), ("channel", 64)])
+@pytest.mark.parametrize(
+    ("granularity", "books"), [pytest.param("tensor", 1, marks=pytest.mark.slow), ("channel", 64)]
+)
 def test_no_even_grid_of_as_many_values_is_better(granularity: str, books: int) -> None:
     w = jnp.sign(normal(96, 64)) * normal(96, 64) ** 2  # long tails, where even steps are wasted
     q = q8.CodeBook.from_float(w, q8.Spec(bits=3, granularity=granularity, levels="kmeans"))
@@ -77,8 +79,7 @@ def test_numbers_of_few_values_are_kept() -> None:
     "mode",
     [
         "eightbit",
-        "weights_rounded",
-        *(pytest.param(m, marks=pytest.mark.slow) for m in ("weights", "simulate")),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("weights", "weights_rounded", "simulate")),
     ],
 )
 def test_every_mode_computes_with_the_values(mode: str) -> None:
@@ -153,6 +154,7 @@ def test_a_file_of_version_2_is_read() -> None:
     np.testing.assert_allclose(book.dequantize(), expected["real"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_reader_of_the_documentation_expands_books_and_groups(tmp_path) -> None:
     page = Path(__file__).resolve().parents[1] / "docs" / "FORMAT.md"
     code = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)

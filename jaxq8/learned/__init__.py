@@ -22,6 +22,7 @@ from jaxq8.config import Config
 from jaxq8.errors import ArgumentError, TensorError
 from jaxq8.learned import methods as _methods
 from jaxq8.learned.moments import Moments, moments, places
+from jaxq8.learned.network import reconstruct
 from jaxq8.learned.problems import (
     Method,
     RoundingProblem,
@@ -43,6 +44,7 @@ __all__ = [
     "get_method",
     "learn_rounding",
     "learned_rounding_names",
+    "reconstruct",
     "register_learned_rounding",
 ]
 
