@@ -17,7 +17,7 @@ from jaxq8.kernels import epilogue
 from jaxq8.qtensor import QTensor, describe, extremes, kept_axes
 from jaxq8.ranges import LearnedRange, Range, affine
 from jaxq8.rounding import Rounding, straight_through
-from jaxq8.values import INF, Accumulator, Array, Broadcast, Value, bounds, decode, to_real
+from jaxq8.values import INF, Accumulator, Array, Broadcast, Value, bounds, decode, is_outer, to_real
 
 # Cheap elementwise operations: XLA computes them again in each reader's loop, so their results are views of their inputs.
 ELEMENTWISE = set(
@@ -97,18 +97,30 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
         return _learned(value, how, how.fixed)
     if isinstance(value, Broadcast):
         value = Array(to_real(value))
-    if isinstance(value, Array) and not value.stored and -INF in [-abs(b) for b in _known_range(value, how)]:
-        # Measured and then encoded: two readers, so computed once. XLA:CPU does not vectorise a reduction with its producer.
-        value = dataclasses.replace(value, array=stored(value.array), stored=True)
+    dtype, measured = np.dtype(value.dtype), INF in map(abs, _known_range(value, how))
+    if measured:
+        value = _ready_to_measure(value, keep)
     minimum, maximum = _range_of(value, how, keep)
     how = dataclasses.replace(how, spec=_spec_for(how, [_known_range(value, how)[0]]))
     scale, zero_point = affine(minimum, maximum, how.spec, how.rounding)
     scale = _checked_scale(value, scale, how)
-    if INF in map(abs, _known_range(value, how)):
-        # Measured: or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
+    if measured:  # or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
         scale, zero_point = stored((scale, zero_point))
     codes = _apply(value, scale, zero_point, how)
-    return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, np.dtype(value.dtype))
+    return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, dtype)
+
+
+def _ready_to_measure(value: Array | Accumulator, keep: tuple[int, ...]) -> Array | Accumulator:
+    """A value that is measured and then encoded has two readers, so it is computed once.
+
+    XLA:CPU does not vectorise a reduction together with its producer. Accumulators with one scale a channel stay integers:
+    `_accumulated_range` reduces these.
+    """
+    if isinstance(value, Accumulator) and (keep or not _per_channel(value)):
+        return Array(stored(decode(value)), value.lo, value.hi)
+    if isinstance(value, Array) and not value.stored:
+        return dataclasses.replace(value, array=stored(value.array), stored=True)
+    return value
 
 
 def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> QTensor:
@@ -252,7 +264,7 @@ def _known_or(known: float, measured: jax.Array, shape: tuple[int, ...]) -> jax.
 
 def _per_channel(acc: Accumulator) -> bool:
     """Whether scale and offset depend on nothing but the last axis."""
-    integers = jnp.issubdtype(acc.values.dtype, jnp.integer)
+    integers = jnp.issubdtype(acc.values.dtype, jnp.integer) and acc.rows is None
     return integers and all(n == 1 for v in (acc.scale, acc.offset) for n in jnp.shape(v)[:-1])
 
 
@@ -317,10 +329,23 @@ def _apply(value: Array | Accumulator, scale: jax.Array, zero_point: jax.Array, 
         if how.saturate:
             data = jnp.where(jnp.isnan(data), 0, data)
         return epilogue.encode(data, multiplier, offset, low, high, spec.storage, _custom(how.rounding))
-    multiplier, offset = stored((value.scale / scale, value.offset / scale + zero))
+    multiplier, offset = _in_codes(value, scale, zero)
     lo = low if value.lo == -INF else jnp.maximum(jnp.round(value.lo / scale) + zero, low)
     hi = high if value.hi == INF else jnp.minimum(jnp.round(value.hi / scale) + zero, high)
     return epilogue.encode(value.values, multiplier, offset, lo, hi, spec.storage, _custom(how.rounding))
+
+
+def _in_codes(acc: Accumulator, scale: jax.Array, zero: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(multiplier, offset) from the integers of an accumulator to codes.
+
+    Vectors are stored, so that loops read them plainly. What varies along rows and channels is as large as the values, and
+    is computed of two vectors in the loop instead.
+    """
+    if acc.rows is None and not is_outer(acc.scale, scale) and not is_outer(acc.offset, scale):
+        return stored((acc.scale / scale, acc.offset / scale + zero))
+    rows, inverse = 1 if acc.rows is None else acc.rows, 1 / scale
+    first, second, offset, inverse = stored((acc.scale, rows * inverse, acc.offset, inverse))
+    return first * second, offset * inverse + zero
 
 
 def _custom(rounding: Rounding) -> Any:

@@ -76,6 +76,8 @@ class Accumulator:
       values: Int32 (float32 while simulated).
       scale: Float32, same rank, 1 on the axes that share it.
       offset: Float32 likewise.
+      rows: A second factor of the scale, float32 likewise, where rows have scales of their own; None for 1. Kept apart, because
+        the product of both is as large as `values`.
       lo: Lower clip (relu: 0) in real units; -inf for none.
       hi: Upper clip (relu6: 6).
       dtype: The float dtype that it stands for.
@@ -92,10 +94,17 @@ class Accumulator:
     dtype: Any = np.dtype("float32")
     positive: bool = True
     straight: bool = False
+    rows: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.values.shape)
+
+    @property
+    def smalls(self) -> dict[str, Any]:
+        """The arrays beside the values, by field."""
+        fields = ("scale", "offset", "rows")
+        return {field: small for field in fields if (small := getattr(self, field)) is not None}
 
 
 Value = Array | Broadcast | QTensor | Accumulator
@@ -120,8 +129,9 @@ def to_real(value: Value) -> Any:
 def decode(acc: Accumulator) -> jax.Array:
     """The real numbers of an accumulator in float32."""
     # Vectors in memory: XLA:CPU would compute the batch norm behind them again for every element.
-    scale, offset = stored((acc.scale, acc.offset))
-    real = acc.values.astype(jnp.float32) * scale + offset
+    vectors = stored(acc.smalls)
+    scale = vectors["scale"] * vectors.get("rows", 1)
+    real = acc.values.astype(jnp.float32) * scale + vectors["offset"]
     clipped = jnp.maximum(real, jnp.float32(acc.lo)) if acc.lo > -INF else real
     clipped = jnp.minimum(clipped, jnp.float32(acc.hi)) if acc.hi < INF else clipped
     return straight_through(real, clipped) if acc.straight else clipped
@@ -145,6 +155,14 @@ def constant(value: Value) -> float | None:
             else None
         )
     return None
+
+
+def is_outer(first: Any, second: Any) -> bool:
+    """Whether two arrays vary along different axes: what is computed of both is larger than either."""
+    rank = max(jnp.ndim(first), jnp.ndim(second))
+    a, b = ((1,) * (rank - jnp.ndim(v)) + jnp.shape(v) for v in (first, second))
+    pairs = [(m == 1, n == 1) for m, n in zip(a, b, strict=True)]
+    return (True, False) in pairs and (False, True) in pairs
 
 
 def aligned(value: Value, shape: tuple[int, ...]) -> Any | None:

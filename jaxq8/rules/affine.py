@@ -10,22 +10,38 @@ import jax.numpy as jnp
 from jaxq8._compat import primitives
 from jaxq8.interpreter import Context, float_fallback, rule
 from jaxq8.qtensor import QTensor
-from jaxq8.values import INF, Accumulator, Array, Broadcast, Value, aligned, bounds, constant
+from jaxq8.values import INF, Accumulator, Array, Broadcast, Value, aligned, bounds, constant, is_outer
 
 
 def _free(acc: Accumulator) -> bool:
     return acc.lo == -INF and acc.hi == INF
 
 
-def _shifted(acc: Accumulator, vector: Any, sign: float = 1.0) -> Accumulator:
-    """acc + sign * vector."""
+def _shifted(acc: Accumulator, vector: Any, sign: float = 1.0) -> Accumulator | None:
+    """acc + sign * vector; None where that varies along more axes than either."""
+    if is_outer(acc.offset, vector):
+        return None
     return dataclasses.replace(acc, offset=acc.offset + sign * vector)
 
 
-def _scaled(acc: Accumulator, vector: Any, positive: bool = False) -> Accumulator:
-    """acc * vector; clips must have been ruled out or the factor known to be positive."""
-    positive = positive and acc.positive
-    return dataclasses.replace(acc, scale=acc.scale * vector, offset=acc.offset * vector, positive=positive)
+def _scaled(acc: Accumulator, vector: Any) -> Accumulator | None:
+    """acc * vector; clips must have been ruled out. None where that varies along more axes than either."""
+    if is_outer(acc.scale, vector) or is_outer(acc.offset, vector):
+        return None
+    return dataclasses.replace(acc, scale=acc.scale * vector, offset=acc.offset * vector, positive=False)
+
+
+def _times_constant(acc: Accumulator, c: float) -> Accumulator:
+    """acc * c, clips included, for positive c."""
+    scale, offset = acc.scale * jnp.float32(c), acc.offset * jnp.float32(c)
+    return dataclasses.replace(acc, scale=scale, offset=offset, lo=acc.lo * c, hi=acc.hi * c)
+
+
+def _negated(acc: Accumulator) -> Accumulator:
+    """-acc: the sign moves into the scale; clips change places."""
+    return dataclasses.replace(
+        acc, scale=-acc.scale, offset=-acc.offset, lo=-acc.hi, hi=-acc.lo, positive=False
+    )
 
 
 def _small_pair(x: Value, y: Value) -> tuple[Any, Any, tuple[int, ...]] | None:
@@ -68,22 +84,23 @@ def add(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
     for acc, other in ((x, y), (y, x)):
         if isinstance(acc, Accumulator) and _free(acc):
             vector = aligned(other, acc.shape)
-            if vector is not None and _keeps_shape(ctx, acc):
-                return _shifted(acc, vector)
+            shifted = _shifted(acc, vector) if vector is not None and _keeps_shape(ctx, acc) else None
+            if shifted is not None:
+                return shifted
     return _symbolic(ctx, x, y) or _sum(ctx, x, y, 1.0)
 
 
 @rule(primitives.sub_p)
 def sub(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
     """The mean of a batch norm moves the offset."""
-    if isinstance(x, Accumulator) and _free(x) and _keeps_shape(ctx, x):
-        vector = aligned(y, x.shape)
-        if vector is not None:
-            return _shifted(x, vector, -1.0)
-    if isinstance(y, Accumulator) and _free(y) and _keeps_shape(ctx, y):
-        vector = aligned(x, y.shape)
-        if vector is not None:
-            return _shifted(_scaled(y, jnp.float32(-1)), vector)
+    for acc, other in ((x, y), (y, x)):
+        if isinstance(acc, Accumulator) and _free(acc) and _keeps_shape(ctx, acc):
+            vector = aligned(other, acc.shape)
+            shifted = None
+            if vector is not None:
+                shifted = _shifted(acc, vector, -1.0) if acc is x else _shifted(_negated(acc), vector)
+            if shifted is not None:
+                return shifted
     return _symbolic(ctx, x, y) or _sum(ctx, x, y, -1.0)
 
 
@@ -116,11 +133,10 @@ def div(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
     if isinstance(x, Accumulator) and _keeps_shape(ctx, x):
         vector = aligned(y, x.shape)
         if c is not None and c > 0:
-            return dataclasses.replace(
-                _scaled(x, jnp.float32(1 / c), positive=True), lo=x.lo / c, hi=x.hi / c
-            )
-        if vector is not None and _free(x):
-            return _scaled(x, 1 / vector)
+            return _times_constant(x, 1 / c)
+        scaled = _scaled(x, 1 / vector) if vector is not None and _free(x) else None
+        if scaled is not None:
+            return scaled
     lo, hi = bounds(x)
     if c is not None and c > 0:
         return _symbolic(ctx, x, y) or _real(ctx, x, y, lo=lo / c, hi=hi / c)
@@ -140,9 +156,7 @@ def _times(ctx: Context, value: Value, other: Value) -> Value | None:
     if not isinstance(value, Accumulator) or not _keeps_shape(ctx, value):
         return None
     if c is not None and c > 0:
-        return dataclasses.replace(
-            _scaled(value, jnp.float32(c), positive=True), lo=value.lo * c, hi=value.hi * c
-        )
+        return _times_constant(value, c)
     vector = aligned(other, value.shape)
     return _scaled(value, vector) if vector is not None and _free(value) else None
 
@@ -166,7 +180,7 @@ def _keeps_shape(ctx: Context, value: Value) -> bool:
 def neg(ctx: Context, x: Value, **params: Any) -> Value:
     """The sign moves into the scale; clips change places."""
     if isinstance(x, Accumulator):
-        return dataclasses.replace(_scaled(x, jnp.float32(-1)), lo=-x.hi, hi=-x.lo)
+        return _negated(x)
     lo, hi = bounds(x)
     return _real(ctx, x, lo=-hi, hi=-lo)
 

@@ -22,7 +22,7 @@ from jaxq8.kernels.select import select
 from jaxq8.plan import Reason
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
-from jaxq8.values import Accumulator, Array, Value, bounds
+from jaxq8.values import Accumulator, Array, Value, bounds, is_outer
 
 # A parameter that is neither here nor None is one that this rule does not know the meaning of: the site stays float.
 DOT_PARAMS = {"dimension_numbers", "precision", "preferred_element_type"}
@@ -193,7 +193,8 @@ def accumulate(
         sx sw (sum qx qw - zx sum qw - zw sum qx + K zx zw)
 
     (Jacob et al. 2018, eq. 7). ``sum qw`` is one number per output channel, so the term with zx moves the offset and costs
-    nothing per element; the terms with zw vanish for symmetric weights.
+    nothing per element; the terms with zw vanish for symmetric weights. Where rows have zero points of their own it is taken from
+    the integers, by whoever reads them.
 
     Args:
       layout: Which axes are summed, and the canonical form.
@@ -219,15 +220,20 @@ def accumulate(
     else:
         raw, sums = run_with_sums(kernel, form, codes, wx, border)
     values = layout.result(raw)
-    scale = layout.row_scale(x.scale) * layout.channel_scale(w.scale)
+    rows, scale = layout.row_scale(x.scale), layout.channel_scale(w.scale)
+    if not is_outer(rows, scale):
+        rows, scale = None, rows * scale
     offset = jnp.zeros((1,) * values.ndim, jnp.float32)
     if not w.symmetric:
         values = values - w_zero * layout.result(run(form, codes, jnp.ones_like(wx), border))
     if not x.symmetric:
         sums = layout.channel_sum(sums)
         sums = sums if w.symmetric else sums - w_zero * layout.form_terms
-        offset = -scale * (x_zero.astype(jnp.float32) * sums.astype(jnp.float32))
-    return Accumulator(values, scale, offset, dtype=dtype)
+        if is_outer(x_zero, sums):  # an offset would be as large as the values: the integers are corrected instead
+            values = values - x_zero.astype(values.dtype) * sums
+        else:
+            offset = -scale * (x_zero.astype(jnp.float32) * sums.astype(jnp.float32))
+    return Accumulator(values, scale, offset, dtype=dtype, rows=rows)
 
 
 def _weight_as_it_lies(layout: DotLayout | ConvLayout, before: Any) -> tuple[DotForm, Any] | None:

@@ -73,7 +73,7 @@ def _tangents_of(value: Value, real: Any) -> Value:
         fixed = jax.tree.map(jax.lax.stop_gradient, value)
         return dataclasses.replace(fixed, values=fixed.values + zero / fixed.scale)
     if isinstance(value, Accumulator):
-        still = {f: jax.lax.stop_gradient(getattr(value, f)) for f in ("values", "scale", "offset")}
+        still = jax.lax.stop_gradient({"values": value.values, **value.smalls})
         return dataclasses.replace(value, **{**still, "offset": still["offset"] + zero}, straight=True)
     if isinstance(value, Array):
         return dataclasses.replace(value, array=straight_through(real, value.array), codes=None)

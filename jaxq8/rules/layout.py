@@ -26,11 +26,17 @@ def moved(value: Value, move: Callable[[Any], Any]) -> Value | None:
         )
     if isinstance(value, Accumulator):
         rank = len(value.shape)
-        scale, offset = (
-            jnp.reshape(v, (1,) * (rank - jnp.ndim(v)) + jnp.shape(v)) for v in (value.scale, value.offset)
-        )
-        return dataclasses.replace(value, values=move(value.values), scale=move(scale), offset=move(offset))
+        smalls = {
+            field: move(jnp.reshape(v, (1,) * (rank - jnp.ndim(v)) + jnp.shape(v)))
+            for field, v in value.smalls.items()
+        }
+        return dataclasses.replace(value, values=move(value.values), **smalls)
     return None
+
+
+def _smalls(x: QTensor | Accumulator) -> dict[str, Any]:
+    """The arrays beside the values, by field."""
+    return x.smalls if isinstance(x, Accumulator) else {"scale": x.scale, "zero_point": x.zero_point}
 
 
 def _through(ctx: Context, x: Value) -> Array:
@@ -81,8 +87,10 @@ def pvary(ctx: Context, x: Value, **params: Any) -> Value:
     """Inside `jax.shard_map`: data that is the same on all devices is from here on each device's own."""
     if not isinstance(x, QTensor | Accumulator):
         return NotImplemented
-    fields = ("values", "scale", "zero_point" if isinstance(x, QTensor) else "offset")
-    return dataclasses.replace(x, **{f: ctx.eqn.primitive.bind(getattr(x, f), **params) for f in fields})
+    smalls = _smalls(x)
+    return dataclasses.replace(
+        x, **{f: ctx.eqn.primitive.bind(v, **params) for f, v in (smalls | {"values": x.values}).items()}
+    )
 
 
 @rule(primitives.sharding_constraint_p)
@@ -98,14 +106,11 @@ def reshape(ctx: Context, x: Value, *, new_sizes: Any, dimensions: Any = None, *
     """Codes are reshaped where no axis with scales of its own is cut apart or merged with others."""
     new = tuple(new_sizes)
     if dimensions is None and isinstance(x, QTensor | Accumulator):
-        smalls = (x.scale, x.zero_point) if isinstance(x, QTensor) else (x.scale, x.offset)
-        targets = [reshaped_small(tuple(x.shape), new, jnp.shape(s)) for s in smalls]
-        if None not in targets:
-            first, second = (jnp.reshape(s, t) for s, t in zip(smalls, targets, strict=True))
-            values = jnp.reshape(x.values, new)
-            if isinstance(x, QTensor):
-                return dataclasses.replace(x, values=values, scale=first, zero_point=second)
-            return dataclasses.replace(x, values=values, scale=first, offset=second)
+        smalls = _smalls(x)
+        targets = {f: reshaped_small(tuple(x.shape), new, jnp.shape(s)) for f, s in smalls.items()}
+        if None not in targets.values():
+            reshaped = {f: jnp.reshape(s, targets[f]) for f, s in smalls.items()}
+            return dataclasses.replace(x, values=jnp.reshape(x.values, new), **reshaped)
     return _through(ctx, x)
 
 
