@@ -17,6 +17,7 @@ from jaxq8.exporting import ExportedModel, export, load_exported
 from jaxq8.floats import load_float
 from jaxq8.interpreter import register_rule
 from jaxq8.kernels.barred import bar_forms
+from jaxq8.kernels.processor import compiler_options
 from jaxq8.laboratory import experiment
 from jaxq8.learned import (
     RoundingProblem,
@@ -74,6 +75,7 @@ __all__ = [
     "bootstrap",
     "calibrate",
     "compare",
+    "compiler_options",
     "correct_bias",
     "equalize",
     "experiment",

@@ -104,7 +104,9 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
     how = dataclasses.replace(how, spec=_spec_for(how, [_known_range(value, how)[0]]))
     scale, zero_point = affine(minimum, maximum, how.spec, how.rounding)
     scale = _checked_scale(value, scale, how)
-    if measured:  # or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
+    if (
+        measured
+    ):  # or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
         scale, zero_point = stored((scale, zero_point))
     codes = _apply(value, scale, zero_point, how)
     return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, dtype)

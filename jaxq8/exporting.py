@@ -22,6 +22,7 @@ from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
 from jaxq8.container import Container, write
 from jaxq8.errors import ArgumentError, QuantizationError
+from jaxq8.kernels.processor import compiler_options
 from jaxq8.qtensor import describe
 from jaxq8.ranges import Range
 from jaxq8.serialize import header, read_all, settings
@@ -132,7 +133,7 @@ class ExportedModel:
         self.platforms: tuple[str, ...] = tuple(exported.platforms)
         self.inputs: tuple[Any, ...] = tuple(exported.in_avals[count:])
         self.outputs: tuple[Any, ...] = tuple(exported.out_avals)
-        self._call = jax.jit(exported.call)
+        self._call = jax.jit(exported.call, compiler_options=compiler_options())
 
     def __call__(self, *inputs: Any) -> Any:
         """Runs the program.
@@ -147,7 +148,9 @@ class ExportedModel:
                     f"{self._name}: input {describe(given)} does not fit {wanted}; convert it (np.asarray(x, dtype))"
                 )
         try:
-            return self._call(self.weights, *inputs)
+            # Options belong to the outermost compilation: inside of another transformation that is not this one.
+            traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree_util.tree_leaves(inputs))
+            return (self._exported.call if traced else self._call)(self.weights, *inputs)
         except (ValueError, TypeError) as error:
             raise ArgumentError(
                 f"{self._name}: the inputs do not fit ({error}); it takes {', '.join(map(str, self.inputs))}"

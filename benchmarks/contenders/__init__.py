@@ -7,11 +7,15 @@ CONTENDERS: dict[str, Contender] = {
     contender.name: contender
     for contender in (
         Contender("xla", "XLA float32", "self", xla.prepare_float),
+        Contender("xla-wide", "XLA float32, 512-bit vectors", "self", xla.prepare_float_wide, extra=True),
         Contender("jaxq8-float", "jaxq8 float", "self", xla.prepare_float_forms),
         Contender("jaxq8-dynamic", "jaxq8 dynamic", "self", xla.prepare_dynamic),
         Contender("jaxq8-static", "jaxq8 static", "self", xla.prepare_static),
         Contender(
-            "jaxq8-static-512", "jaxq8 static, 512-bit vectors", "self", xla.prepare_static_wide, extra=True
+            "jaxq8-attention", "jaxq8 static, attention", "self", xla.prepare_static_attention, extra=True
+        ),
+        Contender(
+            "jaxq8-plain", "jaxq8 static, default options", "self", xla.prepare_static_plain, extra=True
         ),
         Contender("qwix", "Qwix int8", "peer", qwix_int8.prepare),
         Contender("ort", "ONNX Runtime float32", "peer", onnx_runtime.prepare_float),

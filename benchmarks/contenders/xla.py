@@ -10,10 +10,8 @@ import jax
 import numpy as np
 
 import jaxq8 as q8
-from benchmarks.contenders.base import Prepared, UnavailableError
+from benchmarks.contenders.base import Prepared
 from benchmarks.models import Model
-
-WIDE_VECTORS = {"xla_cpu_prefer_vector_width": "512"}
 
 
 def compiled(
@@ -39,29 +37,41 @@ def prepare_float(model: Model) -> Prepared:
     return compiled(model.apply, model.variables, model.inputs)
 
 
+def prepare_float_wide(model: Model) -> Prepared:
+    """The function as it is, with the options that jaxq8 recommends for its own programs."""
+    return compiled(model.apply, model.variables, model.inputs, q8.compiler_options())
+
+
 def prepare_float_forms(model: Model) -> Prepared:
     """jaxq8 with nothing quantized: what its better forms alone bring."""
     fn = q8.quantize(model.apply, q8.Config(mode="off"))
-    return compiled(fn, model.variables, model.inputs)
+    return compiled(fn, model.variables, model.inputs, q8.compiler_options())
 
 
 def prepare_dynamic(model: Model) -> Prepared:
     """jaxq8 with weights quantized in advance and ranges found in each run."""
     weights = q8.quantize_weights(model.apply, model.variables, *model.inputs)
-    return compiled(q8.quantize(model.apply), weights, model.inputs)
+    return compiled(q8.quantize(model.apply), weights, model.inputs, q8.compiler_options())
 
 
-def prepare_static(model: Model, options: Any = None) -> Prepared:
+def prepare_static(model: Model) -> Prepared:
     """jaxq8 with ranges from the calibration batches."""
-    calibrate = getattr(q8, "calibrate", None)
-    if calibrate is None:
-        raise UnavailableError("this jaxq8 has no q8.calibrate")
+    return _static(model, q8.Config(), q8.compiler_options())
+
+
+def prepare_static_attention(model: Model) -> Prepared:
+    """The same, the two products of attention in eight bits too."""
+    return _static(model, q8.Config(attention=True), q8.compiler_options())
+
+
+def prepare_static_plain(model: Model) -> Prepared:
+    """The same as `prepare_static` without options for the compiler."""
+    return _static(model, q8.Config(), None)
+
+
+def _static(model: Model, config: q8.Config, options: Any) -> Prepared:
     batches = [batch if len(batch) > 1 else batch[0] for batch in model.calibration]
-    ranges = calibrate(model.apply, model.variables, batches)
-    weights = q8.quantize_weights(model.apply, model.variables, *model.inputs)
-    return compiled(q8.quantize(model.apply, ranges=ranges), weights, model.inputs, options)
-
-
-def prepare_static_wide(model: Model) -> Prepared:
-    """The same, with XLA told to use the full width of AVX-512."""
-    return prepare_static(model, WIDE_VECTORS)
+    ranges = q8.calibrate(model.apply, model.variables, batches, config=config)
+    weights = q8.quantize_weights(model.apply, model.variables, *model.inputs, config=config)
+    fn = q8.quantize(model.apply, config, ranges=ranges)
+    return compiled(fn, weights, model.inputs, options)

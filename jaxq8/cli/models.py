@@ -24,6 +24,7 @@ from jaxq8.config import Config
 from jaxq8.errors import FileError
 from jaxq8.exporting import ExportedModel, load_exported
 from jaxq8.floats import load_float
+from jaxq8.kernels.processor import compiler_options
 from jaxq8.qtensor import QTensor, is_qtensor
 from jaxq8.ranges import Ranges
 from jaxq8.serialize import load
@@ -63,7 +64,9 @@ class Model:
         if self.exported is not None:
             return self.exported
         function = quantize(self.fn, self.config, ranges=self.ranges) if self.quantized else self.fn
-        compiled, variables = jax.jit(function), jax.device_put(self.variables)
+        options = compiler_options() if self.quantized else None
+        compiled = jax.jit(function, compiler_options=options)
+        variables = jax.device_put(self.variables)
 
         def call(*inputs: Any) -> Any:
             with foreign(f"running {self.name}", "check that inputs and --params belong to this model"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +48,9 @@ def batched_dot(params: Mapping[str, Any], x: Any, y: Any) -> Any:
     XLA:CPU makes one call of a softmax and the product behind it, and runs that call several times faster where the product
     is not its last operation.
     """
-    dot = functools.partial(lax.dot_general, **params)
+
+    def dot(x: Any, y: Any) -> Any:
+        return lax.dot_general(x, y, **params)
+
     halves = (0.5, 1.0) if certainly_less(math.prod(x.shape), math.prod(y.shape)) else (1.0, 0.5)
     return lax.platform_dependent(x, y, cpu=lambda x, y: 2 * dot(x * halves[0], y * halves[1]), default=dot)

@@ -193,8 +193,8 @@ def accumulate(
         sx sw (sum qx qw - zx sum qw - zw sum qx + K zx zw)
 
     (Jacob et al. 2018, eq. 7). ``sum qw`` is one number per output channel, so the term with zx moves the offset and costs
-    nothing per element; the terms with zw vanish for symmetric weights. Where rows have zero points of their own it is taken from
-    the integers, by whoever reads them.
+    nothing per element; the terms with zw vanish for symmetric weights. Where rows have zero points of their own, the term with
+    zx is taken from the integers.
 
     Args:
       layout: Which axes are summed, and the canonical form.
@@ -229,7 +229,9 @@ def accumulate(
     if not x.symmetric:
         sums = layout.channel_sum(sums)
         sums = sums if w.symmetric else sums - w_zero * layout.form_terms
-        if is_outer(x_zero, sums):  # an offset would be as large as the values: the integers are corrected instead
+        if is_outer(
+            x_zero, sums
+        ):  # an offset would be as large as the values: the integers are corrected instead
             values = values - x_zero.astype(values.dtype) * sums
         else:
             offset = -scale * (x_zero.astype(jnp.float32) * sums.astype(jnp.float32))

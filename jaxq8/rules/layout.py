@@ -109,7 +109,7 @@ def reshape(ctx: Context, x: Value, *, new_sizes: Any, dimensions: Any = None, *
         smalls = _smalls(x)
         targets = {f: reshaped_small(tuple(x.shape), new, jnp.shape(s)) for f, s in smalls.items()}
         if None not in targets.values():
-            reshaped = {f: jnp.reshape(s, targets[f]) for f, s in smalls.items()}
+            reshaped: dict[str, Any] = {f: jnp.reshape(s, targets[f]) for f, s in smalls.items()}
             return dataclasses.replace(x, values=jnp.reshape(x.values, new), **reshaped)
     return _through(ctx, x)
 
