@@ -119,8 +119,10 @@ def to_real(value: Value) -> Any:
 
 def decode(acc: Accumulator) -> jax.Array:
     """The real numbers of an accumulator in float32."""
-    # Vectors in memory: XLA:CPU would compute the batch norm behind them again for every element.
-    scale, offset = stored((acc.scale, acc.offset))
+    # Vectors in memory: XLA:CPU would compute the batch norm behind them again for every element. Where rows have scales of
+    # their own, that is as much data as the accumulator, and two products an element are cheaper than reading it.
+    vectors = acc.scale.shape != acc.shape
+    scale, offset = stored((acc.scale, acc.offset)) if vectors else (acc.scale, acc.offset)
     real = acc.values.astype(jnp.float32) * scale + offset
     clipped = jnp.maximum(real, jnp.float32(acc.lo)) if acc.lo > -INF else real
     clipped = jnp.minimum(clipped, jnp.float32(acc.hi)) if acc.hi < INF else clipped
