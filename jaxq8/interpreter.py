@@ -120,6 +120,8 @@ class Context:
         known = self.run.analysis.sites.get(self.path)
         if known is not None:
             return known
+        if self.eqn is None:  # an input with several readers, encoded where the function or body begins
+            return Site("", "")
         op = OPERATIONS.get(self.eqn.primitive, str(self.eqn.primitive))
         scope = name_stack(self.eqn)
         return Site(f"{scope}:{op}" if scope else op, op)
@@ -189,7 +191,7 @@ class Context:
 
 
 def evaluate(jaxpr: Any, consts: Sequence[Any], values: Sequence[Value], run: Run, path: Path) -> list[Value]:
-    """Evaluates a jaxpr on values; `path` says where it stands in the whole function."""
+    """Evaluates a jaxpr, or a part of one, on values; `path` says where it stands in the whole function."""
     env: dict[Any, Value] = dict(zip(jaxpr.constvars, map(Array, consts), strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
     readers: Any = run.analysis.readers.get(path, {})
@@ -201,6 +203,8 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], values: Sequence[Value], run: Ru
     for variable in jaxpr.invars:
         env[variable] = _settle(env[variable], variable, readers, wanted, run, path)
     for index, eqn in enumerate(jaxpr.eqns):
+        if eqn is None:  # left out of this part
+            continue
         here = (*path, index)
         context = Context(run, eqn, here)
         results = _apply(context, [read(v) for v in eqn.invars])

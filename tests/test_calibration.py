@@ -175,3 +175,8 @@ def test_152_layers_do_not_fall_apart(static):
     exact = jax.jit(fn)(variables, *inputs)
     found = jax.jit(q8.quantize(fn, ranges=ranges))(variables, *inputs)
     assert 10 * np.log10(np.sum(exact**2) / np.sum((exact - found) ** 2)) > 20
+
+
+def test_an_argument_that_two_contractions_read_has_one_range():
+    ranges = calibrated(lambda v, x: (x @ v["a"], x @ v["b"]), W, [X])
+    assert {tuple(r) for r in ranges.values()} == {(float(X.min()), float(X.max()))}

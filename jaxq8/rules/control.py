@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxq8._compat import bind, open_jaxpr, primitives
+from jaxq8._compat import bind, open_jaxpr, primitives, stored
 from jaxq8.callees import CLOSED, COND, CUSTOM_JVP, CUSTOM_VJP, JIT, SCAN, SHARD_MAP, WHILE, callees
+from jaxq8.hoisting import parted
 from jaxq8.interpreter import Context, evaluate, rule
 from jaxq8.probes import framed, shapes_seen
 from jaxq8.qtensor import QTensor
@@ -89,10 +90,12 @@ def _as_value(x: Any) -> Value:
     return x if isinstance(x, QTensor) else Array(x)
 
 
-def _body(ctx: Context, index: int, dtypes: Sequence[Any], repeats: int = 1) -> Any:
-    """The function ``f(*inputs) -> list of arrays`` of a body; results are arrays of the dtypes that the body declares."""
+def _body(ctx: Context, index: int, dtypes: Sequence[Any], repeats: int = 1, part: Any = None) -> Any:
+    """The function ``f(*inputs) -> list of arrays`` of a body, or of a part of it; results have the dtypes that it declares."""
     callee = callees(ctx.eqn)[index]
     jaxpr, consts = open_jaxpr(callee.jaxpr)
+    if part is not None:
+        jaxpr = dataclasses.replace(part, constvars=jaxpr.constvars)
     inside = dataclasses.replace(ctx.run, repeats=ctx.run.repeats * repeats)
 
     def run(*inputs: Any) -> list[Any]:
@@ -115,20 +118,45 @@ def scan(ctx: Context, *values: Value, **params: Any) -> Any:
     consts = [_carried(v) for v in values[:nconsts]]
     carry = [_materialised(v) for v in values[nconsts : nconsts + ncarry]]
     stacked = [_stackable(v) for v in values[nconsts + ncarry :]]
-    run = _body(ctx, 0, _out_dtypes(params["jaxpr"]), params["length"])
+    body, moved = _moved_out(ctx, consts, stacked, params)
+    run = _body(ctx, 0, _out_dtypes(params["jaxpr"]), params["length"], body)
 
     probe = ctx.run.probe
 
     def step(state: Any, slices: Any) -> Any:
-        results, seen = framed(probe, run)(*consts, *state, *slices)
+        # Stored: XLA:CPU does not vectorise the activations of gates in one loop with the slicing.
+        results, seen = framed(probe, run)(*consts, *state, *slices[0], *map(stored, slices[1]))
         return results[:ncarry], (results[ncarry:], seen)
 
     final, (outputs, seen) = jax.lax.scan(
-        step, carry, stacked, length=params["length"], reverse=params["reverse"], unroll=params["unroll"],
+        step, carry, (stacked, moved), length=params["length"], reverse=params["reverse"], unroll=params["unroll"],
         _split_transpose=params.get("_split_transpose", False),
     )  # fmt: skip
     probe.add({name: probe.fold(name, kept) for name, kept in seen.items()})
     return [Array(x) for x in (*final, *outputs)]
+
+
+def _moved_out(
+    ctx: Context, consts: Sequence[Any], stacked: Sequence[Any], params: Any
+) -> tuple[Any, list[Any]]:
+    """The body without the contractions that can run before the loop, and their results in all steps."""
+    body, length, probe = open_jaxpr(params["jaxpr"])[0], params["length"], ctx.run.probe
+    (callee,) = callees(ctx.eqn)
+    path = ctx.inner(callee.key)
+
+    def wanted(index: int) -> int | None:
+        site = ctx.run.analysis.sites.get((*path, index))
+        eight_bit = site is not None and ctx.run.site_config(site).mode in ("eightbit", "simulate")
+        return site.weight if site is not None and eight_bit else None
+
+    parts = parted(body, len(consts), params["num_carry"], length, wanted)
+    if parts is None:
+        return None, []
+    before, rest = parts
+    run = framed(probe, _body(ctx, 0, [v.aval.dtype for v in before.outvars], length, before))
+    results, seen = jax.vmap(lambda slices: run(*consts, *slices))(stacked)
+    probe.add({name: probe.fold(name, kept) for name, kept in seen.items()})
+    return rest, results
 
 
 def _materialised(value: Value) -> Any:
