@@ -255,6 +255,13 @@ AXES = {
     "observers": ("observer", "activation_bits"),
 }
 
+NAMES: dict[Any, str] = {
+    "sqnr_db": "signal to noise of the results, dB", "bits": "bits of weights", "activation_bits": "bits of activations",
+    "granularity": "one scale for each", "symmetric": "codes", True: "symmetric", False: "asymmetric",
+    "half_even": "nearest", "gptq": "GPTQ", "adaround": "AdaRound", "observer": "ranges of activations",
+    "dynamic": "in each run", "minmax": "min/max", "mse": "MSE",
+}  # fmt: skip
+
 
 def run(lesson: str, subject: Subject, out: Path) -> None:
     """Measures one lesson on one network; prints it and writes its table and picture."""
@@ -270,9 +277,12 @@ def run(lesson: str, subject: Subject, out: Path) -> None:
     stem = out / f"{lesson}_{subject.name.split()[0].lower().replace('-', '_')}"
     table.save(stem.with_suffix(".csv"))
     x, by = AXES[lesson]
-    table.plot(
-        stem.with_suffix(".png"), x=x, by=by, title=f"{subject.name}: signal to noise of the results, dB"
-    )
+    title = f"{subject.name}: means over {sum(map(_size, subject.batches))} examples, 95% intervals"
+    table.plot(stem.with_suffix(".png"), x=x, by=by, title=title, names=NAMES)
+
+
+def _size(batch: Any) -> int:
+    return len(batch[0] if isinstance(batch, tuple) else batch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

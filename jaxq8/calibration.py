@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jaxq8.plan import Recorder
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Range, Ranges
-from jaxq8.transform import Call, checked_config
+from jaxq8.transform import Call, checked_config, settings_of
 from jaxq8.values import Value, to_real
 
 
@@ -35,8 +35,8 @@ def calibrate(
     """Ranges of everything that `quantize(fn, config)` encodes, observed in float over batches of data.
 
     One pass over the data serves all sites. Only the observers' states are kept, so memory does not grow with the number of
-    batches. Several runs (other data, other machines) are joined by `Ranges.merge`. A site that never ran (a branch not taken)
-    is left out, and finds its range while running.
+    batches. Several runs (other data, other machines) are joined by `Ranges.merge`. A site that saw nothing, because it never
+    ran (a branch not taken) or read nothing but zeros, is left out, and finds its range while running.
 
     Args:
       fn: The function as it is given to `quantize`: ``model.apply``.
@@ -53,8 +53,9 @@ def calibrate(
       `Ranges`, to be given to `quantize(fn, config, ranges=...)`; edit them by hand through `Ranges.to_json`.
 
     Raises:
-      ArgumentError: There are no batches.
-      RangesError: A site saw NaN or infinity; the message names site and batch. Or there is nothing to calibrate.
+      ArgumentError: There are no batches, or `batches` is itself one.
+      RangesError: A site saw NaN or infinity; the message names site and batch. Or there is nothing to calibrate, or nothing
+        but zeros was seen.
       SpecError: No observer has that name.
 
     Example:
@@ -67,22 +68,47 @@ def calibrate(
     step = jax.jit(lambda variables, inputs: _observe(fn, variables, inputs, kwargs, config, choose, order))
     merge = jax.jit(lambda old, new: _merged(old, new, choose))
     states: dict[str, State] = {}
-    count = 0
-    for index, batch in enumerate(tqdm(batches, desc="calibrating", unit="batch", disable=not progress)):
-        new, finite = step(variables, as_inputs(batch))
+    for index, inputs in enumerate(each_batch("calibrate", batches, "calibrating", progress)):
+        new, finite = step(variables, inputs)
         _check_finite(finite, index)
-        states, count = merge(states, new) if states else new, index + 1
-    if not count:
-        raise ArgumentError(
-            "calibrate: no batches; pass an iterable of inputs like those that the model will see"
-        )
+        states = merge(states, new) if states else new
     if not states:
-        raise RangesError(
-            "calibrate: this function has no site that runs in eight bits; q8.explain(...) says why"
+        why = (
+            "it is quantized already: pass the float function"
+            if settings_of(fn)
+            else "q8.explain(...) says why"
         )
+        raise RangesError(f"calibrate: this function has no site that runs in eight bits; {why}")
     found = jax.device_get(states)
     ranges = {name: _range(choose(name), found[name], choose.spec(name)) for name in order}
-    return Ranges({name: r for name, r in ranges.items() if r is not None})
+    seen = Ranges({name: r for name, r in ranges.items() if r is not None})
+    if not seen:
+        raise RangesError(
+            "calibrate: every site saw nothing but zeros; pass data like those that the model will see"
+        )
+    return seen
+
+
+def each_batch(
+    who: str, batches: Iterable[Any], doing: str = "", progress: bool = False
+) -> Iterator[tuple[Any, ...]]:
+    """The positional arguments of one batch after the other, under a progress bar that says what is being done.
+
+    Raises:
+      ArgumentError: There are no batches, or `batches` is itself one; the message names the function `who`.
+    """
+    if hasattr(batches, "shape") or isinstance(batches, Mapping | str) or not isinstance(batches, Iterable):
+        raise ArgumentError(
+            f"{who}: batches must be an iterable of inputs, got {type(batches).__name__}; pass [x] for a single batch x"
+        )
+    count = 0
+    for batch in tqdm(batches, desc=doing, unit="batch", disable=not progress):
+        count += 1
+        yield as_inputs(batch)
+    if not count:
+        raise ArgumentError(
+            f"{who}: no batches; pass an iterable of inputs like those that the model will see"
+        )
 
 
 def as_inputs(batch: Any) -> tuple[Any, ...]:
@@ -164,8 +190,9 @@ def _check_finite(finite: dict[str, jax.Array], batch: int) -> None:
 
 
 def _range(observer: Observer, state: State, spec: Spec) -> Range | None:
-    """The range of a site; None if it was never given any values (a branch that did not run)."""
+    """The range of a site; None if it was never given any values (a branch that did not run), or zeros alone."""
     try:
-        return observer.finalise(jax.tree.map(np.asarray, state), spec)
+        found = observer.finalise(jax.tree.map(np.asarray, state), spec)
     except (SpecError, IndexError):
         return None
+    return found if found.minimum or found.maximum else None

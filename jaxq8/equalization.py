@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from jaxq8.calibration import as_inputs
+from jaxq8.calibration import each_batch
 from jaxq8.chains import Chains, array_leaves
 from jaxq8.components import Component, activation_axis, components
 from jaxq8.config import Config
@@ -71,13 +70,9 @@ def equalize(
     config = checked_config(fn, config)
     step = jax.jit(lambda v, x: _magnitudes(fn, v, x, kwargs))
     largest: dict[str, np.ndarray] = {}
-    inputs = None
-    for batch in tqdm(batches, desc="equalizing", unit="batch", disable=not progress):
-        inputs = as_inputs(batch)
+    for inputs in each_batch("equalize", batches, "equalizing", progress):
         for name, new in jax.device_get(step(variables, inputs)).items():
             largest[name] = np.maximum(largest.get(name, 0), new)
-    if inputs is None:
-        raise ArgumentError("equalize: no batches; pass an iterable of inputs like those of calibrate")
     chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
     return _equalized(variables, components(chains), largest, strength)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxq8.calibration import as_inputs, calibrate
+from jaxq8.calibration import calibrate, each_batch
 from jaxq8.config import Config, Spec
 from jaxq8.errors import ArgumentError, FileError
 from jaxq8.learned import learn_rounding, learned_rounding_names
@@ -129,8 +129,8 @@ def experiment(
     """
     grid = itertools.product(rounding, bits, activation_bits, granularity, symmetric, observer)
     settings = [Setting(*point) for point in grid]
-    data, learning = [as_inputs(b) for b in batches], list(calibration)
-    _check(settings, data, learning)
+    data, learning = list(each_batch("experiment", batches)), list(calibration)
+    _check(settings, learning)
     exact = _outputs(jax.jit(fn), variables, data)
     chosen = dict(metrics) if metrics else _default_metrics(exact)
     done = _read(Path(path), chosen) if path else {}
@@ -148,9 +148,7 @@ def experiment(
     return Table(tuple(rows), tuple(chosen))
 
 
-def _check(settings: list[Setting], data: list[Any], calibration: list[Any]) -> None:
-    if not data:
-        raise ArgumentError("experiment: no batches; pass an iterable of inputs like those of compare")
+def _check(settings: list[Setting], calibration: list[Any]) -> None:
     known = {*rounding_names(), *learned_rounding_names()}
     for setting in settings:
         if setting.rounding not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from jaxq8.tables import Table
 
 SHOWN = 3  # sites whose histograms are drawn
+MARKERS = "os^Dv"
+LONGEST = 30  # characters of a site name
 
 
 def plot_report(report: Report, path: Path) -> None:
@@ -22,10 +25,11 @@ def plot_report(report: Report, path: Path) -> None:
     pyplot = _pyplot("Report.plot")
     worst = sorted(zip(losses(report), report.sites, strict=True), key=lambda pair: -pair[0])[:SHOWN]
     columns = max(len(worst), 1)
-    figure = pyplot.figure(figsize=(14, 12), layout="constrained")
+    figure = pyplot.figure(figsize=(14, 13), layout="constrained")
     grid = figure.add_gridspec(4, columns, height_ratios=[1.2, 1, 1, 1])
-    _depth(figure.add_subplot(grid[0, :]), report)
-    _bars(figure.add_subplot(grid[1, :]), report)
+    depth = figure.add_subplot(grid[0, :])
+    _depth(depth, report)
+    _bars(figure.add_subplot(grid[1, :], sharex=depth), report)
     for column, (_, site) in enumerate(worst):
         _activations(figure.add_subplot(grid[2, column]), site)
         _weights(figure.add_subplot(grid[3, column]), report, site)
@@ -35,25 +39,36 @@ def plot_report(report: Report, path: Path) -> None:
 def plot_table(
     table: Table, path: Path, x: str, by: str, metric: str, title: str, names: Mapping[Any, str]
 ) -> None:
-    """The metric and its interval over `x`, a colour for each value of `by`."""
+    """The metric and its interval over `x`: a colour for each value of `by`, a marker for each combination of the rest."""
     pyplot = _pyplot("Table.plot")
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    places = sorted({row[x] for row in table.rows}, key=[row[x] for row in table.rows].index)
-    groups = sorted({row[by] for row in table.rows}, key=[row[by] for row in table.rows].index)
-    for number, group in enumerate(groups):
-        rows = [row for row in table.rows if row[by] == group]
-        shift = (number - (len(groups) - 1) / 2) * 0.6 / len(groups)
-        at = [places.index(row[x]) + shift for row in rows]
+    rest = [name for name in table.settings if name not in (x, by) and len(_values(table, name)) > 1]
+    places, colours = _values(table, x), _values(table, by)
+    kinds = list(dict.fromkeys(tuple(row[name] for name in rest) for row in table.rows))
+    # Values of one metric at the same place stand side by side, in the order of colours.
+    for colour, kind in itertools.product(range(len(colours)), range(len(kinds))):
+        rows = [
+            r for r in table.rows if r[by] == colours[colour] and tuple(r[n] for n in rest) == kinds[kind]
+        ]
+        shift = (colour - (len(colours) - 1) / 2) * 0.6 / len(colours)
         middle = np.array([row[metric] for row in rows])
         ends = [middle - [r[f"{metric}_low"] for r in rows], [r[f"{metric}_high"] for r in rows] - middle]
+        parts = [names.get(colours[colour], str(colours[colour]))]
+        parts += [f"{names.get(n, n)} {names.get(v, v)}" for n, v in zip(rest, kinds[kind], strict=True)]
         axes.errorbar(
-            at, middle, np.abs(ends), fmt="o", capsize=3, markersize=5, label=str(names.get(group, group))
-        )
-    axes.set_xticks(range(len(places)), [str(p) for p in places])
-    axes.set(xlabel=x, ylabel=metric, title=title)
+            [places.index(row[x]) + shift for row in rows], middle, np.abs(ends), fmt=MARKERS[kind % len(MARKERS)],
+            color=f"C{colour % 10}", capsize=3, markersize=5, label=", ".join(parts),
+        )  # fmt: skip
+    axes.set_xticks(range(len(places)), [names.get(p, str(p)) for p in places])
+    axes.set(xlabel=names.get(x, x), ylabel=names.get(metric, metric), title=title)
     axes.grid(alpha=0.3)
-    axes.legend(title=by, fontsize=8)
+    axes.legend(title=names.get(by, by), fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     _save(pyplot, figure, path, "Table.plot")
+
+
+def _values(table: Table, name: str) -> list[Any]:
+    """The different values of a column, in their order."""
+    return list(dict.fromkeys(row[name] for row in table.rows))
 
 
 def _pyplot(who: str) -> Any:
@@ -84,36 +99,32 @@ def losses(report: Report) -> list[float]:
 
 
 def _depth(axes: Any, report: Report) -> None:
-    depth = range(len(report.sites))
-    axes.plot(
-        depth,
-        [min(s.sqnr_db, 100.0) for s in report.sites],
-        marker="o",
-        markersize=3,
-        label="what the site reads",
-    )
+    errors = [min(s.sqnr_db, 100.0) for s in report.sites]
+    axes.plot(range(len(errors)), errors, marker="o", markersize=3, label="what the site reads")
     axes.axhline(min(report.output.sqnr_db, 100.0), color="tab:red", linestyle="--", label="results")
     jump = report.first_jump
     if jump is not None:
-        axes.annotate(f"jump: {jump.name}", (report.sites.index(jump), jump.sqnr_db), xytext=(10, 10),
+        axes.annotate(f"jump: {short(jump.name)}", (report.sites.index(jump), jump.sqnr_db), xytext=(10, 10),
                       textcoords="offset points", arrowprops={"arrowstyle": "->"})  # fmt: skip
-    axes.set(ylabel="SQNR (dB)", title="Error along the depth: higher is better")
+    axes.set(
+        ylabel="SQNR (dB)",
+        title="Error along the depth, sites in the order in which they run: higher is better",
+    )
+    axes.tick_params(labelbottom=False)  # the bars below have the same places, and names
     axes.legend()
     axes.grid(alpha=0.3)
 
 
 def _bars(axes: Any, report: Report) -> None:
     axes.bar(range(len(report.sites)), losses(report))
-    axes.set(ylabel="SQNR lost here (dB)", title="Below the worst site before it")
+    axes.set(ylabel="SQNR lost here (dB)", title="How far each site is below the worst before it")
     axes.set_xticks(range(len(report.sites)), [short(s.name) for s in report.sites], rotation=90, fontsize=6)
 
 
 def _activations(axes: Any, site: SiteErrors) -> None:
     edges = np.linspace(*site.span, len(site.histogram) + 1)
     axes.stairs(np.asarray(site.histogram, float), edges, fill=True, alpha=0.6)
-    axes.set_yscale("log")
-    _range(axes, site.minimum, site.maximum)
-    axes.set_title(f"values read by {short(site.name)}", fontsize=9)
+    _histogram(axes, site.minimum, site.maximum, f"values read by {short(site.name)}")
 
 
 def _weights(axes: Any, report: Report, site: SiteErrors) -> None:
@@ -124,16 +135,19 @@ def _weights(axes: Any, report: Report, site: SiteErrors) -> None:
         return
     real = np.asarray(weight.dequantize() if hasattr(weight, "dequantize") else weight, np.float32).ravel()
     axes.hist(real, bins=64, alpha=0.6, color="tab:green")
+    _histogram(axes, float(real.min()), float(real.max()), f"weight of {short(site.name)}")
+
+
+def _histogram(axes: Any, low: float, high: float, title: str) -> None:
     axes.set_yscale("log")
-    _range(axes, float(real.min()), float(real.max()))
-    axes.set_title(f"weight of {short(site.name)}", fontsize=9)
-
-
-def _range(axes: Any, low: float, high: float) -> None:
-    for end in (low, high):
-        axes.axvline(end, color="tab:red", linewidth=1)
+    axes.axvline(low, color="tab:red", linewidth=1, label="range of the codes")
+    axes.axvline(high, color="tab:red", linewidth=1)
+    axes.set_ylabel("elements", fontsize=8)
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=7, loc="upper right")
 
 
 def short(name: str) -> str:
-    """A site name without the parts that all names share."""
-    return name.removeprefix("params/").replace("/kernel", "")
+    """A site name without the parts that all names share, its beginning left out where it is long."""
+    name = name.removeprefix("params/").replace("/kernel", "")
+    return name if len(name) <= LONGEST else "\N{HORIZONTAL ELLIPSIS}" + name[1 - LONGEST :]

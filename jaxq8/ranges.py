@@ -75,7 +75,7 @@ class Ranges(Mapping[str, Range]):
       ranges: Site name -> `Range` or ``(minimum, maximum)``.
 
     Raises:
-      RangesError: An entry is not a range; the message names the site.
+      RangesError: `ranges` is no mapping, or an entry is not a range; the message names the site.
 
     Example:
       >>> Ranges({"params/Dense_0/kernel:dot": (-1.0, 3.0)})["params/Dense_0/kernel:dot"]
@@ -83,6 +83,10 @@ class Ranges(Mapping[str, Range]):
     """
 
     def __init__(self, ranges: Mapping[str, Range | tuple[float, float]] | None = None):
+        if ranges is not None and not isinstance(ranges, Mapping):
+            raise RangesError(
+                f"ranges: expected a mapping of site names, got {type(ranges).__name__}; Ranges.from_json reads JSON"
+            )
         self._ranges = {name: _as_range(name, entry) for name, entry in (ranges or {}).items()}
 
     def __getitem__(self, name: str) -> Range:
@@ -115,11 +119,17 @@ class Ranges(Mapping[str, Range]):
         """
         unknown = sorted(set(self) - set(known))
         if unknown:
-            text = unknown_names_message("ranges", unknown, sorted(known))
-            missing = sorted(name for name in set(known) - set(self) if not name.endswith(".rhs"))
-            more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
-            without = f"\nwithout a range are {', '.join(missing[:LISTED])}{more}" if missing else ""
-            raise RangesError(text + without)
+            free = sorted(set(known) - set(self))
+            without = [n for n in free if n.split("#")[0].endswith((":dot", ":conv"))]
+            more = f" and {len(without) - LISTED} more" if len(without) > LISTED else ""
+            raise RangesError(
+                "ranges name sites that this function does not have:\n"
+                + "\n".join(
+                    f"  {name!r}{_meant(name, free) or _meant(name, sorted(known))}" for name in unknown
+                )
+                + f"\nits {len(known)} sites are listed by q8.explain(...)"
+                + (f"\nwithout a range are {', '.join(without[:LISTED])}{more}" if without else "")
+            )
 
     def to_json(self) -> str:
         """One line a site: ``{"version": 1, "ranges": {"site": [minimum, maximum]}}``."""
@@ -165,17 +175,10 @@ def _as_range(name: str, entry: Any) -> Range:
         raise RangesError(f"ranges: site {name!r}: {error}") from error
 
 
-def unknown_names_message(what: str, unknown: list[str], known: list[str]) -> str:
-    """An error text that names what matched nothing and what was probably meant."""
-    lines = []
-    for name in unknown:
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-        lines.append(f"  {name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""))
-    return (
-        f"{what} name sites that this function does not have:\n"
-        + "\n".join(lines)
-        + (f"\nits {len(known)} sites are listed by q8.explain(...)")
-    )
+def _meant(name: str, sites: list[str]) -> str:
+    """The sites whose names look most like one that no site has."""
+    near = difflib.get_close_matches(name, sites, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 def affine(

@@ -9,12 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from jaxq8.calibration import as_inputs
+from jaxq8.calibration import each_batch
 from jaxq8.chains import Chains, array_leaves, channel_axis
 from jaxq8.config import Config
-from jaxq8.errors import ArgumentError
 from jaxq8.plan import Recorder
 from jaxq8.probes import Probe
 from jaxq8.ranges import Range, Ranges
@@ -61,13 +59,11 @@ def correct_bias(
     config, given = checked_config(fn, config), Ranges(ranges)
     step = jax.jit(lambda v, x: _shifts(fn, v, x, kwargs, config, given))
     sums: dict[str, np.ndarray] = {}
-    inputs, count = None, 0
-    for batch in tqdm(batches, desc="correcting bias", unit="batch", disable=not progress):
-        inputs, count = as_inputs(batch), count + 1
+    count = 0
+    for inputs in each_batch("correct_bias", batches, "correcting bias", progress):
+        count += 1
         for name, shift in jax.device_get(step(variables, inputs)).items():
             sums[name] = sums.get(name, 0) + shift
-    if inputs is None:
-        raise ArgumentError("correct_bias: no batches; pass an iterable of inputs like those of calibrate")
     chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
     return moved(variables, chains, {name: s / count for name, s in sums.items()})
 

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from jaxq8.calibration import as_inputs, site_op
+from jaxq8.calibration import each_batch, site_op
 from jaxq8.config import Config
 from jaxq8.errors import ArgumentError
 from jaxq8.plan import Recorder, table
@@ -66,7 +65,7 @@ class SiteErrors(Errors):
     Attributes:
       name: Site name.
       op: Operation.
-      clipped: Share of the float values outside the range used.
+      clipped: Share of the float values that are further from the range used than rounding could bring them: half a step.
       minimum: Smallest value that its codes could stand for.
       maximum: Largest.
       histogram: Counts of the float values in 64 equal bins over `span`, of the first batch.
@@ -205,13 +204,10 @@ def compare(
     outputs = jax.jit(lambda v, x: jax.tree.leaves(fn(v, *x, **kwargs)))
     totals: dict[str, Any] = {}
     result = _Results()
-    for batch in tqdm(batches, desc="comparing", unit="batch", disable=not progress):
-        inputs = as_inputs(batch)
+    for inputs in each_batch("compare", batches, "comparing", progress):
         result.add(outputs(variables, inputs), jax.tree.leaves(fast(quantized, *inputs, **kwargs)))
         for name, sums in jax.device_get(sites(variables, quantized, inputs)).items():
             totals[name] = _added(totals[name], sums) if name in totals else sums
-    if not result.count:
-        raise ArgumentError("compare: no batches; pass an iterable of inputs like those of calibrate")
     found = tuple(_site(name, totals[name]) for name in order)
     return Report(result.errors(), found, _weights(variables, [s.name for s in found]))
 
@@ -220,7 +216,6 @@ class _Results:
     """Errors of the results, added up over batches."""
 
     def __init__(self) -> None:
-        self.count = 0
         self._sums: Any = None
         self._same: list[tuple[float, float]] = []
 
@@ -230,7 +225,6 @@ class _Results:
             raise ArgumentError(
                 f"compare: results have shapes {shapes[0]} and {shapes[1]}; pass the same function twice"
             )
-        self.count += 1
         flat = [np.concatenate([np.asarray(x, np.float64).ravel() for x in side]) for side in (exact, found)]
         sums = _sums_of(flat[0], flat[1], np)
         self._sums = sums if self._sums is None else _added(self._sums, sums)
@@ -250,7 +244,7 @@ def _agreement(exact: np.ndarray, found: np.ndarray) -> list[tuple[float, float]
 
 
 class _Keeping(Probe):
-    """Keeps the real numbers that each site reads, and with codes their range."""
+    """Keeps the real numbers that each site reads, and with codes their range and its (largest) step."""
 
     active = True
 
@@ -260,7 +254,7 @@ class _Keeping(Probe):
 
     def see(self, name: str, value: Value, codes: QTensor) -> None:
         if self._codes:
-            ends = jnp.min(codes.minimum), jnp.max(codes.maximum)
+            ends = jnp.min(codes.minimum), jnp.max(codes.maximum), jnp.max(codes.scale)
             self.add({name: (codes.dequantize().astype(jnp.float32), *ends)})
         else:
             self.add({name: to_real(value).astype(jnp.float32)})
@@ -286,13 +280,18 @@ def _sites(
     return sums
 
 
-def _site_sums(x: jax.Array, y: jax.Array, low: jax.Array, high: jax.Array) -> dict[str, Any]:
-    low, high = jnp.min(low), jnp.max(high)
+def _site_sums(
+    x: jax.Array, y: jax.Array, low: jax.Array, high: jax.Array, step: jax.Array
+) -> dict[str, Any]:
+    low, high, step = jnp.min(low), jnp.max(high), jnp.max(step)
     span = jnp.stack([jnp.min(x), jnp.max(x)])
     width = jnp.where(span[1] > span[0], span[1] - span[0], 1) / BINS
     bins = jnp.clip(((x - span[0]) / width).astype(jnp.int32), 0, BINS - 1).reshape(-1)
     counts = jnp.zeros(BINS, jnp.int32).at[bins].add(1)
-    clipped = jnp.sum((x < low) | (x > high))
+    reach = (
+        0.5001 * step
+    )  # the ends lie on the grid, up to half a step inside of the range that was asked for
+    clipped = jnp.sum((x < low - reach) | (x > high + reach))
     return {
         **_sums_of(x, y, jnp),
         "clipped": clipped,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxq8.calibration import as_inputs
+from jaxq8.calibration import each_batch
 from jaxq8.chains import Chains
 from jaxq8.config import Config
 from jaxq8.errors import ArgumentError, RangesError
@@ -47,7 +47,8 @@ class Sensitivity:
     Attributes:
       all_db: SQNR of the results with every site quantized.
       all_agreement: Share of examples with the same largest result as in float.
-      sites: The most expensive site first.
+      sites: The most expensive site first. Contractions that read the same codes are one site, switched together, under the
+        name of the first.
       overrides: For `Config(overrides=...)`: the sites to leave in float so that the target is reached.
       reached_db: SQNR with these overrides.
       reached_agreement: Agreement with these overrides.
@@ -66,7 +67,7 @@ class Sensitivity:
             f"all sites in eight bits: SQNR {self.all_db:.1f} dB, same first answer {self.all_agreement:.1%}"
         ]
         if self.overrides:
-            lines.append(f"with {len(self.overrides)} of {len(self.sites)} sites in float: SQNR {self.reached_db:.1f} dB, "
+            lines.append(f"with {len(self.overrides)} contractions in float: SQNR {self.reached_db:.1f} dB, "
                          f"same first answer {self.reached_agreement:.1%}")  # fmt: skip
         return "\n".join([*lines, "", *table(("site", "alone, dB", "all but it, dB"), rows)])
 
@@ -113,7 +114,7 @@ def sensitivity(
       A `Sensitivity`. If no number of sites reaches the target, all are in `overrides`.
 
     Raises:
-      ArgumentError: There are no batches.
+      ArgumentError: There are no batches, or a target is not a number that could be reached.
       RangesError: The function has no site that runs in eight bits.
 
     Example:
@@ -121,9 +122,8 @@ def sensitivity(
       >>> fast = jax.jit(q8.quantize(model.apply, q8.Config(overrides=found.overrides), ranges=ranges))
     """
     config, given = checked_config(fn, config), Ranges(ranges)
-    data = [as_inputs(b) for b in batches]
-    if not data:
-        raise ArgumentError("sensitivity: no batches; pass an iterable of inputs like those of calibrate")
+    _check_targets(target_db, target_agreement)
+    data = list(each_batch("sensitivity", batches))
     groups = _groups(fn, variables, data[0], kwargs, config, given)
     names = list(groups)
     if not names:
@@ -143,6 +143,13 @@ def sensitivity(
         (_literal(name), {"mode": "off"}) for i in order[: kept.count] for name in sorted(groups[names[i]])
     )
     return Sensitivity(whole.db, whole.agreement, sites, overrides, kept.score.db, kept.score.agreement)
+
+
+def _check_targets(db: float | None, agreement: float | None) -> None:
+    if db is not None and math.isnan(db):
+        raise ArgumentError("sensitivity(target_db=nan): pass decibels")
+    if agreement is not None and not 0 <= agreement <= 1:
+        raise ArgumentError(f"sensitivity(target_agreement={agreement}): must be a share between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)

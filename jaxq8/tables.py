@@ -57,23 +57,24 @@ class Table:
         return len(self.rows)
 
     def __str__(self) -> str:
-        settings = [
-            name
-            for name in self.columns
-            if name.removesuffix("_low").removesuffix("_high") not in self.metrics
-        ]
         cells = [
             (
-                *(str(row[name]) for name in settings),
+                *(str(row[name]) for name in self.settings),
                 *(f"{row[m]:.3g} ({row[m + '_low']:.3g} to {row[m + '_high']:.3g})" for m in self.metrics),
             )
             for row in self.rows
         ]
-        return "\n".join(aligned((*settings, *self.metrics), cells))
+        return "\n".join(aligned((*self.settings, *self.metrics), cells))
 
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(self.rows[0]) if self.rows else ()
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The columns that are no metric and no end of an interval."""
+        ends = ("", "_low", "_high")
+        return tuple(n for n in self.columns if n not in {m + end for m in self.metrics for end in ends})
 
     def where(self, **settings: Any) -> Table:
         """The rows with these settings: ``table.where(bits=4, granularity="channel")``."""
@@ -118,13 +119,15 @@ class Table:
     ) -> None:
         """Writes a picture of one metric: its means and confidence intervals over `x`, a colour for each value of `by`.
 
+        Settings that vary beside these two have markers of their own.
+
         Args:
           path: File to write; its ending chooses the format (.png, .svg, .pdf).
           x: Column along the axis; numbers, or names.
           by: Column whose values have colours.
           metric: Which; default the first.
           title: Above the picture.
-          names: Other texts for values of `by`.
+          names: Other texts for columns, the metric and values.
 
         Raises:
           ArgumentError: There is no such column, matplotlib is not installed, or it cannot write that format.

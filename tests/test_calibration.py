@@ -119,6 +119,31 @@ def test_no_data_nan_data_and_nothing_to_calibrate_are_errors():
         calibrated(mlp, W, [X], observer="min")
 
 
+@pytest.mark.parametrize("wrong", [X, None, {"x": X}])
+def test_a_single_batch_is_no_iterable_of_batches(wrong):
+    with pytest.raises(
+        q8.ArgumentError, match=rf"got {type(wrong).__name__}; pass \[x\] for a single batch x"
+    ):
+        calibrated(mlp, W, wrong)
+
+
+def test_a_function_that_is_quantized_already_is_named():
+    with pytest.raises(q8.RangesError, match="quantized already: pass the float function"):
+        calibrated(jax.jit(q8.quantize(mlp, q8.Config(kernels="xla"))), W, [X])
+
+
+def test_zeros_tell_nothing_of_a_range():
+    """A site that saw only zeros would clip everything to zero later: it finds its range while running."""
+    biased = {**W, "bias": jnp.ones(32)}
+
+    def shifted(v, x):
+        return jax.nn.relu(x @ v["a"] + v["bias"]) @ v["b"]
+
+    assert dict(calibrated(shifted, biased, [0 * X])) == {"b:dot": q8.Range(1, 1)}
+    with pytest.raises(q8.RangesError, match="every site saw nothing but zeros"):
+        calibrated(mlp, W, [0 * X])
+
+
 def test_ranges_of_a_renamed_model_are_refused_by_name():
     ranges = calibrated(mlp, W, [X])
     renamed = {"a": W["a"], "head": W["b"]}
@@ -170,10 +195,11 @@ def test_static_models_keep_their_results(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("static", [False, True])
 def test_152_layers_do_not_fall_apart(static):
-    fn, variables, inputs = ZOO["resnet152"].build(KEY, 1)
-    ranges = calibrated(fn, variables, [tuple(inputs)]) if static else None
-    exact = jax.jit(fn)(variables, *inputs)
-    found = jax.jit(q8.quantize(fn, ranges=ranges))(variables, *inputs)
+    fn, variables, (images,) = ZOO["resnet152"].build(KEY, 2)
+    seen, new = images[:1], images[1:]
+    ranges = calibrated(fn, variables, [seen]) if static else None
+    exact = jax.jit(fn)(variables, new)
+    found = jax.jit(q8.quantize(fn, ranges=ranges))(variables, new)
     assert 10 * np.log10(np.sum(exact**2) / np.sum((exact - found) ** 2)) > 20
 
 

@@ -40,7 +40,7 @@ def best_of_all(p: q8.RoundingProblem) -> np.ndarray:
 
 @pytest.mark.parametrize("method", ["gptq", "adaround"])
 def test_learning_is_between_nearest_and_the_best_of_all_roundings(method: str) -> None:
-    p = problem()
+    p = problem(n=40)  # the ratio below is 0.34 to 0.45 over eight draws; of 6 outputs it would be 0.2 to 1
     codes = get_method(method)(p, jax.random.key(0))
     found, plain = p.error(codes), p.error(p.nearest())
     assert (found <= plain).all()

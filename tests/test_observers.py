@@ -101,7 +101,9 @@ def test_mse_is_as_good_as_a_search_of_all_ranges(bits):
     ends = np.linspace(0.05, 1.0, 40)
     best = min(squared_error(counts, -40 * a, 60 * b, spec) for a in ends for b in ends)
     assert found <= best * 1.05
-    assert found < squared_error(counts, -40, 60, spec) / (2 if bits < 8 else 1)
+    whole = squared_error(counts, -40, 60, spec)
+    assert found <= whole  # at 8 bits the whole range may be the best
+    assert bits == 8 or found < whole / 2
 
 
 def test_squared_error_is_that_of_the_codes():

@@ -122,12 +122,18 @@ def test_an_entry_that_is_no_range_is_refused_by_name(entry: Any) -> None:
 def test_unknown_sites_are_named_with_what_was_probably_meant() -> None:
     text = (
         "ranges name sites that this function does not have:\n"
-        "  'params/Dense_1/kernel:dot' (did you mean 'params/Dense_0/kernel:dot' or 'params/Conv_0/kernel:conv'?)\n"
+        "  'params/Dense_1/kernel:dot' (did you mean 'params/Conv_0/kernel:conv'?)\n"
         "its 2 sites are listed by q8.explain(...)\nwithout a range are params/Conv_0/kernel:conv"
     )
     with pytest.raises(q8.RangesError, match="^" + re.escape(text) + "$"):
         SITES.check_sites({"params/Dense_0/kernel:dot", "params/Conv_0/kernel:conv"})
     SITES.check_sites({*SITES, "another"})
+    with pytest.raises(
+        q8.RangesError, match=r"'a:dto' \(did you mean 'a:dot'\?\)"
+    ):  # of those with a range, if no other is like it
+        q8.Ranges({"a:dto": (0, 1), "a:dot": (0, 1)}).check_sites({"a:dot"})
+    with pytest.raises(q8.RangesError, match=r"got str; Ranges\.from_json reads JSON"):
+        q8.Ranges(SITES.to_json())  # type: ignore[arg-type]
 
 
 # --- Scale and zero point

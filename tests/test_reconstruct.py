@@ -14,7 +14,7 @@ THREE = q8.Config(kernels="xla", weights=q8.Spec(bits=3, symmetric=True, granula
 
 
 def net(v, x):
-    """Four layers with relus and biases between them."""
+    """Four layers with relus and biases between them, and two results."""
     for i in range(3):
         x = jax.nn.relu(x @ v[f"w{i}"] + v[f"b{i}"])
     return x @ v["w3"]
@@ -24,7 +24,8 @@ def drawn(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-VARIABLES = {f"w{i}": drawn(i, 32, 32) / 4 for i in range(4)} | {
+# Layer by layer every hidden channel counts alike; two results depend on a few directions of them, which only the whole shows.
+VARIABLES = {f"w{i}": drawn(i, 32, 32 if i < 3 else 2) / 4 for i in range(4)} | {
     f"b{i}": drawn(9 + i, 32) / 4 for i in range(3)
 }
 BATCHES = [drawn(20 + i, 256, 32) for i in range(4)]
@@ -38,11 +39,17 @@ def learned(start=START, config=THREE, steps=300, **settings):
 
 
 def test_the_net_as_a_whole_beats_layer_by_layer_and_runs_in_integers() -> None:
-    found, fast, exact = learned(rate=5e-3), jax.jit(q8.quantize(net, THREE)), net(VARIABLES, TEST)
-    assert sqnr_db(exact, fast(found, TEST)) > sqnr_db(exact, fast(START, TEST)) + 0.3
+    """How Adam rounds off decides single codes, so other processors and versions end elsewhere: the bars are those of a spread.
+
+    Six nets with three orders each, on two versions of JAX: 1.5 to 3.1 dB gained on new data, 2.3 +- 0.4; on each batch that is
+    learned from 2.6 dB or more. The bar is the mean less three deviations.
+    """
+    found, fast = learned(rate=5e-3, inner=0.1), jax.jit(q8.quantize(net, THREE))
+    exact = net(VARIABLES, TEST)
+    assert sqnr_db(exact, fast(found, TEST)) > sqnr_db(exact, fast(START, TEST)) + 1
     for rows in BATCHES:
         at = net(VARIABLES, rows)
-        assert sqnr_db(at, fast(found, rows)) > sqnr_db(at, fast(START, rows))
+        assert sqnr_db(at, fast(found, rows)) > sqnr_db(at, fast(START, rows)) + 1
     for name in ("w0", "w3"):
         assert (found[name].bits, found[name].values.dtype) == (3, jnp.int8)
         assert np.abs(found[name].values).max() <= 3
@@ -85,9 +92,9 @@ def test_zero_points_and_groups(spec: q8.Spec) -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(q8.ArgumentError, match="reconstruct: 0 batches and 400 steps"):
+    with pytest.raises(q8.ArgumentError, match="reconstruct: no batches; pass"):
         q8.reconstruct(net, VARIABLES, START, [], config=THREE)
-    with pytest.raises(q8.ArgumentError, match="4 batches and 0 steps"):
+    with pytest.raises(q8.ArgumentError, match="reconstruct: 0 steps; take at least one"):
         learned(steps=0)
     with pytest.raises(q8.ArgumentError, match="holds no codes that a contraction reads"):
         learned(VARIABLES)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -49,6 +51,60 @@ def test_the_rule_of_the_minimum_on_squeezenet(tmp_path) -> None:
     rounded, floating = np.abs(means).max(0)
     assert rounded < floating / 2
     assert (tmp_path / "minimum_rule.png").stat().st_size > 5000
+
+
+@pytest.mark.assets
+@pytest.mark.slow
+@needs_full
+def test_gptq_is_at_least_as_good_as_nearest_on_every_layer_of_squeezenet() -> None:
+    """Four bits: each layer reads what it reads in float, and the error of its outputs is computed by a convolution."""
+    subject = rounding_lab.image_net("SqueezeNet 1.1")
+    four = q8.Config(weights=q8.Spec(bits=4, symmetric=True, granularity="channel"))
+    batches = subject.calibration[:2]
+    learned, nearest = (
+        q8.learn_rounding(subject.fn, subject.variables, batches, method="gptq", config=four, stages=1, correct=False,
+                          progress=False),
+        q8.quantize_weights(subject.fn, subject.variables, batches[0], config=four),
+    )  # fmt: skip
+    model, variables = rounding_lab.IMAGE_NETS["SqueezeNet 1.1"].load()
+    inputs: dict[str, list[Any]] = {}
+
+    def keep(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, nn.Conv):
+            inputs.setdefault("/".join(context.module.path), []).append((context.module, args[0]))
+        return run(*args, **kwargs)
+
+    with nn.intercept_methods(keep):
+        for images in batches:
+            model.apply(variables, images)
+    assert len(inputs) == 26
+    for path, seen in inputs.items():
+        errors = [_error(seen, _layer(tree, path), _layer(variables, path)) for tree in (learned, nearest)]
+        assert errors[0] <= errors[1] * (1 + 1e-3), path  # both are sums in float32
+        assert errors[0] < 0.9 * errors[1] or path == "conv1", path
+
+
+def _layer(variables: Any, path: str) -> Any:
+    found = variables["params"]
+    for part in path.split("/"):
+        found = found[part]
+    return found["kernel"]
+
+
+def _error(seen: list[tuple[nn.Conv, Any]], encoded: Any, exact: Any) -> float:
+    """Squared error that a kernel's rounding makes in a convolution's outputs."""
+    off = encoded.dequantize() - exact
+    total = 0.0
+    for conv, x in seen:
+        y = jax.lax.conv_general_dilated(
+            x, off, _pair(conv.strides), conv.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        total += float((y**2).sum())
+    return total
+
+
+def _pair(strides: Any) -> tuple[int, int]:
+    return (strides, strides) if isinstance(strides, int) else tuple(strides or (1, 1))
 
 
 def _cells(line: str) -> list[str]:

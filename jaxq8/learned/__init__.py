@@ -16,10 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxq8 import weights
-from jaxq8.calibration import as_inputs
+from jaxq8.calibration import each_batch
 from jaxq8.chains import Chains, array_leaves
 from jaxq8.config import Config
-from jaxq8.errors import ArgumentError, TensorError
+from jaxq8.errors import TensorError
 from jaxq8.learned import methods as _methods
 from jaxq8.learned.moments import Moments, moments, places
 from jaxq8.learned.network import reconstruct
@@ -123,9 +123,7 @@ def learn_rounding(
       >>> q_vars = q8.learn_rounding(model.apply, variables, batches, method="gptq", config=four)
     """
     config, choose = checked_config(fn, config), get_method(method)
-    inputs = [as_inputs(batch) for batch in batches]
-    if not inputs:
-        raise ArgumentError("learn_rounding: no batches; pass an iterable of inputs like those of calibrate")
+    inputs = list(each_batch("learn_rounding", batches))
     key = jax.random.key(config.seed) if key is None else key
     flat, arrays, tree = array_leaves(variables)
     layers = _layers(fn, variables, inputs[0], kwargs, config)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxq8.calibration import as_inputs
+from jaxq8.calibration import each_batch
 from jaxq8.chains import array_leaves
 from jaxq8.config import Config, Spec
 from jaxq8.errors import ArgumentError
@@ -79,11 +79,9 @@ def reconstruct(
       >>> start = q8.learn_rounding(model.apply, variables, batches, config=four)
       >>> q_vars = q8.reconstruct(model.apply, variables, start, batches, config=four)
     """
-    config, inputs = checked_config(fn, config), [as_inputs(batch) for batch in batches]
-    if not inputs or steps < 1:
-        raise ArgumentError(
-            f"reconstruct: {len(inputs)} batches and {steps} steps; pass at least one of each"
-        )
+    config, inputs = checked_config(fn, config), list(each_batch("reconstruct", batches))
+    if steps < 1:
+        raise ArgumentError(f"reconstruct: {steps} steps; take at least one")
     net = _Net.of(fn, variables, encoded, inputs[0], kwargs, config, inner)
     before = after = net.start()
     key = jax.random.key(config.seed) if key is None else key
