@@ -11,11 +11,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import jaxq8
-from jaxq8.cli import bench, comparison, dequantize, difference, explain, inspection, quantize, run
+from jaxq8.cli import (
+    bench,
+    comparison,
+    dequantize,
+    difference,
+    explain,
+    inspection,
+    quantize,
+    run,
+    selfchecking,
+)
 from jaxq8.cli.problems import FAILED, MISUSED, STOPPED, Misuse, short
 from jaxq8.errors import QuantizationError
 
-COMMANDS = (quantize, inspection, dequantize, explain, comparison, run, bench, difference)
+COMMANDS = (quantize, inspection, dequantize, explain, comparison, run, bench, difference, selfchecking)
 EPILOG = """\
 a model is named as MODULE:FUNCTION or FILE.py:FUNCTION: a function (variables, *inputs), a Flax module or its class, or a
 function without arguments that returns a model or (model, variables).

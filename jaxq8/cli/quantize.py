@@ -19,8 +19,10 @@ from jaxq8.cli.inputs import Item, whole_batches
 from jaxq8.cli.models import Model, fitted
 from jaxq8.cli.problems import Failure, Misuse, foreign
 from jaxq8.cli.text import decibels, note, print_json, show_progress, size
+from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
 from jaxq8.exporting import PLATFORMS, export
+from jaxq8.folding import fold_norms
 from jaxq8.observers import observer_names
 from jaxq8.plan import Plan
 from jaxq8.ranges import Ranges
@@ -45,6 +47,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--output", required=True, metavar="OUT", help="file to write, .q8 or .q8x; replaced in one step"
     )
     shared.add_config(command)
+    command.add_argument("--keep-norms", action="store_true",
+                         help="leave batch norms as they are, instead of folding them into scales of weights")  # fmt: skip
     group = command.add_argument_group(
         "inputs: their shape, ranges, and the sample that the error is measured on"
     )
@@ -88,12 +92,13 @@ def execute(options: argparse.Namespace) -> int:
     with foreign(
         f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
     ):
-        encoded = _encoded(model, config, inputs)
+        encoded, folded = _encoded(model, config, inputs, options.keep_norms)
         plan = explain(model.fn, encoded, *inputs, config=config, ranges=ranges)
     _write(options, model, encoded, inputs, ranges, config)
     made = dataclasses.replace(model, variables=encoded, config=config, ranges=ranges, quantized=True)
     errors = _errors(options, model, made, sample[:MEASURED]) if sample else None
-    _print(options, _sizes(model, Path(options.output), config), plan, errors, min(len(sample), MEASURED))
+    sizes = {**_sizes(model, Path(options.output), config), "folded_norms": folded}
+    _print(options, sizes, plan, errors, min(len(sample), MEASURED))
     return 0
 
 
@@ -129,11 +134,19 @@ def _read_ranges(path: str) -> Ranges:
         raise Failure(f"--ranges {path}: {error}") from error
 
 
-def _encoded(model: Model, config: Config, inputs: tuple[Any, ...]) -> Any:
-    """Weights as codes; in mode simulate they stay float in the file, and are encoded by who runs it."""
+def _encoded(model: Model, config: Config, inputs: tuple[Any, ...], keep_norms: bool) -> tuple[Any, int]:
+    """Weights as codes, and the number of norms folded into their scales.
+
+    In mode simulate weights stay float in the file, and are encoded by who runs it.
+    """
     if config.mode == "simulate" or config.kernels == "simulate":
-        return model.variables
-    return quantize_weights(model.fn, model.variables, *inputs, config=config)
+        return model.variables, 0
+    encoded = quantize_weights(model.fn, model.variables, *inputs, config=config)
+    if keep_norms or config.mode not in ("eightbit", "weights"):
+        return encoded, 0
+    folded = fold_norms(model.fn, encoded, *inputs, config=config)
+    before, after = (jax.tree_util.tree_leaves(tree, is_leaf=is_encoded) for tree in (encoded, folded))
+    return folded, sum(a is not b and len(b.shape) > 1 for a, b in zip(before, after, strict=True))
 
 
 def _write(
@@ -187,6 +200,10 @@ def _print(
         return
     print(f"weights  {size(sizes['float_bytes'])} in float32 -> {size(sizes['file_bytes'])} "
           f"({sizes['share']:.1%}) in {sizes['output']}")  # fmt: skip
+    if sizes["folded_norms"]:
+        print(
+            f"norms    {sizes['folded_norms']} folded into the scales of the weights (--keep-norms leaves them)"
+        )
     if "gzip_bytes" in sizes:
         print(
             f"         {size(sizes['gzip_bytes'])} ({sizes['gzip_bytes'] / sizes['float_bytes']:.1%}) after gzip"
