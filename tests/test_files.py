@@ -487,5 +487,7 @@ def test_names_inside_arrays(tmp_path):
 
 
 def test_an_empty_folder_is_no_checkpoint(tmp_path):
-    with pytest.raises(q8.FileError, match=r"cannot be read as orbax|needs orbax-checkpoint"):
+    with pytest.raises(
+        q8.FileError, match=r"a folder without a checkpoint of orbax; name the one that holds _METADATA"
+    ):
         q8.load_float(tmp_path)

@@ -20,11 +20,11 @@ import numpy as np
 
 from jaxq8.arguments import path_name
 from jaxq8.cli.problems import Failure, Misuse, foreign
+from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
 from jaxq8.errors import FileError
 from jaxq8.exporting import ExportedModel, load_exported
 from jaxq8.floats import load_float
-from jaxq8.qtensor import QTensor, is_qtensor
 from jaxq8.ranges import Ranges
 from jaxq8.serialize import load
 from jaxq8.transform import quantize
@@ -164,8 +164,8 @@ def check_tree(expected: Any, found: Any, model: Model) -> None:
 
 
 def _check_finite(model: Model) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables, is_leaf=is_qtensor):
-        data = leaf.scale if isinstance(leaf, QTensor) else leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables, is_leaf=is_encoded):
+        data = leaf.scale if is_encoded(leaf) else leaf
         floating = hasattr(data, "dtype") and jax.numpy.issubdtype(data.dtype, jax.numpy.floating)
         if floating and not np.isfinite(np.asarray(data, np.float32)).all():
             raise Failure(
@@ -174,7 +174,7 @@ def _check_finite(model: Model) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_qtensor)
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_encoded)
     return {path_name(path): tuple(np.shape(leaf)) for path, leaf in found}
 
 
@@ -264,6 +264,10 @@ def attribute(name: str) -> Any:
       Failure: The module cannot be imported, or has no such attribute.
     """
     where, _, what = name.rpartition(":")
+    if name.endswith(READABLE):
+        raise Misuse(
+            f"{name} holds weights alone; name the model, as MODULE:FUNCTION, and give --params {name}"
+        )
     if not where or not what:
         raise Misuse(
             f"{name!r} names no model; write MODULE:FUNCTION, FILE.py:FUNCTION, or the path of a .q8x"

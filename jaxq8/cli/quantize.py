@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gzip
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,6 +34,20 @@ from jaxq8.weights import quantize_weights
 
 # The error is measured on at most so many examples: calibration sets may be large, and a share needs no more.
 MEASURED = 64
+EPILOG = """\
+modes:
+  eightbit         integer codes stored and computed with: speed and size
+  weights          codes stored, decoded at use, float arithmetic: size alone, least error
+  weights_rounded  float32 stored, with at most 2^bits values a channel: for files that others compress
+  round            float32 stored, results rounded to 2^bits steps: what activations lose
+  simulate         float32 stored, operands and results go through their codes in float: research, gradients
+  off              float32, nothing is quantized: comparison
+
+examples:
+  jaxq8 quantize net.py:Net --params net.safetensors --input-shape 1,224,224,3 --output net.q8
+  jaxq8 quantize net.py:Net --params net.msgpack --calibrate photos/ --mean 127 --std 128 --size 224 --output net.q8x
+  jaxq8 quantize bert.py:load --input-shape 1,128:int32 --bits 4 --group 32 --override '*/head/*' bits=8 --output bert.q8
+"""
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -41,6 +56,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "quantize", help="make a quantized file from a float model",
         description="Encodes a model's weights and writes them as OUT.q8 (weights, to be run with the model's code) or "
         "OUT.q8x (weights and program, which run alone).",
+        epilog=EPILOG,
     )  # fmt: skip
     shared.add_model(command)
     command.add_argument(
@@ -109,6 +125,10 @@ def _check(options: argparse.Namespace) -> None:
         raise Misuse(f"--output {options.output}: end it in .q8 (weights) or .q8x (weights and program)")
     if not folder.is_dir():
         raise Failure(f"--output {options.output}: there is no folder {folder}; make it first")
+    if Path(options.output).is_dir():
+        raise Failure(f"--output {options.output}: is a folder; name a file")
+    if not os.access(folder, os.W_OK):
+        raise Failure(f"--output {options.output}: {folder} is not writable; choose another folder")
     if unknown := set(options.platforms.split(",")) - {*PLATFORMS, "rocm"}:
         raise Misuse(
             f"--platforms: {', '.join(sorted(unknown))} is unknown; known are {', '.join(PLATFORMS)}, rocm"
