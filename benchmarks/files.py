@@ -41,10 +41,6 @@ import jaxq8 as q8
 from jaxq8.cli.models import attribute, load_model
 def memory(field):
     return 1024 * int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
-def load(name, params):
-    if not params:
-        return q8.load_exported(name)
-    return q8.load(params)[0] if params.endswith(".q8") else jax.device_put(q8.load_float(params))
 name, params, inputs = sys.argv[1], sys.argv[2], np.load(sys.argv[3])
 inputs = [inputs[n] for n in inputs.files]
 w = np.ones((256, 256), np.float32)
@@ -54,10 +50,8 @@ if params:
 ctypes.CDLL(None).malloc_trim(0)
 open("/proc/self/clear_refs", "w").write("5")  # resets the high-water mark
 before = memory("VmRSS")
-held = load(name, params)
-found = [memory("VmRSS") - before, memory("VmHWM") - before]
-del held
 runner = load_model(name, params or None).runner()
+found = [memory("VmRSS") - before, memory("VmHWM") - before]
 for _ in range(2):
     jax.block_until_ready(runner(*inputs))
 print(json.dumps([*found, memory("VmRSS") - before, memory("VmHWM") - before]))

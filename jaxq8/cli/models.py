@@ -117,11 +117,16 @@ def _with_weights(model: Model) -> Model:
         found, ranges, config = load(model.source)
         model_of = dataclasses.replace(model, config=config, ranges=ranges, quantized=True)
     else:
-        found, model_of = load_float(model.source), model
+        found, model_of = _on_device(load_float(model.source)), model
     if model.variables is not None:
         found = _rooted(found, model.variables)
         check_tree(model.variables, found, model)
     return dataclasses.replace(model_of, variables=found)
+
+
+def _on_device(tree: Any) -> Any:
+    """The arrays of a tree where they will be used; those that were read are not kept beside them."""
+    return jax.tree_util.tree_map(lambda x: jax.device_put(x) if hasattr(x, "dtype") else x, tree)
 
 
 def fitted(model: Model, inputs: Sequence[Any]) -> Model:
