@@ -15,6 +15,7 @@ from jaxq8.errors import (
 )
 from jaxq8.exporting import ExportedModel, export, load_exported
 from jaxq8.floats import load_float
+from jaxq8.folding import fold_norms
 from jaxq8.interpreter import register_rule
 from jaxq8.kernels.barred import bar_forms
 from jaxq8.kernels.processor import compiler_options
@@ -81,6 +82,7 @@ __all__ = [
     "experiment",
     "explain",
     "export",
+    "fold_norms",
     "initial_ranges",
     "initial_step",
     "integer_codes",

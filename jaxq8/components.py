@@ -291,10 +291,10 @@ def components(chains: Chains) -> list[Component]:
             continue
         finally:
             seen.update(flood.component.ids)
-    return [c for c in found if _unshared(c, found, _leaf_readers(chains))]
+    return [c for c in found if _unshared(c, found, leaf_readers(chains))]
 
 
-def _leaf_readers(chains: Chains) -> dict[int, set[Node]]:
+def leaf_readers(chains: Chains) -> dict[int, set[Node]]:
     """The operations that compute with each leaf: layout operations hand it on and do not count."""
     readers: dict[int, set[Node]] = collections.defaultdict(set)
     for ref, trail in chains.trails.items():

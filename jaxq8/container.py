@@ -1,15 +1,19 @@
 """The container of jaxq8's files: safetensors, with one JSON document in its metadata, and checksums.
 
 `write` replaces a file in one step: whoever reads sees the old file or the new one, whatever happens in between. `Container`
-opens one, refuses what is not whole, and reads tensors one at a time. Layout: docs/FORMAT.md.
+opens one, refuses what is not whole, and reads tensors one at a time, each into memory that JAX takes as it is. Layout:
+docs/FORMAT.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
+import threading
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +30,8 @@ FORMAT_VERSION = 2
 DOCUMENT_KEY, CHECKSUM_KEY = "jaxq8", "jaxq8.crc32"
 # A document of a model with 100,000 tensors has some 20 MB; JSON of more is not worth the memory of parsing it.
 MAXIMUM_DOCUMENT = 64 << 20
+# Equal arrays are stored once; a file stands for at most so many times its length by that.
+MAXIMUM_SHARING = 7
 DTYPES: dict[str, Any] = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
     "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -110,8 +116,14 @@ class Container:
 
     def __init__(self, path: str | os.PathLike[str], kind: str):
         self.path = Path(path)
-        self._file = open_safetensors(self.path)
-        self.names = tuple(self._file.keys())
+        open_safetensors(self.path)  # checks header, offsets and length
+        self._file = self.path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+        self._lock = threading.Lock()  # leaves may be read from several threads; the file has one position
+        self._start, self._metadata, self._entries = _header(self._file)
+        self.names = tuple(self._entries)
+        self.size = os.fstat(self._file.fileno()).st_size
+        self._claimed, self._shared = set[str](), 0
         self.document = self._document()
         self._check_version()
         if self.document.get("kind") != kind:
@@ -125,26 +137,49 @@ class Container:
         """A `FileError` that names this file."""
         return FileError(f"{self.path}: {wrong}; {remedy}")
 
+    def claim(self, name: str, nbytes: int) -> None:
+        """Notes that the document names a tensor; refuses one that names the same tensors again and again."""
+        self._shared += nbytes if name in self._claimed else 0
+        self._claimed.add(name)
+        if self._shared > MAXIMUM_SHARING * self.size:
+            raise self.error(
+                "its document stands for many times the data in it", "it was not written by jaxq8"
+            )
+
     def tensor(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """Reads one tensor and checks it against what the document says of it."""
         if name not in self._sums:
             raise self.error(f"tensor {name!r} is missing", "write the file again")
-        entry = self._file.get_slice(name)
-        stored = DTYPES.get(str(entry.get_dtype()))
-        if stored is None or np.dtype(stored) != np.dtype(dtype) or tuple(entry.get_shape()) != shape:
+        entry = self._entries.get(name)
+        stored = DTYPES.get(str(entry["dtype"])) if entry else None
+        if (
+            entry is None
+            or stored is None
+            or np.dtype(stored) != np.dtype(dtype)
+            or tuple(entry["shape"]) != shape
+        ):
+            found = f"{entry['dtype']}{entry['shape']}" if entry else "nowhere"
             raise self.error(
-                f"tensor {name!r} is {entry.get_dtype()}{list(entry.get_shape())}, its document says "
-                f"{np.dtype(dtype).name}{list(shape)}",
+                f"tensor {name!r} is {found}, its document says {np.dtype(dtype).name}{list(shape)}",
                 "the header was changed; get the file again",
             )
-        data = np.asarray(self._file.get_tensor(name))
-        if checksum(np.ascontiguousarray(data).reshape(-1).view(np.uint8)) != self._sums[name]:
+        data = self._read(*entry["data_offsets"])
+        if data.size != math.prod(shape) * np.dtype(dtype).itemsize or checksum(data) != self._sums[name]:
             raise self.error(f"the data of tensor {name!r} does not match its checksum", "get the file again")
-        return data
+        return data.view(dtype).reshape(shape)
+
+    def _read(self, begin: int, end: int) -> np.ndarray[Any, Any]:
+        """Bytes of the data, as many as there are."""
+        data = aligned(max(0, min(end, self.size) - begin))
+        with self._lock:
+            self._file.seek(self._start + begin)
+            count = 0
+            while part := self._file.readinto(data.data[count:]):
+                count += part
+        return data[:count]
 
     def _document(self) -> dict[str, Any]:
-        metadata = self._file.metadata() or {}
-        text = metadata.get(DOCUMENT_KEY)
+        text = self._metadata.get(DOCUMENT_KEY)
         if text is None:
             raise self.error(
                 "a safetensors file, but not written by jaxq8", "read float models with q8.load_float"
@@ -153,7 +188,7 @@ class Container:
             raise self.error(
                 f"its document has {len(text)} characters", f"at most {MAXIMUM_DOCUMENT} are read"
             )
-        if checksum(text.encode()) != metadata.get(CHECKSUM_KEY):
+        if checksum(text.encode()) != self._metadata.get(CHECKSUM_KEY):
             raise self.error("its document does not match its checksum", "get the file again")
         try:
             document = json.loads(text)
@@ -173,6 +208,20 @@ class Container:
                 f"format version {version}, written by jaxq8 {writer}; this one reads up to {FORMAT_VERSION}",
                 "upgrade jaxq8",
             )
+
+
+def _header(file: Any) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Where the data begins, the metadata, and what the header says of each tensor."""
+    length = int.from_bytes(file.read(8), "little")
+    entries = json.loads(file.read(length))
+    return 8 + length, entries.pop("__metadata__", None) or {}, entries
+
+
+def aligned(size: int) -> np.ndarray[Any, Any]:
+    """Bytes at an address that is a multiple of 64: XLA:CPU takes such memory as it is, without a copy."""
+    data = np.empty(size + 64, np.uint8)
+    start = -data.ctypes.data % 64
+    return data[start : start + size]
 
 
 def open_safetensors(path: Path) -> Any:

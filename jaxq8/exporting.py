@@ -72,9 +72,9 @@ def export(
 
     exported, symbolic = _lowered(program, [_parts(v) for v in leaves], inputs, platforms, symbolic_batch)
     writer = Writer()
-    entries = [[path_name(flat[i][0]), writer.node(flat[i][1], (path_name(flat[i][0]),))] for i in arrays]
     code = np.frombuffer(exported.serialize(), np.uint8)
-    writer.tensors[PROGRAM] = code
+    writer.tensors[PROGRAM] = code  # first, so that no leaf takes its name
+    entries = [[path_name(flat[i][0]), writer.node(flat[i][1], (path_name(flat[i][0]),))] for i in arrays]
     document = {
         **header(KIND, writer, ranges, config), "jax_version": jax.__version__, "platforms": list(platforms),
         "symbolic_batch": symbolic, "program_size": code.size, "weights": entries,

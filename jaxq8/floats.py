@@ -14,6 +14,12 @@ from safetensors import SafetensorError
 from jaxq8.container import open_safetensors
 from jaxq8.errors import FileError
 
+ORBAX = (
+    "_METADATA",
+    "manifest.ocdbt",
+    "checkpoint",
+)  # a folder with one of these holds the arrays of a checkpoint
+
 
 def load_float(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a float model; the kind of file is seen from its name or its first bytes.
@@ -106,6 +112,11 @@ def _npz(path: Path) -> dict[str, Any]:
 
 
 def _orbax(path: Path) -> dict[str, Any]:
+    if not any((path / name).exists() for name in ORBAX):
+        raise FileError(
+            f"{path}: a folder without a checkpoint of orbax; name the one that holds {ORBAX[0]} (of a CheckpointManager's, "
+            "STEP/default)"
+        )
     checkpoint = _package("orbax.checkpoint", "orbax-checkpoint", path)
     with checkpoint.PyTreeCheckpointer() as reader:
         tree = reader.metadata(path.resolve()).item_metadata.tree

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxq8.container import aligned
+
 # Codes are unpacked in pieces, since each takes eight bytes on the way; a multiple of 8 ends on a whole byte.
 PIECE = 1 << 16
 
@@ -40,7 +42,7 @@ def pack(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
 
 def unpack(data: np.ndarray[Any, Any], bits: int, count: int, signed: bool) -> np.ndarray[Any, Any]:
     """The `count` codes that `pack` packed, one axis, as int8 (`signed`) or uint8."""
-    result = np.empty(count, np.uint8)
+    result = aligned(count)
     for i in range(0, count, PIECE):
         size = min(PIECE, count - i)
         start = i * bits // 8
@@ -49,7 +51,9 @@ def unpack(data: np.ndarray[Any, Any], bits: int, count: int, signed: bool) -> n
         result[i : i + size] = np.packbits(stream, axis=1, bitorder="little")[:, 0]
     if signed:
         sign = np.uint8(1 << (bits - 1))
-        return ((result ^ sign) - sign).view(np.int8)
+        result ^= sign
+        result -= sign
+        return result.view(np.int8)
     return result
 
 

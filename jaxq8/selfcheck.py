@@ -69,15 +69,19 @@ class SelfCheck:
         """Names of the forms that the planner takes on this machine in any of the cases."""
         return tuple(dict.fromkeys(c.form for c in self.checks if c.used))
 
+    def summary(self) -> str:
+        """One line: how many checks, where, and what was wrong."""
+        verdict = "all forms are exact" if self.ok else f"WRONG: {', '.join(self.failed)}"
+        machine = f"{self.processor}, {jax.default_backend()}, jax {jax.__version__}"
+        return f"{len(self.checks)} checks on {machine}: {verdict}"
+
     def __str__(self) -> str:
         rows = [
             (c.form, c.case, "used" if c.used else "", "equal" if c.ok else "WRONG", c.detail)
             for c in self.checks
         ]
-        verdict = "all forms are exact" if self.ok else f"WRONG: {', '.join(self.failed)}"
         lines = [
-            f"{len(self.checks)} checks on {self.processor}, {jax.default_backend()}, jax {jax.__version__}: {verdict}",
-            f"barred: {', '.join(self.barred) or 'none'}", "",
+            self.summary(), f"barred: {', '.join(self.barred) or 'none'}", "",
             *table(("form", "case", "here", "result", "detail"), rows),
         ]  # fmt: skip
         return "\n".join(lines)
@@ -150,13 +154,6 @@ def selfcheck(*, bar: bool = True) -> SelfCheck:
     if bar:
         barred.bar_forms(*dict.fromkeys((*barred.barred_forms(), *report.failed)))
     return dataclasses.replace(report, barred=barred.barred_forms())
-
-
-def command() -> int:
-    """Prints the report; the exit status of ``jaxq8 selfcheck``: 0 if all forms are exact, else 1."""
-    report = selfcheck()
-    print(report)
-    return 0 if report.ok else 1
 
 
 def _contractions() -> Iterator[Check]:

@@ -12,7 +12,7 @@ A node of the document is one of::
 
 A QTensor of fewer than eight bits is packed (`jaxq8.packing`). Its scale is the tensor ``name.scale``, its zero point
 ``name.zero_point``; a symmetric one has no zero point in the file, it is 0. Of a code book, ``name`` is the packed indices,
-``name.book`` the values and ``name.scale`` the scale.
+``name.book`` the values and ``name.scale`` the scale. Equal arrays are stored once: their nodes have the same name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq8.codebook import CodeBook, validate_book
-from jaxq8.container import STORABLE, Container
+from jaxq8.container import MAXIMUM_SHARING, STORABLE, Container, checksum
 from jaxq8.errors import FileError
 from jaxq8.packing import pack, packed_size, unpack
 from jaxq8.qtensor import QTensor, describe, validate
@@ -44,6 +44,8 @@ class Writer:
     def __init__(self) -> None:
         self.tensors: dict[str, np.ndarray[Any, Any]] = {}
         self.version = 1  # the oldest format that has all nodes so far
+        self._names: dict[Any, str] = {}
+        self._stored = self._shared = 0  # bytes
 
     def node(self, tree: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
         """The node of a tree; its tensors are collected.
@@ -73,7 +75,10 @@ class Writer:
 
     def _array(self, leaf: Any, path: tuple[str, ...]) -> dict[str, Any]:
         data = _data(leaf, path)
-        name = self._add(_text(path), data)
+        content = (data.dtype, data.shape, checksum(np.ascontiguousarray(data).reshape(-1).view(np.uint8)))
+        name = self._names.get(content)
+        if name is None or not self._shares(name, data):
+            name = self._names[content] = self._add(_text(path), data)
         return {"array": name, "dtype": data.dtype.name, "shape": list(data.shape)}
 
     def _qtensor(self, q: QTensor, path: tuple[str, ...]) -> dict[str, Any]:
@@ -109,6 +114,14 @@ class Writer:
             "scale_shape": list(b.scale.shape),
         }  # fmt: skip
 
+    def _shares(self, name: str, data: np.ndarray[Any, Any]) -> bool:
+        """Whether a stored tensor stands for this one too: vectors of ones and zeros need not be there many times."""
+        shared = self._shared + data.nbytes
+        if shared > MAXIMUM_SHARING * self._stored or self.tensors[name].tobytes() != data.tobytes():
+            return False
+        self._shared = shared
+        return True
+
     def _add(self, name: str, data: np.ndarray[Any, Any]) -> str:
         """Stores under a name that no other tensor has: paths of different trees may read the same."""
         unique, count = name, 1
@@ -116,6 +129,7 @@ class Writer:
             count += 1
             unique = f"{name}~{count}"
         self.tensors[unique] = data
+        self._stored += data.nbytes
         return unique
 
 
@@ -197,6 +211,7 @@ def _stored(container: Container, node: dict[str, Any], kind: str) -> StoredTens
     name, shape = node[kind], _shape(container, node, "shape", node[kind])
     dtype = _dtype(container, node, "dtype", name)
     size = math.prod(shape)
+    container.claim(name, size * dtype.itemsize)
     if kind == "array":
         return StoredTensor(name, shape, dtype, None, size * dtype.itemsize, container, node)
     bits, scale = node.get("bits"), _shape(container, node, "scale_shape", name)
@@ -254,6 +269,7 @@ def _stored_codebook(container: Container, node: dict[str, Any]) -> StoredTensor
             f"tensor {name!r}: {bits!r} bits of shape {list(shape)} with books of shape {list(scale)} that stand for {dtype} "
             "are no code book", "it was not written by jaxq8",
         )  # fmt: skip
+    container.claim(name, math.prod(shape))
     size = packed_size(math.prod(shape), bits) + math.prod(scale) * (2**bits + 4)
     return StoredTensor(name, shape, dtype, bits, size, container, node)
 
@@ -304,7 +320,7 @@ def _on_device(data: np.ndarray[Any, Any]) -> Any:
     """The array as JAX's; one of 64 bits that JAX would cut stays NumPy's."""
     if jax.dtypes.canonicalize_dtype(data.dtype) != data.dtype:
         return data
-    return jnp.asarray(data)
+    return jax.device_put(data)  # on a CPU without a copy; jnp.asarray makes one
 
 
 def _plain(tree: Any) -> Any:

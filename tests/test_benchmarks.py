@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("tqdm")
 
-from benchmarks import report
+from benchmarks import files, modes, report
 from benchmarks.__main__ import main
 from benchmarks.contenders import CONTENDERS, Contender, UnavailableError
 from benchmarks.measure import Row, prepare_all, relative_error
@@ -44,6 +44,40 @@ def test_graph_has_whole_layers():
     assert kinds.count("Conv") == kinds.count("BatchNormalization") == 5
     assert {"MaxPool", "AveragePool", "Concat", "GlobalAveragePool", "Gemm"} <= set(kinds)
     assert "Transpose" not in kinds
+
+
+def test_table_of_modes():
+    rng = np.random.default_rng(0)
+    v = {"w": rng.standard_normal((64, 32), np.float32), "v": rng.standard_normal((32, 10), np.float32)}
+    x = rng.standard_normal((3, 64), np.float32)
+
+    def apply(v, x):
+        return jax.nn.relu(x @ v["w"]) @ v["v"]
+
+    exact = modes.Form("float", v, jax.jit(apply), 1000)
+    forms = [
+        exact,
+        *(modes.form(name, modes.MODES[name], apply, v, x[:1]) for name in ("weights", "weights_rounded")),
+    ]
+    modes.measure(forms, x, rounds=2)
+    rows = [modes.row(f, exact, 1000).strip("| ").split(" | ") for f in forms]
+    assert [r[0] for r in rows] == ["float", "weights", "weights_rounded"]
+    assert rows[0][1:2] + rows[0][3:] == ["100.0%", "1.0x", "none", "3 of 3"]
+    assert "after gzip" in rows[2][1]
+    assert all(25 < float(r[4].removesuffix(" dB")) < 60 for r in rows[1:])
+
+
+def test_table_of_files():
+    figures = {"way": "q8", "program": "cached", "memory": [24_000_000, 25_000_000, 50_000_000, 51_000_000],
+               "seconds": 1.26, "peak": 300_000_000}  # fmt: skip
+    found = {
+        "model": "net",
+        "bytes": {"float": 8000, "q8": 2000, "4 bits": 1000, "q8x": 2400},
+        "rows": [figures],
+    }
+    text = files.show(found)
+    assert ".q8 of 8 bits 25.0%, of 4 bits 12.5%; .q8x 30.0%" in text
+    assert text.endswith("| q8 | cached | 0.0 | 24 (25) | 50 (51) | 1.3 | 300 |")
 
 
 def test_unknown_operation_is_named():

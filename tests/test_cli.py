@@ -15,8 +15,8 @@ import jaxq8 as q8
 from tests.cli_net import BYTES, SMALL
 from tests.small import sqnr_db
 
-pytest_plugins = ["tests.cli_model"]
 GOLDEN = Path(__file__).parent / "golden"
+pytest_plugins = ["tests.cli_model"]
 
 
 def test_quantize_prints_sizes_share_and_error(at, call):
@@ -150,6 +150,21 @@ def test_inspect(at, call):
     assert "params/Dense_0/kernel" in call(f"inspect {GOLDEN}/version1.q8x")[1]
 
 
+def test_code_books(call, tmp_path):
+    """Every command that looks into files knows tensors of few values."""
+    golden = GOLDEN / "version2.q8"
+    real = json.loads((GOLDEN / "version2.json").read_text())["real"]
+    assert "3-bit indices, 5 code books" in call(f"inspect {golden} --verify")[1]
+    found = json.loads(call(f"inspect {golden} --tensor w --json")[1])
+    assert (found["data_minimum"], found["data_maximum"], found["minimum"]) == (
+        0,
+        7,
+        np.float32(np.min(real)),
+    )
+    assert call(f"dequantize {golden} --output {tmp_path}/w.npz")[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "w.npz")["w"], np.float32(real))
+
+
 def test_inspect_one_tensor(at, call):
     found = json.loads(call("inspect net.q8 --tensor params/first/kernel --json")[1])
     codes = np.asarray(q8.load("net.q8")[0]["params"]["first"]["kernel"].values)
@@ -234,8 +249,20 @@ def test_bench(at, call):
 
 
 def test_help(call):
-    for command in ("quantize", "inspect", "dequantize", "explain", "compare", "run", "bench", "diff"):
+    for command in (
+        "quantize",
+        "inspect",
+        "dequantize",
+        "explain",
+        "compare",
+        "run",
+        "bench",
+        "diff",
+        "selfcheck",
+    ):
         status, out, _ = call(f"{command} --help")
         assert status == 0
         assert out.startswith(f"usage: jaxq8 {command}")
+        assert f"\n  jaxq8 {command}" in out or command == "selfcheck"  # an example
+        assert max(map(len, out.splitlines())) <= 130
     assert call("--version")[1] == f"jaxq8 {q8.__version__}\n"

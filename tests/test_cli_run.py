@@ -299,14 +299,19 @@ def test_squeezenet_from_weights_to_labels(tmp_path, monkeypatch, call):
 @pytest.mark.slow
 @needs_demo
 def test_lite0_as_a_file(tmp_path, monkeypatch, call):
-    """Of its bytes 27.3% are left: batch norms stay float (tests/test_examples_programs.py has the sum)."""
+    """A quarter of its bytes is left, with 4-bit weights an eighth, as norms are folded; its answers stay."""
     monkeypatch.chdir(tmp_path)
     model, folder = "examples.models.efficientnet_lite", assets.path("foolbox/data")
     eagle = folder / "imagenet_17_22.jpg"
     line = f"quantize {model}:load --sample {eagle} --preprocess {model}:preprocess --output net.q8 --json"
     found = json.loads(call(line)[1])
-    assert found["share"] < 0.275
+    assert found["share"] <= 0.265
+    assert found["folded_norms"] == 49
     assert found["error"]["top1"] == 1
+    small = json.loads(
+        call(f"quantize {model}:load --input-shape 1,224,224,3 --bits 4 --output four.q8 --json")[1]
+    )
+    assert small["share"] <= 0.14
     status, out, _ = call(
         f"run {model}:EfficientNetLite0 --params net.q8 --image {eagle} --mean 127 --std 128 --size 224 --top 1"
     )

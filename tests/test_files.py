@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import jaxq8 as q8
 from jaxq8.container import CHECKSUM_KEY, DOCUMENT_KEY, checksum
@@ -97,6 +97,40 @@ def test_names_that_read_the_same(tmp_path):
     tree = {"a": {"b": jnp.zeros(1)}, "a/b": jnp.ones(1), "q": quantized(4), "q.scale": jnp.ones(2)}
     q8.save(tmp_path / "m.q8", tree)
     assert same(q8.load(tmp_path / "m.q8")[0], tree)
+
+
+def test_equal_arrays_are_stored_once(tmp_path):
+    tree = {f"a{i}": np.ones(1000, np.float32) for i in range(6)} | {
+        "b": np.ones(1000, np.int32),
+        "c": np.ones((10, 100)),
+    }
+    q8.save(tmp_path / "m.q8", tree)
+    assert sorted(load_file(tmp_path / "m.q8")) == ["a0", "b", "c"]
+    assert same(q8.load(tmp_path / "m.q8")[0], tree)
+    zeros = {"plus": np.zeros(3), "minus": -np.zeros(3)}  # equal numbers, other bits
+    q8.save(tmp_path / "m.q8", zeros)
+    assert np.signbit(q8.load(tmp_path / "m.q8")[0]["minus"]).all()
+
+
+def test_a_file_stands_for_at_most_eight_times_its_length(tmp_path):
+    tree = [np.ones(100_000, np.float32)] * 30
+    q8.save(tmp_path / "m.q8", tree)
+    assert same(q8.load(tmp_path / "m.q8")[0], tree)
+    assert 30 / 8 <= (tmp_path / "m.q8").stat().st_size / 400_000 < 30 / 7
+
+    def bomb(document):
+        document["tree"] = {"list": [{"array": "big", "dtype": "float32", "shape": [10_000]}] * 100}
+
+    with pytest.raises(q8.FileError, match="stands for many times the data in it"):
+        q8.load(forged(tmp_path / "m.q8", bomb, {"big": np.ones(10_000, np.float32)}))
+
+
+def test_loading_copies_nothing(tmp_path):
+    """Each array is read into the memory in which the device keeps it."""
+    q8.save(tmp_path / "m.q8", {"w": quantized(8, (512, 512))})
+    container = q8.serialize.Container(tmp_path / "m.q8", "variables")
+    data = container.tensor("w", np.int8, (512, 512))
+    assert jax.device_put(data).unsafe_buffer_pointer() == data.ctypes.data
 
 
 def test_four_bits_are_half(tmp_path):
@@ -189,7 +223,7 @@ def forged(path, change, tensors=None):
     """A file with right checksums whose document was changed."""
     q8.save(path, {"w": quantized(4)})
     container = q8.serialize.Container(path, "variables")
-    arrays = {n: np.asarray(container._file.get_tensor(n)) for n in container.names} | (tensors or {})
+    arrays = load_file(path) | (tensors or {})
     document = json.loads(json.dumps(container.document))
     document["checksums"] = {n: checksum(a.reshape(-1).view(np.uint8)) for n, a in arrays.items()}
     change(document)
@@ -453,5 +487,7 @@ def test_names_inside_arrays(tmp_path):
 
 
 def test_an_empty_folder_is_no_checkpoint(tmp_path):
-    with pytest.raises(q8.FileError, match=r"cannot be read as orbax|needs orbax-checkpoint"):
+    with pytest.raises(
+        q8.FileError, match=r"a folder without a checkpoint of orbax; name the one that holds _METADATA"
+    ):
         q8.load_float(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import pytest
 
 import jaxq8 as q8
 from jaxq8 import selfcheck
+from jaxq8.cli import main
 from jaxq8.kernels import barred, select
-from jaxq8.selfcheck import CASES, command
+from jaxq8.selfcheck import CASES
 from tests.small import normal, sqnr_db
 
 CONV = {"w": normal(3, 3, 32, 32) / 17}
@@ -82,8 +84,11 @@ def test_a_wrong_form_is_found_and_avoided(monkeypatch, capsys, run, detail):
     assert plan().kernel == "xla: patches"
     monkeypatch.setattr(select, "FORMS", wrong("patches", run))
     monkeypatch.setattr(selfcheck_module(), "CASES", {n: dict(list(c.items())[:1]) for n, c in CASES.items()})
-    assert command() == 1
-    assert "WRONG: patches" in capsys.readouterr().out
+    assert main(["selfcheck", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], found["failed"], found["barred"]) == (False, ["patches"], ["patches"])
+    assert main(["selfcheck", "--quiet"]) == 1
+    assert capsys.readouterr().out.endswith("WRONG: patches\n")
     report = q8.selfcheck()
     assert not report.ok
     assert report.failed == report.barred == ("patches",)

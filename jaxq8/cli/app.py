@@ -5,17 +5,29 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jaxq8
-from jaxq8.cli import bench, comparison, dequantize, difference, explain, inspection, quantize, run
+from jaxq8.cli import (
+    bench,
+    comparison,
+    dequantize,
+    difference,
+    explain,
+    inspection,
+    quantize,
+    run,
+    selfchecking,
+)
 from jaxq8.cli.problems import FAILED, MISUSED, STOPPED, Misuse, short
 from jaxq8.errors import QuantizationError
 
-COMMANDS = (quantize, inspection, dequantize, explain, comparison, run, bench, difference)
+COMMANDS = (quantize, inspection, dequantize, explain, comparison, run, bench, difference, selfchecking)
+WIDTH = 80  # of descriptions; examples below them keep their lines
 EPILOG = """\
 a model is named as MODULE:FUNCTION or FILE.py:FUNCTION: a function (variables, *inputs), a Flax module or its class, or a
 function without arguments that returns a model or (model, variables).
@@ -39,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     for module in COMMANDS:
         command = module.add(commands)
         command.set_defaults(execute=module.execute, parser=command)
+        command.description = textwrap.fill(str(command.description), WIDTH)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
     return top
 

@@ -27,6 +27,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "bench", help="measure the time of a call, float beside eight bits",
         description="Times calls of each model, taking turns; a MODULE:FUNCTION with float weights is measured in float and in "
         "eight bits. The fastest call counts: others shared the machine with something.",
+        epilog="examples:\n"
+        "  jaxq8 bench net.py:load --input-shape 1,224,224,3 --batches 1 8\n"
+        "  jaxq8 bench net.q8x four_bits.q8x --json\n",
     )  # fmt: skip
     command.add_argument("models", nargs="+", metavar="MODEL", help="FILE.q8x or MODULE:FUNCTION")
     shared.add_weights(command)

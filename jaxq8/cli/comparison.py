@@ -24,6 +24,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "compare", help="measure how far the results of two models are apart",
         description="Runs A and B on the same inputs. Where A is float and B the .q8 of the same model, every site is measured "
         "too, and the report says where the error comes from.",
+        epilog="examples:\n"
+        "  jaxq8 compare net.safetensors net.q8 --model net.py:Net --input x.npy\n"
+        "  jaxq8 compare net.py:load net.q8x --image photos/ --mean 127 --std 128 --at-least 20\n",
     )  # fmt: skip
     for name in ("A", "B"):
         command.add_argument(

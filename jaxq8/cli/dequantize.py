@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxq8.cli.files import contents, real
@@ -24,6 +25,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "dequantize", help="write the weights of a file as float32",
         description="Writes the numbers that a quantized file stands for as float32, under names like params/head/kernel.",
+        epilog="examples:\n"
+        "  jaxq8 dequantize net.q8 --output net.safetensors\n",
     )  # fmt: skip
     command.add_argument("file", metavar="FILE", help=".q8 or .q8x")
     command.add_argument("--output", required=True, metavar="OUT",
@@ -53,7 +56,7 @@ def _write(path: Path, write: Callable[[str], None]) -> None:
     try:
         with replacement(path) as temporary:
             write(temporary)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise Failure(
             f"{path}: cannot be written ({error}); check that the folder exists, is writable, and has space"
         ) from error

@@ -21,6 +21,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "diff", help="list what differs between two files of weights",
         description="Compares the numbers that two files stand for, tensor by tensor, and their settings. Exit status as of "
         "diff: 0 equal, 1 different, 2 trouble.",
+        epilog="examples:\n"
+        "  jaxq8 diff monday.q8 tuesday.q8\n"
+        "  jaxq8 diff net.safetensors net.q8  # error of each tensor; norms are folded unless quantized with --keep-norms\n",
     )  # fmt: skip
     for name in ("A", "B"):
         command.add_argument(

@@ -17,6 +17,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "explain", help="show what runs in eight bits, and why the rest does not",
         description="One row for each site of the model: shapes, representation, kernel, or the reason for float. Nothing is "
         "computed.",
+        epilog="examples:\n"
+        "  jaxq8 explain net.py:load --input-shape 1,224,224,3\n"
+        "  jaxq8 explain net.py:Net --params net.q8 --input-shape 1,224,224,3 --json\n",
     )  # fmt: skip
     shared.add_model(command)
     shared.add_config(command)

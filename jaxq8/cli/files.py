@@ -14,11 +14,11 @@ import numpy as np
 
 from jaxq8.arguments import path_name
 from jaxq8.cli.problems import Failure
+from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
 from jaxq8.container import DOCUMENT_KEY, Container, open_safetensors
 from jaxq8.errors import FileError
 from jaxq8.floats import load_float
-from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Ranges
 from jaxq8.serialize import settings
 from jaxq8.trees import StoredTensor, is_stored, read_tree
@@ -147,8 +147,10 @@ def _tensor(name: str, leaf: Any) -> Tensor:
 def _spec(leaf: StoredTensor) -> str:
     if leaf.bits is None:
         return ""
-    sign = "u" if str(leaf.node["storage"]).startswith("u") else "s"
     count = int(np.prod(leaf.node["scale_shape"], dtype=np.int64))
+    if "codebook" in leaf.node:
+        return f"{leaf.bits}-bit indices, {count} code book{'s' if count != 1 else ''}"
+    sign = "u" if str(leaf.node["storage"]).startswith("u") else "s"
     kind = "symmetric" if leaf.node.get("symmetric") is True else "asymmetric"
     return f"{sign}{leaf.bits} {kind}, {count} scale{'s' if count != 1 else ''}"
 
@@ -156,4 +158,4 @@ def _spec(leaf: StoredTensor) -> str:
 def real(tensor: Tensor) -> np.ndarray[Any, Any]:
     """The numbers that a tensor stands for, decoded."""
     found = tensor.read()
-    return np.asarray(found.dequantize() if isinstance(found, QTensor) else found)
+    return np.asarray(found.dequantize() if is_encoded(found) else found)

@@ -10,8 +10,8 @@ import numpy as np
 from jaxq8.cli.files import Contents, Tensor, contents
 from jaxq8.cli.problems import Failure
 from jaxq8.cli.text import print_json, size
+from jaxq8.codebook import is_encoded
 from jaxq8.plan import table
-from jaxq8.qtensor import QTensor
 
 BINS, BAR = 16, 50
 
@@ -21,6 +21,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "inspect", help="show what a file holds: tensors, specs, ranges, sizes",
         description="Shows the tensors of a .q8, .q8x or float file, how each is represented, and the file's settings.",
+        epilog="examples:\n"
+        "  jaxq8 inspect net.q8 --verify\n"
+        "  jaxq8 inspect net.q8 --tensor params/head/kernel\n"
+        "  jaxq8 inspect net.q8 --ranges > ranges.json\n",
     )  # fmt: skip
     command.add_argument(
         "file", metavar="FILE", help=".q8, .q8x, .safetensors, .npz, .msgpack, or an orbax folder"
@@ -122,17 +126,17 @@ def _float_bytes(found: Contents) -> int:
 
 
 def figures(tensor: Tensor) -> dict[str, Any]:
-    """Extremes, moments and histogram of a tensor; of a quantized one of its codes, with its scales."""
+    """Extremes, moments and histogram of a tensor; of a quantized one of its codes (or indices), with its scales."""
     value = tensor.read()
     result: dict[str, Any] = {
         "name": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "spec": tensor.spec, "bytes": tensor.nbytes,
     }  # fmt: skip
-    quantized = isinstance(value, QTensor)
-    numbers = np.asarray(value.values if quantized else value)
+    quantized = is_encoded(value)
+    numbers = np.asarray(value.tree_flatten()[0][0] if quantized else value)
     if quantized:
-        scale = np.asarray(value.scale)
+        scale, real = np.asarray(value.scale), np.asarray(value.dequantize())
         result |= {"scale_minimum": float(scale.min()), "scale_maximum": float(scale.max()),
-                   "minimum": float(np.min(value.minimum)), "maximum": float(np.max(value.maximum))}  # fmt: skip
+                   "minimum": float(real.min()), "maximum": float(real.max())}  # fmt: skip
     data = numbers.astype(np.float64).ravel()
     finite = data[np.isfinite(data)]
     result["not_finite"] = int(data.size - finite.size)

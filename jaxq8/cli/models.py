@@ -20,12 +20,12 @@ import numpy as np
 
 from jaxq8.arguments import path_name
 from jaxq8.cli.problems import Failure, Misuse, foreign
+from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
 from jaxq8.errors import FileError
 from jaxq8.exporting import ExportedModel, load_exported
 from jaxq8.floats import load_float
 from jaxq8.kernels.processor import compiler_options
-from jaxq8.qtensor import QTensor, is_qtensor
 from jaxq8.ranges import Ranges
 from jaxq8.serialize import load
 from jaxq8.transform import quantize
@@ -120,11 +120,16 @@ def _with_weights(model: Model) -> Model:
         found, ranges, config = load(model.source)
         model_of = dataclasses.replace(model, config=config, ranges=ranges, quantized=True)
     else:
-        found, model_of = load_float(model.source), model
+        found, model_of = _on_device(load_float(model.source)), model
     if model.variables is not None:
         found = _rooted(found, model.variables)
         check_tree(model.variables, found, model)
     return dataclasses.replace(model_of, variables=found)
+
+
+def _on_device(tree: Any) -> Any:
+    """The arrays of a tree where they will be used; those that were read are not kept beside them."""
+    return jax.tree_util.tree_map(lambda x: jax.device_put(x) if hasattr(x, "dtype") else x, tree)
 
 
 def fitted(model: Model, inputs: Sequence[Any]) -> Model:
@@ -167,8 +172,8 @@ def check_tree(expected: Any, found: Any, model: Model) -> None:
 
 
 def _check_finite(model: Model) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables, is_leaf=is_qtensor):
-        data = leaf.scale if isinstance(leaf, QTensor) else leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables, is_leaf=is_encoded):
+        data = leaf.scale if is_encoded(leaf) else leaf
         floating = hasattr(data, "dtype") and jax.numpy.issubdtype(data.dtype, jax.numpy.floating)
         if floating and not np.isfinite(np.asarray(data, np.float32)).all():
             raise Failure(
@@ -177,7 +182,7 @@ def _check_finite(model: Model) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_qtensor)
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_encoded)
     return {path_name(path): tuple(np.shape(leaf)) for path, leaf in found}
 
 
@@ -267,6 +272,10 @@ def attribute(name: str) -> Any:
       Failure: The module cannot be imported, or has no such attribute.
     """
     where, _, what = name.rpartition(":")
+    if name.endswith(READABLE):
+        raise Misuse(
+            f"{name} holds weights alone; name the model, as MODULE:FUNCTION, and give --params {name}"
+        )
     if not where or not what:
         raise Misuse(
             f"{name!r} names no model; write MODULE:FUNCTION, FILE.py:FUNCTION, or the path of a .q8x"

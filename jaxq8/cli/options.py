@@ -17,7 +17,9 @@ from jaxq8.cli.problems import Misuse
 from jaxq8.config import MODES, Config, Spec
 
 
-def add_model(command: argparse.ArgumentParser, what: str = "MODULE:FUNCTION") -> None:
+def add_model(
+    command: argparse.ArgumentParser, what: str = "MODULE:FUNCTION or FILE.py:FUNCTION; see jaxq8 --help"
+) -> None:
     """The model and its weights."""
     command.add_argument("model", metavar="MODEL", help=what)
     add_weights(command)

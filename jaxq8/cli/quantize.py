@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gzip
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,8 +20,10 @@ from jaxq8.cli.inputs import Item, whole_batches
 from jaxq8.cli.models import Model, fitted
 from jaxq8.cli.problems import Failure, Misuse, foreign
 from jaxq8.cli.text import decibels, note, print_json, show_progress, size
+from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
 from jaxq8.exporting import PLATFORMS, export
+from jaxq8.folding import fold_norms
 from jaxq8.observers import observer_names
 from jaxq8.plan import Plan
 from jaxq8.ranges import Ranges
@@ -31,6 +34,20 @@ from jaxq8.weights import quantize_weights
 
 # The error is measured on at most so many examples: calibration sets may be large, and a share needs no more.
 MEASURED = 64
+EPILOG = """\
+modes:
+  eightbit         integer codes stored and computed with: speed and size
+  weights          codes stored, decoded at use, float arithmetic: size alone, least error
+  weights_rounded  float32 stored, with at most 2^bits values a channel: for files that others compress
+  round            float32 stored, results rounded to 2^bits steps: what activations lose
+  simulate         float32 stored, operands and results go through their codes in float: research, gradients
+  off              float32, nothing is quantized: comparison
+
+examples:
+  jaxq8 quantize net.py:Net --params net.safetensors --input-shape 1,224,224,3 --output net.q8
+  jaxq8 quantize net.py:Net --params net.msgpack --calibrate photos/ --mean 127 --std 128 --size 224 --output net.q8x
+  jaxq8 quantize bert.py:load --input-shape 1,128:int32 --bits 4 --group 32 --override '*/head/*' bits=8 --output bert.q8
+"""
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -39,12 +56,15 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "quantize", help="make a quantized file from a float model",
         description="Encodes a model's weights and writes them as OUT.q8 (weights, to be run with the model's code) or "
         "OUT.q8x (weights and program, which run alone).",
+        epilog=EPILOG,
     )  # fmt: skip
     shared.add_model(command)
     command.add_argument(
         "--output", required=True, metavar="OUT", help="file to write, .q8 or .q8x; replaced in one step"
     )
     shared.add_config(command)
+    command.add_argument("--keep-norms", action="store_true",
+                         help="leave batch norms as they are, instead of folding them into scales of weights")  # fmt: skip
     group = command.add_argument_group(
         "inputs: their shape, ranges, and the sample that the error is measured on"
     )
@@ -88,12 +108,13 @@ def execute(options: argparse.Namespace) -> int:
     with foreign(
         f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
     ):
-        encoded = _encoded(model, config, inputs)
+        encoded, folded = _encoded(model, config, inputs, options.keep_norms)
         plan = explain(model.fn, encoded, *inputs, config=config, ranges=ranges)
     _write(options, model, encoded, inputs, ranges, config)
     made = dataclasses.replace(model, variables=encoded, config=config, ranges=ranges, quantized=True)
     errors = _errors(options, model, made, sample[:MEASURED]) if sample else None
-    _print(options, _sizes(model, Path(options.output), config), plan, errors, min(len(sample), MEASURED))
+    sizes = {**_sizes(model, Path(options.output), config), "folded_norms": folded}
+    _print(options, sizes, plan, errors, min(len(sample), MEASURED))
     return 0
 
 
@@ -104,6 +125,10 @@ def _check(options: argparse.Namespace) -> None:
         raise Misuse(f"--output {options.output}: end it in .q8 (weights) or .q8x (weights and program)")
     if not folder.is_dir():
         raise Failure(f"--output {options.output}: there is no folder {folder}; make it first")
+    if Path(options.output).is_dir():
+        raise Failure(f"--output {options.output}: is a folder; name a file")
+    if not os.access(folder, os.W_OK):
+        raise Failure(f"--output {options.output}: {folder} is not writable; choose another folder")
     if unknown := set(options.platforms.split(",")) - {*PLATFORMS, "rocm"}:
         raise Misuse(
             f"--platforms: {', '.join(sorted(unknown))} is unknown; known are {', '.join(PLATFORMS)}, rocm"
@@ -129,11 +154,19 @@ def _read_ranges(path: str) -> Ranges:
         raise Failure(f"--ranges {path}: {error}") from error
 
 
-def _encoded(model: Model, config: Config, inputs: tuple[Any, ...]) -> Any:
-    """Weights as codes; in mode simulate they stay float in the file, and are encoded by who runs it."""
+def _encoded(model: Model, config: Config, inputs: tuple[Any, ...], keep_norms: bool) -> tuple[Any, int]:
+    """Weights as codes, and the number of norms folded into their scales.
+
+    In mode simulate weights stay float in the file, and are encoded by who runs it.
+    """
     if config.mode == "simulate" or config.kernels == "simulate":
-        return model.variables
-    return quantize_weights(model.fn, model.variables, *inputs, config=config)
+        return model.variables, 0
+    encoded = quantize_weights(model.fn, model.variables, *inputs, config=config)
+    if keep_norms or config.mode not in ("eightbit", "weights"):
+        return encoded, 0
+    folded = fold_norms(model.fn, encoded, *inputs, config=config)
+    before, after = (jax.tree_util.tree_leaves(tree, is_leaf=is_encoded) for tree in (encoded, folded))
+    return folded, sum(a is not b and len(b.shape) > 1 for a, b in zip(before, after, strict=True))
 
 
 def _write(
@@ -187,6 +220,10 @@ def _print(
         return
     print(f"weights  {size(sizes['float_bytes'])} in float32 -> {size(sizes['file_bytes'])} "
           f"({sizes['share']:.1%}) in {sizes['output']}")  # fmt: skip
+    if sizes["folded_norms"]:
+        print(
+            f"norms    {sizes['folded_norms']} folded into the scales of the weights (--keep-norms leaves them)"
+        )
     if "gzip_bytes" in sizes:
         print(
             f"         {size(sizes['gzip_bytes'])} ({sizes['gzip_bytes'] / sizes['float_bytes']:.1%}) after gzip"

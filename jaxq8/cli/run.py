@@ -28,6 +28,15 @@ from jaxq8.cli.results import Results, line
 from jaxq8.cli.text import note, plain, print_json, show_progress
 from jaxq8.container import replacement
 
+EPILOG = """\
+examples:
+  jaxq8 run net.q8x --image photos/ --mean 127 --std 128 --top 5 --labels names.txt --output results.jsonl
+  jaxq8 run net.py:Net --params net.q8 --input x.npy --batch 8 --output y.npy
+  jaxq8 run bert.q8x --text lines.txt --preprocess bert.py:tokens
+
+Programs are compiled on each start; JAX_COMPILATION_CACHE_DIR=DIR keeps them.
+"""
+
 
 def add(commands: Any) -> argparse.ArgumentParser:
     """Declares the command."""
@@ -36,6 +45,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         description="Prints one line of JSON for each input, or writes them to --output: a .jsonl, which a stopped run goes on "
         "with when the same command is given again, or an .npy of all results. Unreadable inputs are skipped, listed at the "
         "end, and make the exit status 1; they are tried again by the next run.",
+        epilog=EPILOG,
     )  # fmt: skip
     shared.add_model(command, "FILE.q8x, or MODULE:FUNCTION (with --params, which may be a .q8)")
     shared.add_inputs(command)
@@ -243,6 +253,16 @@ def _write_npy(path: Path, job: Job) -> None:
         ) from error
 
 
+def peak_memory() -> int:
+    """Bytes that were resident at most in this process (not in the one that started it, as `getrusage` has it on Linux)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
 def _summary(
     options: argparse.Namespace, job: Job, count: int, before: int, seconds: float, started: float
 ) -> None:
@@ -253,7 +273,7 @@ def _summary(
         "output": options.output, "inputs": count, "done_before": before, "done_now": count - before - len(job.failed),
         "failed": [{"input": name, "error": reason} for name, reason in job.failed],
         "seconds": round(seconds, 3), "first_result_seconds": None if job.first is None else round(job.first - started, 3),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "cores": os.cpu_count(),
+        "peak_memory_bytes": peak_memory(), "cores": os.cpu_count(),
     }  # fmt: skip
     if options.json:
         print_json(found)
