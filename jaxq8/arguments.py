@@ -56,8 +56,11 @@ def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
         paths.append(path_name(path[2:]) or path_name(path[1:]))
         weights.append(container and in_first)
 
+    # What closes over it may live longer than a trace: it must hold no tracer.
+    static = [None if is_arraylike(leaf) else leaf for _, leaf in flat]
+
     def rebuild(new: Sequence[Any]) -> Any:
-        full = [leaf for _, leaf in flat]
+        full = list(static)
         for i, leaf in zip(dynamic, new, strict=True):
             full[i] = leaf
         return jax.tree_util.tree_unflatten(tree, full)
@@ -83,6 +86,25 @@ def stand_in(leaf: Any) -> Any:
         if isinstance(leaf, np.ndarray | np.generic)
         else leaf
     )
+
+
+def take_results_apart(results: Any) -> tuple[list[Any], Any]:
+    """(leaves, structure) of what a function returns.
+
+    Raises:
+      ArgumentError: A leaf is neither an array nor a number; the message names it.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(results):
+        if not is_arraylike(leaf) and not isinstance(leaf, bool | int | float | complex):
+            raise ArgumentError(
+                f"the function returned a {type(leaf).__name__}{_place(path)}: results are arrays and numbers, as under "
+                "jax.jit; return the rest from outside of it"
+            )
+    return jax.tree_util.tree_flatten(results)
+
+
+def _place(path: Sequence[Any]) -> str:
+    return f" at {path_name(path)}" if path else ""
 
 
 def path_name(path: Sequence[Any]) -> str:

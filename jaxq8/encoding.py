@@ -104,11 +104,12 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
     how = dataclasses.replace(how, spec=_spec_for(how, [_known_range(value, how)[0]]))
     scale, zero_point = affine(minimum, maximum, how.spec, how.rounding)
     scale = _checked_scale(value, scale, how)
-    if (
-        measured
-    ):  # or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
+    if measured:
+        # Or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
         scale, zero_point = stored((scale, zero_point))
     codes = _apply(value, scale, zero_point, how)
+    if not measured:
+        scale = _unless_nan(scale, [value], keep, how)
     return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, dtype)
 
 
@@ -146,6 +147,7 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
     scale, zero_point = scale.reshape(rank), zero_point.reshape(rank)
     parts = [_apply(_as_accumulator(v), scale, zero_point, how) for v in values]
     joined = jnp.concatenate(parts, axis=dimension)
+    scale = _unless_nan(scale, values, (), how)
     return QTensor(joined, scale, zero_point, how.spec.bits, how.spec.is_symmetric, np.dtype(values[0].dtype))
 
 
@@ -317,6 +319,31 @@ def _checked_scale(value: Array | Accumulator, scale: jax.Array, how: Encoding) 
         a for a, n in enumerate(scale.shape) if n == 1
     )  # a bad row leaves the scales of other rows alone
     return jnp.where(jnp.isfinite(jnp.sum(to_real(value) * 0, axis=shared, keepdims=True)), scale, jnp.nan)
+
+
+def _unless_nan(scale: jax.Array, values: Sequence[Value], keep: tuple[int, ...], how: Encoding) -> jax.Array:
+    """`scale`, or NaN where the values are NaN because codes that they come from have NaN as their scale.
+
+    With a known range nobody looks at the data, and the codes of NaN are numbers. NaN that comes with a scale is in every
+    element under that scale, so the first one tells. Of data that is computed for this reader alone (a smooth activation) one
+    element would be a second reader, for which XLA puts all of it into memory: it is not asked.
+    """
+    for value in values:
+        asked = not isinstance(value, Array) or not value.stored
+        if asked and not how.saturate and 0 not in value.shape:
+            scale = jnp.where(jnp.isnan(_first(value, keep)), jnp.nan, scale)
+    return scale
+
+
+def _first(value: Value, keep: tuple[int, ...]) -> jax.Array:
+    """A real number of each slice along the axes `keep`: the first, as far as NaN is concerned."""
+
+    def cut(a: Any) -> Any:
+        return a[tuple(slice(None) if axis in keep else slice(1) for axis in range(a.ndim))]
+
+    if isinstance(value, Accumulator):
+        return sum(map(cut, value.smalls.values()), start=jnp.float32(0))
+    return cut(value.scale) if isinstance(value, QTensor) else cut(to_real(value))
 
 
 def _apply(value: Array | Accumulator, scale: jax.Array, zero_point: jax.Array, how: Encoding) -> jax.Array:

@@ -19,7 +19,7 @@ class TensorError(QuantizationError, ValueError):
 
 
 class ArgumentError(QuantizationError, TypeError):
-    """A quantized function was called with arguments that it cannot take."""
+    """A quantized function was called with arguments that it cannot take, or returns what is no array."""
 
 
 class RangesError(QuantizationError, ValueError):

@@ -37,7 +37,7 @@ from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Ranges
 from jaxq8.rounding import get_rounding
-from jaxq8.sites import OPERATIONS, Analysis, Path, Site, moved_only
+from jaxq8.sites import Analysis, Path, Site, moved_only, operation
 from jaxq8.values import Accumulator, Array, Value, is_quantized, to_real
 
 # ``rule(ctx, *values, **params) -> Value``, a list of them for a primitive with several results, or NotImplemented.
@@ -122,7 +122,7 @@ class Context:
             return known
         if self.eqn is None:  # an input with several readers, encoded where the function or body begins
             return Site("", "")
-        op = OPERATIONS.get(self.eqn.primitive, str(self.eqn.primitive))
+        op = operation(self.eqn.primitive) or str(self.eqn.primitive)
         scope = name_stack(self.eqn)
         return Site(f"{scope}:{op}" if scope else op, op)
 
@@ -154,9 +154,25 @@ class Context:
     ) -> QTensor:
         """`eight_bit` under a given name: for values that are encoded on behalf of a later site."""
         codes = encoding.encode(value, self._encoding(name, config, spec), keep)
-        if codes is not value and not (self.site.weight is not None and name.endswith(".rhs")):
+        here = self.run.analysis.sites.get(self.path)  # None where the argument of a function is encoded
+        weight = here is not None and here.weight is not None and name.endswith(".rhs")
+        if codes is not value and not weight:
             self.run.probe.see(name, value, codes)
         return codes
+
+    def encode_for_reader(self, value: Value) -> QTensor | None:
+        """Codes of an operand that this equation only moves, where a later site needs codes of the result; else None."""
+        site = self.run.analysis.wanted.get(self.path[:-1], {}).get(self.eqn.outvars[0])
+        return None if site is None else self.encode_for(value, site)
+
+    def encode_for(self, value: Value, site: str) -> QTensor | None:
+        """Codes with one scale on behalf of a later site; None for rows: a dot sums over axes that are its own affair."""
+        op = site.split("#")[0].rsplit(":", 1)[-1]
+        config = self.run.config.for_site(site, op)
+        spec = config.activations
+        if spec.granularity == "row" and op == "dot" and not self.run.is_static(site):
+            return None
+        return self.run_encode(value, site, config, dataclasses.replace(spec, granularity="tensor"))
 
     def eight_bit_together(self, values: Sequence[Value], dimension: int) -> QTensor:
         """Codes of several values with the one range that holds all of them, joined along an axis."""
@@ -229,13 +245,9 @@ def _settle(
     site = wanted.get(variable)
     if site is None or readers.get(variable, 0) < 2 or isinstance(value, QTensor) or not _is_float(value):
         return value
-    context = context or Context(run, None, path)
-    op = site.split("#")[0].rsplit(":", 1)[-1]
-    config = run.config.for_site(site, op)
-    spec = config.activations
-    if spec.granularity == "row" and op == "dot" and not run.is_static(site):
-        return value  # rows depend on the axes that the dot sums over: it encodes them itself
-    codes = context.run_encode(value, site, config, dataclasses.replace(spec, granularity="tensor"))
+    codes = (context or Context(run, None, path)).encode_for(value, site)
+    if codes is None:
+        return value
     # In memory: each reader would otherwise compute the chain behind them again, through one residual sum after another.
     codes = dataclasses.replace(codes, values=stored(codes.values))
     if isinstance(value, Accumulator) or (isinstance(value, Array) and not value.stored):

@@ -22,7 +22,9 @@ from jaxq8.callees import Callee, callees
 
 Path = tuple[Any, ...]
 
+RAGGED_DOT = "ragged_dot_general"  # by its name: JAX has no public handle on this primitive
 OPERATIONS = {
+    RAGGED_DOT: "ragged_dot",
     primitives.dot_general_p: "dot",
     primitives.conv_general_dilated_p: "conv",
     primitives.gather_p: "gather",
@@ -52,6 +54,11 @@ CARRIES_CODES = {
 
 
 Axes = tuple[tuple[int, ...], ...]
+
+
+def operation(primitive: Any) -> str | None:
+    """What sites of a primitive are called; None if it makes no sites."""
+    return OPERATIONS.get(primitive) or OPERATIONS.get(primitive.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +167,9 @@ def _forward(
                 if callee.key == "" and len(outs) == len(results):
                     results = outs
         else:
-            if eqn.primitive in OPERATIONS:
+            if operation(eqn.primitive):
                 _name_site(eqn, here, operands, leaves, found)
-            results = [moved_trail(eqn, operands)] + [None] * (len(eqn.outvars) - 1)
+            results = [moved_trail(eqn, operands), *[None] * len(eqn.outvars)][: len(eqn.outvars)]
         env.update(zip(eqn.outvars, results, strict=True))
     _count(readers, jaxpr.outvars)
     found.readers[path] = readers
@@ -186,7 +193,8 @@ def _enter(callee: Callee, operands: Sequence[Trail | None]) -> list[Trail | Non
 def _name_site(
     eqn: Any, here: Path, operands: Sequence[Trail | None], leaves: Sequence[str | None], found: Analysis
 ) -> None:
-    op = OPERATIONS[eqn.primitive]
+    op = operation(eqn.primitive)
+    assert op is not None
     weight = _weight_operand(eqn, operands)
     trail = None if weight is None else operands[weight]
     base = leaves[trail.sources[0][0]] if trail is not None else name_stack(eqn)
@@ -198,13 +206,23 @@ def _name_site(
 
 def _weight_operand(eqn: Any, operands: Sequence[Trail | None]) -> int | None:
     """The operand that is a weight: a convolution's or table look-up's by position, a dot's whichever is a leaf."""
-    if eqn.primitive is primitives.conv_general_dilated_p:
+    if eqn.primitive is primitives.conv_general_dilated_p or eqn.primitive.name == RAGGED_DOT:
         return 1 if operands[1] is not None else None
     if eqn.primitive is primitives.gather_p:
-        return 0 if operands[0] is not None else None
+        return 0 if operands[0] is not None and _reads_rows(eqn) else None
     if eqn.primitive is primitives.dot_general_p:
         return 1 if operands[1] is not None else 0 if operands[0] is not None else None
     return None
+
+
+def _reads_rows(eqn: Any) -> bool:
+    """Whether a gather looks rows of a table up; windows of a signal and single numbers are no table."""
+    dimensions, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    rows = set(dimensions.collapsed_slice_dims)
+    whole = all(
+        s == n for a, (s, n) in enumerate(zip(sizes, eqn.invars[0].aval.shape, strict=True)) if a not in rows
+    )
+    return whole and set(dimensions.start_index_map) <= rows and any(s != 1 for s in sizes)
 
 
 def _kept_dims(eqn: Any, weight: int) -> tuple[int, ...]:
@@ -214,8 +232,14 @@ def _kept_dims(eqn: Any, weight: int) -> tuple[int, ...]:
         return (eqn.params["dimension_numbers"].rhs_spec[0],)
     if eqn.primitive is primitives.gather_p:
         return tuple(eqn.params["dimension_numbers"].collapsed_slice_dims)
-    contracted = eqn.params["dimension_numbers"][0][weight]
+    dimensions = eqn.params.get("dimension_numbers") or ragged_dimensions(eqn.params)
+    contracted = dimensions[0][weight]
     return tuple(d for d in range(rank) if d not in contracted)
+
+
+def ragged_dimensions(params: Any) -> Any:
+    """The dimension numbers of a ragged dot as those of a dot: ((contracted), (batch)), each (left, right)."""
+    return params["ragged_dot_dimension_numbers"].dot_dimension_numbers
 
 
 def moved_trail(eqn: Any, operands: Sequence[Trail | None]) -> Trail | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxq8 import rules, weights
 from jaxq8._compat import open_jaxpr
-from jaxq8.arguments import Arguments, as_array, stand_in, take_apart
+from jaxq8.arguments import Arguments, as_array, stand_in, take_apart, take_results_apart
 from jaxq8.batching import block_size, in_blocks
 from jaxq8.config import Config, matches
 from jaxq8.errors import ArgumentError, SpecError
@@ -133,11 +133,11 @@ class Call:
     def trace(cls, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Traces `fn` on the float arrays that the arguments stand for."""
         arguments = take_apart(args, kwargs)
-        trees = []
+        rebuild, trees = arguments.rebuild, []
 
         def flat(*leaves: Any) -> list[Any]:
-            new_args, new_kwargs = arguments.rebuild(leaves)
-            results, tree = jax.tree_util.tree_flatten(fn(*new_args, **new_kwargs))
+            new_args, new_kwargs = rebuild(leaves)
+            results, tree = take_results_apart(fn(*new_args, **new_kwargs))
             trees.append(tree)
             return results
 
@@ -227,15 +227,17 @@ class Call:
     def differentiable(self, fn: Callable[..., Any], config: Config, ranges: Ranges) -> Any:
         """Integer arithmetic in value; in derivative the simulation of the same codes in float (straight-through)."""
         leaves = tuple(as_array(leaf) for leaf in self.arguments.leaves)
+        # JAX keeps these functions in its caches: what they close over must not hold this trace's arguments.
+        call = self.replaced([jax.tree.map(_shape_of, leaf) for leaf in leaves])
 
         @jax.custom_jvp
         def forward(leaves: Any) -> list[Any]:
-            return self.replaced(leaves).in_parts(fn, config, ranges, Recorder())
+            return call.replaced(leaves).in_parts(fn, config, ranges, Recorder())
 
         @forward.defjvp
         def forward_jvp(primals: Any, tangents: Any) -> Any:
             simulated = config.simulated()
-            _, out = jax.jvp(lambda x: self.evaluate(x, simulated, ranges, Recorder()), primals, tangents)
+            _, out = jax.jvp(lambda x: call.evaluate(x, simulated, ranges, Recorder()), primals, tangents)
             return forward(*primals), out
 
         smooth = config == config.simulated() or (config.mode == "off" and not config.overrides)
@@ -250,6 +252,10 @@ class _InputsJaxpr:
         self.constvars: tuple[Any, ...] = ()
         self.invars = (*jaxpr.constvars, *jaxpr.invars)
         self.eqns, self.outvars = jaxpr.eqns, jaxpr.outvars
+
+
+def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
 
 
 def _value(x: Any, argument: bool) -> Value:

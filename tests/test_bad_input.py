@@ -69,6 +69,28 @@ def test_bad_numbers_reach_the_end_of_a_network(bad):
     assert not np.isfinite(found[0, 3, 3]).any()
 
 
+@pytest.mark.parametrize(
+    "activation", [jax.nn.relu, jax.nn.relu6, lambda x: x + 1], ids=["relu", "relu6", "none"]
+)
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_numbers_pass_ranges_that_are_known(activation, static, bad):
+    """Nobody measures the second layer's input; that its scale comes from a bad one is known all the same."""
+
+    def fn(v, x):
+        h = activation(conv(v, x))
+        return conv({"k": v["k2"]}, jnp.concatenate([h, h], -1)), conv(
+            {"k": v["k2"][..., :16, :]}, h[..., ::-1]
+        )
+
+    v = {**CONV, "k2": normal(3, 3, 32, 16)}
+    ranges = q8.calibrate(fn, v, [IMAGES], config=ALWAYS, progress=False) if static else None
+    fast = jax.jit(q8.quantize(fn, ALWAYS, ranges=ranges))
+    for good, found in zip(fast(v, IMAGES), fast(v, IMAGES.at[0, 3, 3, 0].set(bad)), strict=True):
+        assert np.isfinite(good).all()
+        assert np.isnan(found[0]).all()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["none", "static"])
 def test_saturation_gives_finite_results(bad, where):

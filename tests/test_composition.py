@@ -30,6 +30,7 @@ from tests.small import (
     normal,
     sqnr_db,
 )  # fmt: skip
+from tests.zoo import ZOO
 
 COMPILED = jax.jit(fast)(PAIR, X)
 
@@ -194,6 +195,22 @@ def test_with_strict_promotion():
         variables, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (PAIR, X))
         assert jax.jit(q8.quantize(dense, ALWAYS))(variables, x).dtype == jnp.bfloat16
         jax.grad(loss(q8.quantize(dense, ALWAYS)))(variables, x)
+
+
+@pytest.mark.parametrize("name", ["tiny_cnn", "tiny_resnet", "tiny_depthwise"])
+def test_with_strict_ranks_and_a_check_for_leaks(name):
+    fn, variables, inputs = ZOO[name].build(jax.random.key(0))
+    with jax.numpy_rank_promotion("raise"):
+        jax.eval_shape(q8.quantize(fn, ALWAYS), variables, *inputs)
+    with jax.checking_leaks():
+        jax.make_jaxpr(q8.quantize(fn, ALWAYS))(variables, *inputs)
+
+
+def test_nothing_of_a_trace_stays_behind():
+    with jax.checking_leaks():
+        jax.jit(q8.quantize(dense, ALWAYS))(PAIR, X)
+        jax.grad(loss(q8.quantize(dense, ALWAYS)))(PAIR, X)
+        jax.vmap(lambda x: q8.quantize(dense, ALWAYS)(PAIR, x))(BATCH)
 
 
 def test_with_double_precision_enabled():

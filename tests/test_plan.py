@@ -86,6 +86,28 @@ def test_scans_count_every_step():
     assert q8.explain(fn, {"w": jnp.ones((7, 16, 16))}, jnp.ones((4, 16))).macs == 7 * 4 * 16 * 16
 
 
+def test_contractions_without_an_eight_bit_form_count_too():
+    def fn(v, x, images):
+        grouped = jax.lax.conv_general_dilated(
+            images,
+            v["kernel"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            batch_group_count=2,
+        )
+        return jax.lax.ragged_dot(x, v["experts"], jnp.array([3, 5, 2])), grouped
+
+    v, x = {"experts": jnp.ones((3, 16, 20)), "kernel": jnp.ones((3, 3, 4, 8))}, jnp.ones((10, 16))
+    plan = q8.explain(fn, v, x, jnp.ones((2, 6, 6, 4)), config=q8.Config(kernels="xla"))
+    assert plan["experts:ragged_dot"].macs == 10 * 16 * 20
+    assert plan["kernel:conv"].macs == 1 * 6 * 6 * 8 * (3 * 3 * 4)
+    assert {s.reason for s in plan.sites} == {q8.Reason.NO_RULE, q8.Reason.BATCH_GROUPS}
+    assert plan.eight_bit_share == 0
+    encoded = q8.quantize_weights(fn, v, x, jnp.ones((2, 6, 6, 4)))
+    assert encoded["experts"].scale.shape == (3, 1, 20)
+
+
 def test_overrides_by_glob_and_by_operation():
     off = {"mode": "off"}
     plan = plan_of(

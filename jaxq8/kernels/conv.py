@@ -130,7 +130,8 @@ def multiply_adds(form: ConvForm, x: Any, w: Any, x_zero: Any, dtype: Any = jnp.
         x = jnp.repeat(x, multiplier, axis=-1)
     total = None
     for offset in offsets(form.kernel):
-        term = shifted(form, x, offset).astype(dtype) * w[offset].reshape(-1).astype(dtype)
+        weight = w[offset].reshape((1,) * (x.ndim - 1) + (-1,))
+        term = shifted(form, x, offset).astype(dtype) * weight.astype(dtype)
         total = term if total is None else total + term
     return total
 
@@ -143,7 +144,9 @@ def native(form: ConvForm, x: Any, w: Any, x_zero: Any) -> Any:
     """
     x = filled(form, x, x_zero)
     correction = (
-        128 * jnp.sum(w, axis=tuple(range(w.ndim - 1)), dtype=jnp.int32) if x.dtype == jnp.uint8 else 0
+        128 * jnp.sum(w, axis=tuple(range(w.ndim - 1)), dtype=jnp.int32, keepdims=True)
+        if x.dtype == jnp.uint8
+        else 0
     )
     x = as_signed(x) if x.dtype == jnp.uint8 else x
     flat = len(form.kernel) == 1

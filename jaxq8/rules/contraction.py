@@ -22,6 +22,7 @@ from jaxq8.kernels.select import select
 from jaxq8.plan import Reason
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
+from jaxq8.sites import RAGGED_DOT, ragged_dimensions
 from jaxq8.values import Accumulator, Array, Value, bounds, is_outer
 
 # A parameter that is neither here nor None is one that this rule does not know the meaning of: the site stays float.
@@ -46,9 +47,28 @@ def conv_general_dilated(ctx: Context, x: Value, w: Value, **params: Any) -> Val
     """Any convolution: one scale per output channel; borders are padded with the zero point."""
     unhandled = _unhandled(params, CONV_PARAMS)
     if params["batch_group_count"] != 1:
-        return _in_float(ctx, (x, w), Reason.BATCH_GROUPS, "", 0)
+        channels = w.shape[params["dimension_numbers"].rhs_spec[0]]
+        macs = math.prod(ctx.eqn.outvars[0].aval.shape) * (math.prod(w.shape) // max(channels, 1))
+        return _in_float(ctx, (x, w), Reason.BATCH_GROUPS, "", macs * ctx.run.repeats)
     layout = conv_layout(params, x.shape, w.shape)
     return _contract(ctx, (x, w), layout, (x, w), unhandled, params)
+
+
+@rule(RAGGED_DOT)
+def ragged_dot(ctx: Context, x: Value, w: Value, *sizes: Value, **params: Any) -> Value:
+    """Groups of rows, each with a weight of its own (experts): float, counted as the contraction that it is."""
+    (_, contracted), (_, batch) = ragged_dimensions(params)
+    groups = params["ragged_dot_dimension_numbers"].rhs_group_dimensions
+    free = [n for axis, n in enumerate(w.shape) if axis not in (*contracted, *batch, *groups)]
+    macs = math.prod(x.shape) * math.prod(free) * ctx.run.repeats
+    return _in_float(ctx, (x, w, *sizes), *_float_mode(ctx.config) or (Reason.NO_RULE, ""), macs)
+
+
+def _float_mode(config: Config) -> tuple[Reason, str] | None:
+    """The reason why no contraction of this configuration runs in eight bits, if there is one."""
+    if config.mode == "off":
+        return Reason.OFF, ""
+    return (Reason.MODE, config.mode) if config.mode in modes.FLOAT_MODES else None
 
 
 def _contract(
@@ -107,10 +127,9 @@ def _obstacle(
 ) -> tuple[Reason, str] | None:
     """Why this contraction cannot or shall not run in eight bits, in the order in which it is decided."""
     x, w = operands
-    if config.mode == "off":
-        return Reason.OFF, ""
-    if config.mode in modes.FLOAT_MODES:
-        return Reason.MODE, config.mode
+    by_mode = _float_mode(config)
+    if by_mode is not None:
+        return by_mode
     if unhandled:
         return Reason.UNSUPPORTED, f"parameters {', '.join(sorted(unhandled))}"
     if not all(jnp.issubdtype(v.dtype, jnp.floating) for v in operands):
@@ -134,7 +153,7 @@ def _is_batched(ctx: Context) -> bool:
     return bool(ctx.eqn.params["dimension_numbers"][1][0])
 
 
-def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detail: str, macs: int) -> Value:
+def _in_float(ctx: Context, operands: Sequence[Value], reason: Reason, detail: str, macs: int) -> Value:
     """The equation as it stands, by the better float form where there is one, with its reason in the plan."""
     values = modes.prepare(ctx, operands)
     if reason is Reason.DTYPE and _is_eight_bit_already(ctx, values):
@@ -142,7 +161,8 @@ def _in_float(ctx: Context, operands: tuple[Value, Value], reason: Reason, detai
             True, detail=detail, shapes=_shapes(ctx.eqn), macs=macs, kernel="as written: integers already"
         )
     else:
-        ctx.record(False, reason, detail=detail, shapes=_shapes(ctx.eqn), macs=macs)
+        stored = next((_describe(v) for v in operands if isinstance(v, QTensor)), "")
+        ctx.record(False, reason, detail=detail, shapes=_shapes(ctx.eqn), macs=macs, weights=stored)
     result: Value | None = modes.better_float(ctx, values)
     if result is None:
         result = float_fallback(dataclasses.replace(ctx, quiet=True), values)[0]

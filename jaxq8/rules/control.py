@@ -20,7 +20,7 @@ from jaxq8.interpreter import Context, evaluate, rule
 from jaxq8.probes import framed, shapes_seen
 from jaxq8.qtensor import QTensor
 from jaxq8.rounding import straight_through
-from jaxq8.sites import OPERATIONS
+from jaxq8.sites import operation
 from jaxq8.values import Accumulator, Array, Broadcast, Value, is_quantized, to_real
 
 # Operations whose results have bounds that the next encoding profits from.
@@ -36,7 +36,7 @@ def _worth_entering(ctx: Context, values: Sequence[Value]) -> bool:
 def _profits(jaxpr: Any) -> bool:
     """Whether a jaxpr, or any function inside it, has an operation that can run on codes or that bounds its result."""
     return any(
-        eqn.primitive in OPERATIONS
+        operation(eqn.primitive) is not None
         or eqn.primitive in BOUNDING
         or any(_profits(open_jaxpr(c.jaxpr)[0]) for c in callees(eqn))
         for eqn in jaxpr.eqns

@@ -199,10 +199,8 @@ def pad(ctx: Context, x: Value, fill: Value, *, padding_config: Any, **params: A
     """Zeros are padded as the zero point: exact, whatever the range."""
     one_scale = isinstance(x, QTensor) and math.prod(x.scale.shape) == 1
     if not one_scale or constant(fill) != 0:
-        if isinstance(x, Accumulator) and constant(fill) == 0:
-            codes = ctx.eight_bit(x)
-            return pad(ctx, codes, fill, padding_config=padding_config, **params)
-        return NotImplemented
+        codes = ctx.encode_for_reader(x) if isinstance(x, Accumulator) and constant(fill) == 0 else None
+        return NotImplemented if codes is None else pad(ctx, codes, fill, padding_config=padding_config)
     assert isinstance(x, QTensor)
     zero = x.zero_point.reshape(()).astype(x.values.dtype)
     return dataclasses.replace(x, values=primitives.pad_p.bind(x.values, zero, padding_config=padding_config))
