@@ -99,7 +99,7 @@ def main() -> None:
     options = argparse.ArgumentParser(
         prog="python -m benchmarks.modes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )  # fmt: skip
-    options.add_argument("--rounds", type=int, default=20, help="calls of each form (default 20)")
+    options.add_argument("--rounds", type=int, default=60, help="calls of each form (default 60)")
     rounds = options.parse_args().rounds
 
     from examples import photos
