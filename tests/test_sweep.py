@@ -37,6 +37,7 @@ def test_sample(case):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # deprecated functions are functions too
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_all(case):
     check(case)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 Built = tuple[Callable[..., Any], Any, tuple[Any, ...]]
 
 
-def _images(size: int = 96) -> jax.Array:
-    small = jax.random.normal(jax.random.key(0), (1, size // 8, size // 8, 3))
-    return jax.image.resize(small, (1, size, size, 3), "linear")
+def _images(size: int = 96, count: int = 1) -> jax.Array:
+    small = jax.random.normal(jax.random.key(0), (count, size // 8, size // 8, 3))
+    return jax.image.resize(small, (count, size, size, 3), "linear")
 
 
 def keras_application(name: str) -> Callable[[], Built]:
@@ -26,10 +26,7 @@ def keras_application(name: str) -> Callable[[], Built]:
         model = getattr(keras.applications, name)(
             weights=None, input_shape=(96, 96, 3), classifier_activation=None
         )
-        variables = (
-            [v.value for v in model.trainable_variables],
-            [v.value for v in model.non_trainable_variables],
-        )
+        variables = _with_statistics(model)
 
         def apply(values: Any, x: Any) -> Any:
             return model.stateless_call(*values, x, training=False)[0]
@@ -39,18 +36,34 @@ def keras_application(name: str) -> Callable[[], Built]:
     return build
 
 
+def _with_statistics(model: Any) -> tuple[list[Any], list[Any]]:
+    """Random weights, and batch statistics that they have on eight images.
+
+    With the initial statistics (mean 0, variance 1) nothing is normalised: MobileNet's output is then of size 1e-19.
+    """
+    weights = [v.value for v in model.trainable_variables]
+    statistics = [v.value for v in model.non_trainable_variables]
+    for layer in model.layers:
+        if hasattr(layer, "momentum"):
+            layer.momentum = 0.0  # the new statistics are those of the batch
+    seen = jax.jit(lambda x: model.stateless_call(weights, statistics, x, training=True)[1])
+    return weights, list(seen(_images(count=8)))
+
+
 def haiku_network(name: str, **settings: Any) -> Callable[[], Built]:
     """A network of `haiku.nets`."""
 
     def build() -> Built:
         import haiku as hk
 
-        def forward(x: Any) -> Any:
-            return getattr(hk.nets, name)(**settings)(x, is_training=False)
+        def forward(x: Any, training: bool = False) -> Any:
+            return getattr(hk.nets, name)(**settings)(x, is_training=training)
 
         model = hk.without_apply_rng(hk.transform_with_state(forward))
-        variables = model.init(jax.random.key(0), _images())
-        return (lambda values, x: model.apply(*values, x)[0]), variables, (_images(),)
+        # Averages exist once the network has been in training; their first value is that of the batch.
+        weights, empty = model.init(jax.random.key(0), _images(), training=True)
+        state = jax.jit(lambda x: model.apply(weights, empty, x, training=True)[1])(_images(count=8))
+        return (lambda values, x: model.apply(*values, x)[0]), (weights, state), (_images(),)
 
     return build
 
@@ -109,7 +122,9 @@ KERAS = (
 )  # fmt: skip
 MODELS: dict[str, Callable[[], Built]] = {
     **{f"{name} (keras)": keras_application(name) for name in KERAS},
-    "ResNet-18 (haiku)": haiku_network("ResNet18", num_classes=1000),
+    "ResNet-18 (haiku)": haiku_network(
+        "ResNet18", num_classes=1000, logits_config={"w_init": None}
+    ),  # not zeros
     "MobileNetV1 (haiku)": haiku_network("MobileNetV1"),
     "LSTM (haiku)": haiku_lstm,
     "MLP (equinox)": equinox_mlp,

@@ -1,6 +1,7 @@
 """`python -m tests.sweep`: runs every case and writes docs/API_SWEEP.md; exits with 1 if one fails."""
 
 import math
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from tests.sweep import primitives
 from tests.sweep.check import Outcome, check
 from tests.sweep.table import CASES, MODULES, excluded
 
@@ -17,7 +19,9 @@ HEAD = """# Every public function
 Written by `python -m tests.sweep` with JAX {version}; `tests/test_sweep.py` runs the same checks. Each function is compared
 with its float result twice: alone, and applied to a product of eight-bit factors that is exact, so that it meets codes. Where
 nothing beside that product is quantized, the result must be the same (every bit where the function has no site at all, else
-within float32's rounding); functions with sites of their own must keep 30 dB. Structure, shapes and dtypes must agree.
+within float32's rounding); functions with sites or eight-bit weights of their own ("eight bits") must keep 30 dB. Structure,
+shapes and dtypes must agree. `jax.scipy` stands for its small submodules: ndimage, integrate, fft, interpolate,
+spatial.transform, cluster.vq, optimize and sparse.linalg.
 
 | module | functions | alone: unchanged | eight bits | after a product: kept | eight bits | failed | excluded |
 |---|---:|---:|---:|---:|---:|---:|---:|
@@ -31,11 +35,16 @@ def run() -> dict[str, Outcome | str]:
         try:
             found[str(case)] = check(case)
         except Exception as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            found[str(case)] = f"{type(error).__name__}: {' / '.join(lines[:4])[:300]}"
+            found[str(case)] = f"{type(error).__name__}: {_told(error)}"
         if index % 50 == 49:
             jax.clear_caches()
     return found
+
+
+def _told(error: Exception) -> str:
+    """The first lines of an error's text, without places on this machine's disk."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"(/[^\s/:]+){2,}", "...", " / ".join(lines[:3]))[:160]
 
 
 def summary(found: dict[str, Outcome | str]) -> list[str]:
@@ -69,8 +78,8 @@ def details(found: dict[str, Outcome | str]) -> list[str]:
         if bad
         else ["", "Nothing failed."]
     )
-    lines += ["", "## Excluded"]
-    for module in MODULES:
+    lines += [*_primitives(), "", "## Excluded"]
+    for module in filter(excluded, MODULES):
         reasons: dict[str, list[str]] = {}
         for name, reason in sorted(excluded(module).items()):
             reasons.setdefault(reason, []).append(name)
@@ -80,6 +89,27 @@ def details(found: dict[str, Outcome | str]) -> list[str]:
             "",
             *(f"- {reason}: {', '.join(names)}" for reason, names in reasons.items()),
         ]
+    return lines
+
+
+def _primitives() -> list[str]:
+    """What the evaluator does with every primitive of JAX, and which of them the functions above are made of."""
+    known, run = primitives.public(), primitives.run_by(CASES)
+    lines = [
+        "",
+        "## Primitives",
+        "",
+        f"JAX gives out {len(known)} primitives. The functions above, traced, hold {len(run & known)} of them and "
+        f"{len(run - known)} others. A primitive has a rule, or is entered (its function is evaluated by the same rules), or "
+        "falls back: its equation is evaluated in float with all its parameters, whatever it is, and the Plan records it where "
+        "codes are decoded for it.",
+        "",
+    ]
+    for kind in ("rule", "entered", "fallback"):
+        names = sorted(n for n in known | run if primitives.treatment(n) == kind)
+        lines.append(f"- {kind} ({len(names)}): {', '.join(names)}")
+    lines += ["", "Not in any of these functions:", ""]
+    lines += [f"- {reason}: {', '.join(names.split())}" for reason, names in primitives.NOT_RUN.items()]
     return lines
 
 

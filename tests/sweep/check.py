@@ -22,7 +22,7 @@ ROUNDING = 2.0**-17
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a case: how many of its sites ran in eight bits, alone and after a product, and the error in dB."""
+    """What became of a case: how many of its sites read codes, alone and after a product, and the error in dB."""
 
     alone: int
     after: int
@@ -42,11 +42,11 @@ def check(case: Case) -> Outcome:
 
 
 def _compare(function: Any, x: jax.Array, known: int) -> tuple[int, float]:
-    """(sites in eight bits beside the known exact one, SQNR)."""
+    """(sites in eight bits or with eight-bit weights, beside the known exact one; SQNR)."""
     expected = jax.jit(lambda a: function(a))(x)
     found = jax.jit(q8.quantize(lambda a: function(a), ALWAYS))(x)
     plan = q8.explain(lambda a: function(a), x, config=ALWAYS)
-    count = sum(s.eight_bit for s in plan.sites) - known
+    count = sum(s.eight_bit or bool(s.weights) for s in plan.sites) - known
     _same_form(expected, found)
     pairs = [
         (_numbers(e), _numbers(f))

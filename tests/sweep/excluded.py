@@ -39,7 +39,10 @@ EXCLUDED = {
         "communicates between several devices": "pbroadcast pcast precv psend ragged_all_to_all",
         "needs a mesh around it: tests/test_composition_devices.py": "with_sharding_constraint",
     },
+    "jax.lax.linalg": {TYPE: "EigImplementation EighImplementation SvdAlgorithm"},
     "jax.nn": {SCALED: "get_scaled_dot_general_config scaled_dot_general scaled_matmul"},
+    "jax.image": {TYPE: "ResizeMethod"},
+    "jax.scipy": {TYPE: "optimize.OptimizeResults"},
     "jax.scipy.special": {"integer orders only, in x64 mode": "sph_harm_y"},
     "flax.linen": {
         TYPE: """DenyList FrozenDict LogicallyPartitioned Module Partitioned RNNCellBase Variable""",

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.lax import linalg
 
 from tests.sweep.data import D, images, integers, positive, probability, regular, unit
 
@@ -86,7 +87,7 @@ LAX = (
     (lambda f, x: f(x, D.n[:3, None], jnp.sin, INTO_ROWS, update_shape=(3, 8)), "scatter_apply"),
     (lambda f, x: f(x, (0,)), "reduce_max reduce_min reduce_prod reduce_sum"),
     (lambda f, x: f(x > 0, (0,)), "reduce_and reduce_or reduce_xor"),
-    (lambda f, x: f(x, 0.0, lax.add, (1,)), "reduce"),
+    (lambda f, x: f(x, 0.0, lambda a, b: lax.add(a, b), (1,)), "reduce"),
     (lambda f, x: f(x, -jnp.inf, lax.max, (2, 2), (2, 2), "VALID"), "reduce_window"),
     (lambda f, x: f(jnp.add, x), "associative_scan"),
     (lambda f, x: f(lambda c, r: (c + r, c * r), x[0], x), "scan"),
@@ -140,6 +141,19 @@ LAX = (
     (lambda f, x: x + f((8, 8), 2.0), "full"),
     (lambda f, x: x + f(jnp.float32, (8, 8), 0), "broadcasted_iota"),
     (lambda f, x: f(x, 2.0), "full_like"),
+)
+
+LINALG = (
+    (lambda f, x: f(regular(x)), "cholesky eigh hessenberg lu qdwh qr schur svd"),
+    (lambda f, x: jnp.sort(jnp.abs(f(regular(x))[0])), "eig"),
+    (lambda f, x: f(linalg.cholesky(regular(x)), x[0]), "cholesky_update"),
+    (lambda f, x: f(*linalg.hessenberg(regular(x))), "householder_product"),
+    (lambda f, x: f(*linalg.hessenberg(regular(x)), D.y), "ormqr"),
+    (lambda f, x: f(linalg.lu(regular(x))[1], 8), "lu_pivots_to_permutation"),
+    (lambda f, x: f(x, D.y), "symmetric_product"),
+    (lambda f, x: f(regular(x), D.y), "triangular_solve"),
+    (lambda f, x: f(regular(x)), "tridiagonal"),
+    (lambda f, x: f(D.v.at[0].set(0), 4 + positive(x[0]), D.v.at[-1].set(0), D.y), "tridiagonal_solve"),
 )
 
 NN = (

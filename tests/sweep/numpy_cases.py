@@ -1,8 +1,8 @@
-"""How to call each function of `jax.numpy`, `jax.numpy.linalg` and `jax.numpy.fft`: ``(call, names)``; `x` is (8, 8)."""
+"""How to call each function of `jax.numpy`, its submodules, `jax.image` and `jax.ops`: ``(call, names)``; `x` is (8, 8)."""
 
 import jax.numpy as jnp
 
-from tests.sweep.data import D, integers, positive, probability, regular, unit
+from tests.sweep.data import D, images, integers, positive, regular, unit
 
 NUMPY = (
     (
@@ -128,25 +128,12 @@ FFT = (
     (lambda f, x: x[:, :5] * f(8), "rfftfreq"),
 )
 
-SPECIAL = (
+IMAGE = (
+    (lambda f, x: f(images(x), (1, 8, 6, 4), "bilinear"), "resize"),
     (
-        lambda f, x: f(x),
-        """dawsn erf erfc erfcx expi expit fresnel gammasgn i0 i0e i1 i1e log_ndtr log_softmax logsumexp ndtr
-        sici entr softmax wofz""",
+        lambda f, x: f(images(x), (1, 8, 6, 4), (1, 2), D.v[:2] + 3, D.v[2:4], "bilinear"),
+        "scale_and_translate",
     ),
-    (lambda f, x: f(positive(x)), "digamma gamma gammaln loggamma exp1 factorial spence"),
-    (lambda f, x: f(unit(x)), "erfinv"),
-    (lambda f, x: f(probability(x)), "logit ndtri"),
-    (
-        lambda f, x: f(positive(x), positive(D.y)),
-        "beta betaln boxcox boxcox1p gammainc gammaincc kl_div rel_entr xlog1py xlogy poch",
-    ),
-    (lambda f, x: f(positive(x), positive(D.y), probability(x)), "betainc hyp1f1"),
-    (lambda f, x: f(positive(x) + 1, positive(D.y)), "zeta comb"),
-    (lambda f, x: f(2, positive(x)), "expn polygamma"),
-    (lambda f, x: f(positive(x) + 2, 2), "multigammaln"),
-    (lambda f, x: f(1.5, 2.5, 3.5, probability(x)), "hyp2f1"),
-    (lambda f, x: f(x, D.y), "owens_t"),
-    (lambda f, x: f(positive(x), v=3), "bessel_jn"),
-    (lambda f, x: x * f(7), "bernoulli"),
 )
+
+OPS = ((lambda f, x: f(x, D.n // 2, num_segments=4), "segment_max segment_min segment_prod segment_sum"),)
