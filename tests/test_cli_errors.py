@@ -125,7 +125,9 @@ def test_files_that_are_damaged(at, fails):
         "run net.py:load --params what.bin --input x.npy", "what.bin: unknown kind of weights; known are .q8"
     )
     fails("inspect none.q8", "none.q8: no such file or folder; check the path")
-    fails("run net.q8 --input x.npy", "net.q8 holds weights alone; name the model, as MODULE:FUNCTION", status=2)
+    fails(
+        "run net.q8 --input x.npy", "net.q8 holds weights alone; name the model, as MODULE:FUNCTION", status=2
+    )
 
 
 def test_models_that_are_none(at, fails):
