@@ -1,4 +1,4 @@
-"""Rows with scales of their own: the right numbers, whatever follows the product, and no array of scales as large as the result."""
+"""Rows with scales of their own: right numbers whatever follows the product, and no array of scales as large as the result."""
 
 from __future__ import annotations
 
@@ -119,7 +119,9 @@ def test_attention_over_sentences_in_float():
     np.testing.assert_allclose(fn(q, k, v), off(q, k, v), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "wide"), [("avx512_vnni", True), ("amx", True), ("avx2", False), ("arm", False)])
+@pytest.mark.parametrize(
+    ("name", "wide"), [("avx512_vnni", True), ("amx", True), ("avx2", False), ("arm", False)]
+)
 def test_compiler_options_follow_the_processor(name, wide, monkeypatch):
     monkeypatch.setenv(processor.VARIABLE, name)
     processor.capability.cache_clear()
