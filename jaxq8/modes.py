@@ -42,9 +42,11 @@ def finish(ctx: Context, result: Value) -> Value:
 
 def better_float(ctx: Context, operands: Sequence[Value]) -> Array | None:
     """A depthwise convolution or a large batched product in the form that XLA:CPU runs fastest."""
+    if ctx.eqn.primitive not in (primitives.dot_general_p, primitives.conv_general_dilated_p):
+        return None
     params = ctx.eqn.params
     x, w = (to_real(v) for v in operands)
-    if ctx.eqn.primitive is not primitives.conv_general_dilated_p:
+    if ctx.eqn.primitive is primitives.dot_general_p:
         pays = float_forms.batched_pays(params, x, w, ctx.eqn.outvars[0].aval.shape)
         return Array(float_forms.batched_dot(params, x, w)) if pays else None
     plain = params["batch_group_count"] == 1 and x.dtype == w.dtype == jnp.float32
