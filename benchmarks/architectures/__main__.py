@@ -29,7 +29,8 @@ Written by `python -m benchmarks.architectures` (packages: benchmarks/architectu
 Architectures come from the packages as they are, in small configurations or at 96 x 96 pixels; weights are random (batch norm
 has the statistics of eight images under them), so SQNR (dynamic ranges, default `Config()`, against float32) says what the
 arithmetic loses, not what a trained model would. Deep nets of depthwise convolutions with such weights amplify every
-disturbance: noise 40 dB below the image leaves 5.7 dB at the output of MobileNet (keras) in float32.
+disturbance: noise 40 dB below the image leaves 5.7 dB at the output of MobileNet (keras) in float32, and MobileNetV3Small falls
+from 31.7 to -18.4 dB with statistics of eight images.
 "attention" is the share with `Config(attention=True)`. "compile" is lowering and compiling in eight bits over the same in
 float, each once. What stays float and why is the Plan's own reason (`Reason`): ATTENTION is a product of two activations,
 NOT_FASTER a shape where float is faster. T5 and LongT5 of transformers are left out: their code does not run with this JAX.
