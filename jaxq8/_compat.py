@@ -35,6 +35,7 @@ __all__ = [
     "stored",
     "trace",
     "user_source",
+    "without_source_lines",
 ]
 
 
@@ -78,6 +79,18 @@ def user_source(eqn: Any) -> Iterator[None]:
     """Errors and lowered operations of the block name the user's line that made the equation."""
     with _source_info.user_context(eqn.source_info.traceback, name_stack=eqn.source_info.name_stack):
         yield
+
+
+@contextmanager
+def without_source_lines() -> Iterator[None]:
+    """Programs that are lowered in the block name no files: neither folders of this machine nor the model's code."""
+    option = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, option)
+    jax.config.update(option, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def trace(function: Any, arguments: Sequence[Any]) -> Any:

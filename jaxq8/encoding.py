@@ -107,9 +107,9 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
     if measured:
         # Or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
         scale, zero_point = stored((scale, zero_point))
-    codes = _apply(value, scale, zero_point, how)
-    if not measured:
-        scale = _unless_nan(scale, [value], keep, how)
+    codes, vectors = _apply(value, scale, zero_point, how)
+    if not measured and not how.saturate:
+        scale = _unless_nan(scale, _witness(value, vectors, keep))
     return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, dtype)
 
 
@@ -146,8 +146,10 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
     rank = (1,) * len(values[0].shape)
     scale, zero_point = scale.reshape(rank), zero_point.reshape(rank)
     parts = [_apply(_as_accumulator(v), scale, zero_point, how) for v in values]
-    joined = jnp.concatenate(parts, axis=dimension)
-    scale = _unless_nan(scale, values, (), how)
+    joined = jnp.concatenate([codes for codes, _ in parts], axis=dimension)
+    if not how.saturate:
+        for value, (_, vectors) in zip(values, parts, strict=True):
+            scale = _unless_nan(scale, _witness(value, vectors, ()))
     return QTensor(joined, scale, zero_point, how.spec.bits, how.spec.is_symmetric, np.dtype(values[0].dtype))
 
 
@@ -321,47 +323,57 @@ def _checked_scale(value: Array | Accumulator, scale: jax.Array, how: Encoding) 
     return jnp.where(jnp.isfinite(jnp.sum(to_real(value) * 0, axis=shared, keepdims=True)), scale, jnp.nan)
 
 
-def _unless_nan(scale: jax.Array, values: Sequence[Value], keep: tuple[int, ...], how: Encoding) -> jax.Array:
-    """`scale`, or NaN where the values are NaN because codes that they come from have NaN as their scale.
+def _unless_nan(scale: jax.Array, witness: jax.Array | None) -> jax.Array:
+    """`scale`, or NaN where the witness is NaN.
 
-    With a known range nobody looks at the data, and the codes of NaN are numbers. NaN that comes with a scale is in every
-    element under that scale, so the first one tells. Of data that is computed for this reader alone (a smooth activation) one
-    element would be a second reader, for which XLA puts all of it into memory: it is not asked.
+    With a known range nobody looks at the data, and the codes of NaN are numbers.
     """
-    for value in values:
-        asked = not isinstance(value, Array) or not value.stored
-        if asked and not how.saturate and 0 not in value.shape:
-            scale = jnp.where(jnp.isnan(_first(value, keep)), jnp.nan, scale)
-    return scale
+    return scale if witness is None else jnp.where(jnp.isnan(witness), jnp.nan, scale)
 
 
-def _first(value: Value, keep: tuple[int, ...]) -> jax.Array:
-    """A real number of each slice along the axes `keep`: the first, as far as NaN is concerned."""
+def _witness(value: Value, vectors: tuple[jax.Array, ...], keep: tuple[int, ...]) -> jax.Array | None:
+    """A number of each slice along the axes `keep` that is NaN if NaN came with the scales under which the value stands.
 
-    def cut(a: Any) -> Any:
+    NaN that comes with a scale is in every element under that scale, so the first one tells. Vectors that the codes were
+    computed with are in memory: of others XLA would follow the NaN back through all sites before, in every loop. Of an array
+    that is computed for this reader alone (a smooth activation) one element would be a second reader, for which XLA puts
+    all of it into memory: it is not asked.
+    """
+
+    def first(a: Any) -> Any:
         return a[tuple(slice(None) if axis in keep else slice(1) for axis in range(a.ndim))]
 
-    if isinstance(value, Accumulator):
-        return sum(map(cut, value.smalls.values()), start=jnp.float32(0))
-    return cut(value.scale) if isinstance(value, QTensor) else cut(to_real(value))
+    if 0 in value.shape:
+        return None
+    if isinstance(value, Array):
+        return None if value.stored else stored(first(to_real(value)))
+    return sum(map(first, vectors), start=jnp.float32(0))
 
 
-def _apply(value: Array | Accumulator, scale: jax.Array, zero_point: jax.Array, how: Encoding) -> jax.Array:
-    """round(value / scale) + zero_point in one elementwise pass, the value's own clips folded into the code's bounds."""
+def _apply(
+    value: Array | Accumulator, scale: jax.Array, zero_point: jax.Array, how: Encoding
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """round(value / scale) + zero_point in one elementwise pass, the value's own clips folded into the code's bounds.
+
+    Returns:
+      The codes, and the small arrays that they were computed with, if the value is an accumulator.
+    """
     zero = zero_point.astype(jnp.float32)
     spec = how.spec
     low, high = float(spec.qmin), float(spec.qmax)
     if how.simulate or how.rounding.keyed or how.rounding.joint:
-        return _apply_plainly(value, scale, zero, how)
+        smalls = tuple(value.smalls.values()) if isinstance(value, Accumulator) else ()
+        return _apply_plainly(value, scale, zero, how), smalls
     if isinstance(value, Array):
         multiplier, offset, data = 1.0 / scale, zero, value.array.astype(jnp.float32)
         if how.saturate:
             data = jnp.where(jnp.isnan(data), 0, data)
-        return epilogue.encode(data, multiplier, offset, low, high, spec.storage, _custom(how.rounding))
+        return epilogue.encode(data, multiplier, offset, low, high, spec.storage, _custom(how.rounding)), ()
     multiplier, offset = _in_codes(value, scale, zero)
     lo = low if value.lo == -INF else jnp.maximum(jnp.round(value.lo / scale) + zero, low)
     hi = high if value.hi == INF else jnp.minimum(jnp.round(value.hi / scale) + zero, high)
-    return epilogue.encode(value.values, multiplier, offset, lo, hi, spec.storage, _custom(how.rounding))
+    codes = epilogue.encode(value.values, multiplier, offset, lo, hi, spec.storage, _custom(how.rounding))
+    return codes, (multiplier, offset)
 
 
 def _in_codes(acc: Accumulator, scale: jax.Array, zero: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from jaxq8._compat import InconclusiveSize
+from jaxq8._compat import InconclusiveSize, without_source_lines
 from jaxq8.arguments import path_name
 from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
@@ -70,7 +70,8 @@ def export(
             full[i] = _whole(leaf, parts)
         return quantize(fn, config, ranges=ranges)(jax.tree_util.tree_unflatten(tree, full), *inputs)
 
-    exported, symbolic = _lowered(program, [_parts(v) for v in leaves], inputs, platforms, symbolic_batch)
+    with without_source_lines():
+        exported, symbolic = _lowered(program, [_parts(v) for v in leaves], inputs, platforms, symbolic_batch)
     writer = Writer()
     code = np.frombuffer(exported.serialize(), np.uint8)
     writer.tensors[PROGRAM] = code  # first, so that no leaf takes its name

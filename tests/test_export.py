@@ -62,6 +62,17 @@ def test_symbolic_batch_on_request(tmp_path):
         model(jnp.zeros((7, 32)))
 
 
+def test_no_folder_of_the_writer(tmp_path, monkeypatch):
+    """A program names no files of the machine that wrote it; what is compiled later names lines again."""
+    limit = jax.config.jax_traceback_in_locations_limit
+    exported(tmp_path / "m.q8x", "tiny_cnn")
+    assert b".py" not in (tmp_path / "m.q8x").read_bytes()
+    monkeypatch.setattr(q8.exporting, "_lowered", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError, match="division"):
+        exported(tmp_path / "n.q8x", "tiny_mlp")
+    assert jax.config.jax_traceback_in_locations_limit == limit
+
+
 def test_platforms(tmp_path):
     model, *_ = exported(tmp_path / "m.q8x", "tiny_mlp")
     assert model.platforms == ("cpu", "tpu", "cuda")

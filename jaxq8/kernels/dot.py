@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from jaxq8._compat import stored
 from jaxq8.kernels.barred import is_barred
 from jaxq8.kernels.base import DotForm, Form, certainly_less
 from jaxq8.kernels.processor import mixed_dots_are_fast
@@ -74,8 +73,7 @@ def _signed_and_sums(x: Any, w: Any, transposed: bool) -> tuple[Any, Any]:
 
 
 def _with_ones(x: Any) -> Any:
-    # Stored: in one loop with the concatenation, XLA:CPU decides for every element which part it is in.
-    return jnp.concatenate([stored(x), jnp.ones((1, x.shape[-1]), x.dtype)])
+    return jnp.concatenate([x, jnp.ones((1, x.shape[-1]), x.dtype)])
 
 
 def dot_of_rows(x: Any, w: Any, cpu: Any, transposed: bool = False) -> Any:
