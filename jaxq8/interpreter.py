@@ -28,6 +28,7 @@ import numpy as np
 
 from jaxq8 import encoding
 from jaxq8._compat import Literal, bind, name_stack, source_line, stored, user_source
+from jaxq8.caches import Caches
 from jaxq8.callees import CONTROL, INLINED, callees
 from jaxq8.config import Config, Spec
 from jaxq8.errors import QuantizationError, RuleError
@@ -218,12 +219,18 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], values: Sequence[Value], run: Ru
 
     for variable in jaxpr.invars:
         env[variable] = _settle(env[variable], variable, readers, wanted, run, path)
+    caches = Caches(jaxpr)
     for index, eqn in enumerate(jaxpr.eqns):
         if eqn is None:  # left out of this part
             continue
         here = (*path, index)
         context = Context(run, eqn, here)
-        results = _apply(context, [read(v) for v in eqn.invars])
+        operands = [read(v) for v in eqn.invars]
+        source = caches.source(index)
+        if source is None or not _is_traced(env[source]):
+            results = _apply(context, operands)
+        else:
+            results = _updated(context, operands, caches, env[source])
         for variable, value in zip(eqn.outvars, results, strict=True):
             env[variable] = _settle(value, variable, readers, wanted, run, here, context)
     return [read(v) for v in jaxpr.outvars]
@@ -283,12 +290,25 @@ def _apply(ctx: Context, values: list[Value]) -> list[Value]:
     return results
 
 
+def _is_traced(value: Value) -> bool:
+    """Whether a value is an array that is only known while tracing: with real ones each update would be a copy."""
+    return isinstance(value, Array) and isinstance(value.array, jax.core.Tracer)
+
+
+def _updated(ctx: Context, values: list[Value], caches: Caches, source: Value) -> list[Value]:
+    """Evaluates an update of a slice, or the stack of all slices, as an update of the array that they came from."""
+    eqn = ctx.eqn
+    _record_decoded(ctx, values, Reason.NO_RULE)
+    with user_source(eqn):
+        result = caches.result(ctx.path[-1], eqn, [to_real(v) for v in values], to_real(source))
+    return [Array(result, maker=eqn)]
+
+
 def float_fallback(ctx: Context, values: Sequence[Value], reason: Reason = Reason.NO_RULE) -> list[Value]:
     """Evaluates an equation in float, all parameters kept; records it if eight-bit data is decoded for it."""
     eqn = ctx.eqn
     arrays = [to_real(v) for v in values]
-    if not ctx.quiet and any(is_quantized(v) for v in values):
-        ctx.record(False, reason, shapes=_shapes(eqn))
+    _record_decoded(ctx, values, reason)
     elementwise = eqn.primitive in encoding.ELEMENTWISE
     views = (
         elementwise
@@ -297,6 +317,11 @@ def float_fallback(ctx: Context, values: Sequence[Value], reason: Reason = Reaso
     )
     maker = values[0].maker if moved_only(eqn) and isinstance(values[0], Array) else eqn
     return [Array(a, stored=not views, maker=maker) for a in bind(eqn, arrays)]
+
+
+def _record_decoded(ctx: Context, values: Sequence[Value], reason: Reason) -> None:
+    if not ctx.quiet and any(is_quantized(v) for v in values):
+        ctx.record(False, reason, shapes=_shapes(ctx.eqn))
 
 
 def _is_view(value: Value) -> bool:
