@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq8 import nans
 from jaxq8._compat import primitive_named, stored
 from jaxq8.config import Spec
 from jaxq8.errors import SpecError, TensorError
@@ -17,7 +18,7 @@ from jaxq8.kernels import epilogue
 from jaxq8.qtensor import QTensor, describe, extremes, kept_axes
 from jaxq8.ranges import LearnedRange, Range, affine
 from jaxq8.rounding import Rounding, straight_through
-from jaxq8.values import INF, Accumulator, Array, Broadcast, Value, bounds, decode, is_outer, to_real
+from jaxq8.values import INF, Accumulator, Array, Broadcast, Value, bounds, decode, is_outer, origins, to_real
 
 # Cheap elementwise operations: XLA computes them again in each reader's loop, so their results are views of their inputs.
 ELEMENTWISE = set(
@@ -90,26 +91,25 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
     if isinstance(value, QTensor):
         if _fits(value, how, keep):
             return value
-        value = Array(value.dequantize())
+        value = Array(value.dequantize(), origins=origins(value))
     if how.exact is not False:
         return _exact(value, how, keep)
     if isinstance(how.fixed, LearnedRange):
         return _learned(value, how, how.fixed)
     if isinstance(value, Broadcast):
-        value = Array(to_real(value))
+        value = Array(to_real(value), origins=origins(value))
     dtype, measured = np.dtype(value.dtype), INF in map(abs, _known_range(value, how))
     if measured:
         value = _ready_to_measure(value, keep)
     minimum, maximum = _range_of(value, how, keep)
     how = dataclasses.replace(how, spec=_spec_for(how, [_known_range(value, how)[0]]))
     scale, zero_point = affine(minimum, maximum, how.spec, how.rounding)
-    scale = _checked_scale(value, scale, how)
     if measured:
         # Or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
-        scale, zero_point = stored((scale, zero_point))
+        scale, zero_point = stored((_checked_scale(value, scale, keep, how), zero_point))
     codes, vectors = _apply(value, scale, zero_point, how)
     if not measured and not how.saturate:
-        scale = _unless_nan(scale, _witness(value, vectors, keep))
+        scale = nans.poisoned(scale, _witness(value, vectors, keep))
     return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, dtype)
 
 
@@ -120,7 +120,7 @@ def _ready_to_measure(value: Array | Accumulator, keep: tuple[int, ...]) -> Arra
     `_accumulated_range` reduces these.
     """
     if isinstance(value, Accumulator) and (keep or not _per_channel(value)):
-        return Array(stored(decode(value)), value.lo, value.hi)
+        return Array(stored(decode(value)), value.lo, value.hi, origins=origins(value))
     if isinstance(value, Array) and not value.stored:
         return dataclasses.replace(value, array=stored(value.array), stored=True)
     return value
@@ -149,7 +149,7 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
     joined = jnp.concatenate([codes for codes, _ in parts], axis=dimension)
     if not how.saturate:
         for value, (_, vectors) in zip(values, parts, strict=True):
-            scale = _unless_nan(scale, _witness(value, vectors, ()))
+            scale = nans.poisoned(scale, _witness(_as_accumulator(value), vectors, ()))
     return QTensor(joined, scale, zero_point, how.spec.bits, how.spec.is_symmetric, np.dtype(values[0].dtype))
 
 
@@ -309,45 +309,20 @@ def _measured(
     return jnp.min(stored(jnp.min(rows, axis=0))), jnp.max(stored(jnp.max(rows, axis=0)))
 
 
-def _checked_scale(value: Array | Accumulator, scale: jax.Array, how: Encoding) -> jax.Array:
-    """An argument that holds NaN or infinity must not become finite codes.
-
-    With a given range nobody looks at the data, and XLA:CPU's minimum and maximum may pass over NaN.
-    """
+def _checked_scale(
+    value: Array | Accumulator, scale: jax.Array, keep: tuple[int, ...], how: Encoding
+) -> jax.Array:
+    """An argument that holds NaN or infinity must not become finite codes: XLA:CPU's extremes may pass over NaN."""
     unchecked = isinstance(value, Array) and value.argument and not how.saturate
-    if not unchecked:
-        return scale
-    shared = tuple(
-        a for a, n in enumerate(scale.shape) if n == 1
-    )  # a bad row leaves the scales of other rows alone
-    return jnp.where(jnp.isfinite(jnp.sum(to_real(value) * 0, axis=shared, keepdims=True)), scale, jnp.nan)
+    return nans.poisoned(scale, nans.in_data(to_real(value), keep)) if unchecked else scale
 
 
-def _unless_nan(scale: jax.Array, witness: jax.Array | None) -> jax.Array:
-    """`scale`, or NaN where the witness is NaN.
-
-    With a known range nobody looks at the data, and the codes of NaN are numbers.
-    """
-    return scale if witness is None else jnp.where(jnp.isnan(witness), jnp.nan, scale)
-
-
-def _witness(value: Value, vectors: tuple[jax.Array, ...], keep: tuple[int, ...]) -> jax.Array | None:
-    """A number of each slice along the axes `keep` that is NaN if NaN came with the scales under which the value stands.
-
-    NaN that comes with a scale is in every element under that scale, so the first one tells. Vectors that the codes were
-    computed with are in memory: of others XLA would follow the NaN back through all sites before, in every loop. Of an array
-    that is computed for this reader alone (a smooth activation) one element would be a second reader, for which XLA puts
-    all of it into memory: it is not asked.
-    """
-
-    def first(a: Any) -> Any:
-        return a[tuple(slice(None) if axis in keep else slice(1) for axis in range(a.ndim))]
-
-    if 0 in value.shape:
-        return None
-    if isinstance(value, Array):
-        return None if value.stored else stored(first(to_real(value)))
-    return sum(map(first, vectors), start=jnp.float32(0))
+def _witness(
+    value: Array | Accumulator, vectors: tuple[jax.Array, ...], keep: tuple[int, ...]
+) -> jax.Array | None:
+    """NaN where the value is, though its range is known."""
+    found = nans.behind(value, keep) if isinstance(value, Array) else nans.accumulated(value, vectors, keep)
+    return None if found is None else jax.lax.stop_gradient(found)
 
 
 def _apply(

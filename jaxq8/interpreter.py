@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8 import encoding
+from jaxq8 import encoding, nans
 from jaxq8._compat import Literal, bind, name_stack, source_line, stored, user_source
 from jaxq8.caches import Caches
 from jaxq8.callees import CONTROL, INLINED, callees
@@ -39,7 +39,7 @@ from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Ranges
 from jaxq8.rounding import get_rounding
 from jaxq8.sites import Analysis, Path, Site, moved_only, operation
-from jaxq8.values import Accumulator, Array, Value, is_quantized, to_real
+from jaxq8.values import Accumulator, Array, Broadcast, Value, is_quantized, to_real
 
 # ``rule(ctx, *values, **params) -> Value``, a list of them for a primitive with several results, or NotImplemented.
 Rule = Callable[..., Any]
@@ -279,7 +279,7 @@ def _apply(ctx: Context, values: list[Value]) -> list[Value]:
         except QuantizationError as error:
             raise _located(error, ctx) from error
         if result is NotImplemented:
-            return float_fallback(ctx, values)
+            return [_with_origins(eqn, values, r) for r in float_fallback(ctx, values)]
     results = list(result) if eqn.primitive.multiple_results else [result]
     for value, variable in zip(results, eqn.outvars, strict=True):
         if tuple(value.shape) != tuple(variable.aval.shape):
@@ -287,7 +287,15 @@ def _apply(ctx: Context, values: list[Value]) -> list[Value]:
                 f"the rule {_where(function)} for {eqn.primitive} returned shape {tuple(value.shape)} at {ctx.site.name}; "
                 f"the equation has {tuple(variable.aval.shape)}"
             )
-    return results
+    return [_with_origins(ctx.eqn, values, result) for result in results]
+
+
+def _with_origins(eqn: Any, operands: Sequence[Value], result: Value) -> Value:
+    """A float result with what is known of NaN in it: see `jaxq8.nans`."""
+    if not isinstance(result, Array | Broadcast) or eqn.primitive in INLINED:
+        return result
+    data = result.small if isinstance(result, Broadcast) else result.array
+    return dataclasses.replace(result, origins=nans.inherited(eqn.primitive, operands, data))
 
 
 def _is_traced(value: Value) -> bool:

@@ -181,7 +181,8 @@ class Call:
         run = Run(config, ranges, analysis, recorder, repeats=repeats, probe=probe or Probe(), exact=exact)
         inputs = [*self.consts, *leaves]
         encoded = inputs if exact else weights.encode_leaves(inputs, analysis, config, len(self.consts))
-        values = [_value(x, i >= len(self.consts)) for i, x in enumerate(encoded)]
+        data = [*(False for _ in self.consts), *(not weight for weight in self.arguments.weights)]
+        values = [_value(x, i >= len(self.consts), data[i]) for i, x in enumerate(encoded)]
         outputs = evaluate(self.as_inputs, (), values, run, ())
         return [
             jnp.asarray(to_real(v), a.aval.dtype) for v, a in zip(outputs, self.jaxpr.outvars, strict=True)
@@ -258,12 +259,13 @@ def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
 
 
-def _value(x: Any, argument: bool) -> Value:
+def _value(x: Any, argument: bool, data: bool) -> Value:
+    """What an input is for the evaluator; `data` may hold NaN, weights were looked at where that is possible."""
     if (
         isinstance(x, QTensor) and x.is_grouped
     ):  # no rule moves such scales: decoded once, where the function begins
-        return Array(x.dequantize())
-    return x if isinstance(x, QTensor) else Array(x, argument=argument)
+        return Array(x.dequantize(), origins=())
+    return x if isinstance(x, QTensor) else Array(x, argument=argument, origins=None if data else ())
 
 
 def _range_names(analysis: Analysis) -> set[str]:

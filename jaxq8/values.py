@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,13 @@ from jaxq8.qtensor import QTensor
 from jaxq8.rounding import straight_through
 
 INF = math.inf
+
+
+class Origin(NamedTuple):
+    """An array with NaN in it if NaN of the data has come into a value: a scale, or numbers, infinite ones among them."""
+
+    array: Any
+    is_data: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +44,7 @@ class Array:
       argument: It is an argument of the function, unchanged but for layout: its data was never checked for NaN.
       codes: The same values as codes, where a reader needed them (an array is never encoded twice).
       maker: The equation that made it; None for arguments, constants and what comes out of control flow.
+      origins: Where NaN in it comes from; None for itself: NaN must be looked for in its own numbers.
     """
 
     array: Any
@@ -46,6 +54,7 @@ class Array:
     argument: bool = False
     codes: QTensor | None = None
     maker: Any = None
+    origins: tuple[Origin, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,10 +67,11 @@ class Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Broadcast:
-    """`small` (same rank, 1 on broadcast axes) standing for an array of `shape`."""
+    """`small` (same rank, 1 on broadcast axes) standing for an array of `shape`; `origins` as of an `Array`."""
 
     small: Any
     shape: tuple[int, ...]
+    origins: tuple[Origin, ...] | None = None
 
     @property
     def dtype(self) -> Any:
@@ -135,6 +145,22 @@ def decode(acc: Accumulator) -> jax.Array:
     clipped = jnp.maximum(real, jnp.float32(acc.lo)) if acc.lo > -INF else real
     clipped = jnp.minimum(clipped, jnp.float32(acc.hi)) if acc.hi < INF else clipped
     return straight_through(real, clipped) if acc.straight else clipped
+
+
+def origins(value: Value) -> tuple[Origin, ...]:
+    """Where NaN in a value comes from.
+
+    NaN of the data is NaN in the scale of the codes that were made of them. NaN that float arithmetic makes of finite numbers
+    later on is in no scale.
+    """
+    if isinstance(value, QTensor):
+        return (Origin(value.scale),)
+    if isinstance(value, Accumulator):
+        return tuple(map(Origin, value.smalls.values()))
+    data = value.small if isinstance(value, Broadcast) else value.array
+    if isinstance(data, np.ndarray | np.generic) or not jnp.issubdtype(value.dtype, jnp.inexact):
+        return ()
+    return (Origin(data, is_data=True),) if value.origins is None else value.origins
 
 
 def bounds(value: Value) -> tuple[float, float]:

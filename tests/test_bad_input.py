@@ -91,6 +91,61 @@ def test_bad_numbers_pass_ranges_that_are_known(activation, static, bad):
         assert np.isnan(found[0]).all()
 
 
+def normed(h):
+    h = h - h.mean(-1, keepdims=True)
+    return h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6)
+
+
+BETWEEN = {
+    "norm": normed, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "silu": jax.nn.silu, "softmax": jax.nn.softmax,
+    "leaky": jax.nn.leaky_relu, "half": lambda h: h[:, :8], "masked": lambda h: jnp.where(X > 9, 0, h),
+    "sum": lambda h: sum((jnp.sin(h * i) for i in range(9)), h),
+    "loop": lambda h: jax.lax.fori_loop(0, 2, lambda _, c: c * 0.5, h),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_bad_numbers_pass_whatever_stands_between_two_sites(between, bad):
+    """With every choice of the sites whose range is given, also where the others have a range for each row."""
+
+    def fn(v, x):
+        h = BETWEEN[between](dense({"w": v["a"]}, x * 0.5 - 0.25))
+        return dense({"w": v["b"][: h.shape[-1]]}, h)
+
+    width = X.shape[-1]
+    v = {"a": normal(width, width), "b": normal(width, 8)}
+    ranges = q8.calibrate(fn, v, [X], config=ALWAYS, progress=False)
+    assert len(ranges) == 2
+    broken = X.at[2, 5].set(bad)
+    for names in ([], *([name] for name in ranges), list(ranges)):
+        fast = jax.jit(q8.quantize(fn, ALWAYS, ranges={name: ranges[name] for name in names}))
+        assert np.isfinite(fast(v, X)).all()
+        found = np.asarray(fast(v, broken))
+        assert np.isnan(found[2]).all(), names
+        if not names:
+            assert np.isfinite(np.delete(found, 2, 0)).all()
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_numbers_that_the_function_takes_out_are_not_looked_for(static):
+    """A mask of minus infinity, and NaN that is replaced."""
+
+    def fn(v, x, mask):
+        weights = jax.nn.softmax(dense({"w": v["a"]}, jnp.where(jnp.isnan(x), 0, x)) + mask)
+        return dense({"w": v["b"]}, weights)
+
+    width = X.shape[-1]
+    v = {"a": normal(width, width), "b": normal(width, 8)}
+    mask = jnp.where(jnp.arange(width) < 5, 0, -jnp.inf)
+    broken = X.at[2, 5].set(np.nan)
+    ranges = q8.calibrate(fn, v, [(X, mask)], config=ALWAYS, progress=False) if static else None
+    found = jax.jit(q8.quantize(fn, ALWAYS, ranges=ranges))(v, broken, mask)
+    expected = fn(v, broken, mask)
+    assert np.isfinite(found).all()
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["none", "static"])
 def test_saturation_gives_finite_results(bad, where):

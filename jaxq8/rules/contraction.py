@@ -241,7 +241,7 @@ def accumulate(
         raw, sums = run_with_sums(kernel, form, codes, wx, border)
     values = layout.result(raw)
     rows, scale = layout.row_scale(x.scale), layout.channel_scale(w.scale)
-    if not is_outer(rows, scale):
+    if all(n == 1 for n in jnp.shape(rows)):
         rows, scale = None, rows * scale
     offset = jnp.zeros((1,) * values.ndim, jnp.float32)
     if not w.symmetric:
