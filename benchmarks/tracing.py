@@ -2,15 +2,19 @@
 
 Targets: tracing at most three times `jax.make_jaxpr` of the float function plus a second for every thousand equations;
 compilation (lowering and XLA) at most twice that of float. Every figure is the least of several rounds.
+
+``python -m benchmarks.tracing resnet50 bert_base``: the steps of compiling models of the zoo, in float and in eight bits.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import dataclasses
+import itertools
 import pstats
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +23,7 @@ import jax.numpy as jnp
 import jaxq8 as q8
 from jaxq8._compat import open_jaxpr
 from jaxq8.callees import callees
+from tests.zoo import ZOO
 from tests.zoo.cnn import ResNet
 from tests.zoo.transformer import Encoder
 
@@ -74,6 +79,58 @@ def measure(name: str, rounds: int, compile_too: bool) -> list[str]:
     return lines
 
 
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Seconds of processor time (of all cores together) for each step of a compilation, and by the clock for all of them."""
+
+    trace: float
+    lower: float
+    compile: float
+    clock: float
+
+    @property
+    def processor(self) -> float:
+        """All steps together."""
+        return self.trace + self.lower + self.compile
+
+
+def steps(rounds: int, function: Callable[..., Any], arguments: Any, options: Any = None) -> Steps:
+    """The steps of compiling a function, of the round that took the least processor time; JAX remembers none of them."""
+    found = []
+    for _ in range(rounds):
+        jax.clear_caches()
+        jitted, clock = jax.jit(lambda *a: function(*a), compiler_options=options), time.perf_counter()
+        times = [time.process_time()]
+        traced = jitted.trace(*arguments)
+        times.append(time.process_time())
+        lowered = traced.lower()
+        times.append(time.process_time())
+        lowered.compile()
+        times.append(time.process_time())
+        trace, lower, optimise = (later - earlier for earlier, later in itertools.pairwise(times))
+        found.append(Steps(trace, lower, optimise, time.perf_counter() - clock))
+    return min(found, key=lambda s: s.processor)
+
+
+def compare(name: str, rounds: int) -> list[str]:
+    """The lines of one model of the zoo."""
+    apply, variables, inputs = ZOO[name].build(jax.random.key(0), 1)
+    arguments, fast = (variables, *inputs), q8.compiler_options()
+    static = q8.quantize(apply, ranges=q8.calibrate(apply, variables, [inputs]))
+    forms = {
+        "float": steps(rounds, apply, arguments),
+        "dynamic": steps(rounds, q8.quantize(apply), arguments, fast),
+        "static": steps(rounds, static, arguments, fast),
+    }
+    lines = [f"{name}: seconds of processor time  trace   lower compile   all (times float)   by the clock"]
+    for form, found in forms.items():
+        lines.append(
+            f"  {form:10s}{found.trace:26.2f} {found.lower:7.2f} {found.compile:7.2f} {found.processor:6.2f}"
+            f" ({found.processor / forms['float'].processor:5.1f}x) {found.clock:15.2f}"
+        )
+    return lines
+
+
 def profile(name: str) -> None:
     """Prints where tracing spends its time."""
     module, inputs = MODELS[name]
@@ -83,13 +140,29 @@ def profile(name: str) -> None:
     pstats.Stats(profiler).sort_stats("cumulative").print_stats("jaxq8/", 40)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks.tracing", description=__doc__)
-    options.add_argument("--rounds", type=int, default=2)
-    options.add_argument("--no-compile", action="store_true", help="measure tracing alone")
-    options.add_argument("--profile", action="store_true", help="show where tracing spends its time instead")
-    chosen = options.parse_args()
-    for name in MODELS:
+    options.add_argument(
+        "models", nargs="*", metavar="MODEL",
+        help="models of tests/zoo: processor time to trace, lower and compile each in float, with dynamic and with static "
+        "ranges; without a name, the two deep nets",
+    )  # fmt: skip
+    options.add_argument(
+        "--rounds", type=int, default=2, help="the fastest of so many is printed (default 2)"
+    )
+    options.add_argument(
+        "--no-compile", action="store_true", help="measure tracing alone (the two deep nets)"
+    )
+    options.add_argument(
+        "--profile", action="store_true", help="show where tracing the two deep nets spends its time instead"
+    )
+    chosen = options.parse_args(arguments)
+    unknown = [name for name in chosen.models if name not in ZOO]
+    if unknown:
+        options.error(f"no model is named {', '.join(unknown)}; there are {', '.join(ZOO)}")
+    for name in chosen.models:
+        print(*compare(name, chosen.rounds), sep="\n", flush=True)
+    for name in () if chosen.models else MODELS:
         if chosen.profile:
             profile(name)
         else:

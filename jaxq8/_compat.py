@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import core as _core
 from jax.extend import source_info_util as _source_info
@@ -29,6 +30,7 @@ __all__ = [
     "bind",
     "name_stack",
     "open_jaxpr",
+    "parameter",
     "primitive_named",
     "primitives",
     "source_line",
@@ -111,6 +113,18 @@ def stored(x: Any) -> Any:
     """
     with set_xla_metadata(inlineable="false"):
         return _identity(x)
+
+
+def parameter(number: Any) -> Any:
+    """A number that is known while tracing, as an array of one element that the compiled program reads from memory.
+
+    XLA writes scalar constants into the loops that use them: loops of two layers then differ by a number alone, and each is
+    compiled for itself (10 to 80 ms). Arrays of constants stay outside, so that equal loops are compiled once; the barrier
+    keeps the element from being taken out of the array before loops are made. Of equal elements XLA makes a scalar.
+    """
+    number = np.asarray(number)
+    pair = np.array([number.item(), 1 if number == 0 else 0], number.dtype)
+    return jax.lax.slice_in_dim(jax.lax.optimization_barrier(pair), 0, 1)
 
 
 # Raised by a comparison that depends on a symbolic size; it moved from `jax.core` to `jax.errors`.

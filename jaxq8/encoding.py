@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +12,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq8 import nans
-from jaxq8._compat import primitive_named, stored
+from jaxq8._compat import parameter, primitive_named, stored
 from jaxq8.config import Spec
 from jaxq8.errors import SpecError, TensorError
 from jaxq8.kernels import epilogue
-from jaxq8.qtensor import QTensor, describe, extremes, kept_axes
-from jaxq8.ranges import LearnedRange, Range, affine
+from jaxq8.measuring import accumulated_range, per_channel, real_range
+from jaxq8.qtensor import QTensor, describe, kept_axes
+from jaxq8.ranges import LearnedRange, Range, affine, known_affine
 from jaxq8.rounding import Rounding, straight_through
-from jaxq8.values import INF, Accumulator, Array, Broadcast, Value, bounds, decode, is_outer, origins, to_real
+from jaxq8.values import (
+    INF,
+    Accumulator,
+    Array,
+    Broadcast,
+    Value,
+    bounds,
+    decode,
+    is_outer,
+    origins,
+    stored_vectors,
+    to_real,
+)
 
 # Cheap elementwise operations: XLA computes them again in each reader's loop, so their results are views of their inputs.
 ELEMENTWISE = set(
@@ -101,25 +115,40 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
     dtype, measured = np.dtype(value.dtype), INF in map(abs, _known_range(value, how))
     if measured:
         value = _ready_to_measure(value, keep)
-    minimum, maximum = _range_of(value, how, keep)
-    how = dataclasses.replace(how, spec=_spec_for(how, [_known_range(value, how)[0]]))
-    scale, zero_point = affine(minimum, maximum, how.spec, how.rounding)
+    known = _known_range(value, how)
+    how = dataclasses.replace(how, spec=_spec_for(how, [known[0]]))
+    numbers = None if measured else known_affine(*known, how.spec, how.rounding)
+    if numbers is None:
+        scale, zero_point = affine(*_range_of(value, how, keep), how.spec, how.rounding)
+    else:
+        scale, zero_point = _as_parameters(numbers, how, _kept_shape(value, keep))
     if measured:
         # Or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
         scale, zero_point = stored((_checked_scale(value, scale, keep, how), zero_point))
-    codes, vectors = _apply(value, scale, zero_point, how)
+    codes, vectors = _apply(value, scale, zero_point, how, numbers)
     if not measured and not how.saturate:
         scale = nans.poisoned(scale, _witness(value, vectors, keep))
     return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, dtype)
+
+
+def _as_parameters(numbers: tuple[np.ndarray, np.ndarray], how: Encoding, shape: tuple[int, ...]) -> Any:
+    """Scale and zero point that are known while tracing, as arrays of which XLA does not know it: see `parameter`."""
+    scale, zero_point = (jnp.broadcast_to(parameter(n).reshape((1,) * len(shape)), shape) for n in numbers)
+    # Known to be 0 where codes are symmetric: what depends on it falls away.
+    return scale, np.zeros(shape, np.int32) if how.spec.is_symmetric else zero_point
+
+
+def _kept_shape(value: Value, keep: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n if a in keep else 1 for a, n in enumerate(value.shape))
 
 
 def _ready_to_measure(value: Array | Accumulator, keep: tuple[int, ...]) -> Array | Accumulator:
     """A value that is measured and then encoded has two readers, so it is computed once.
 
     XLA:CPU does not vectorise a reduction together with its producer. Accumulators with one scale a channel stay integers:
-    `_accumulated_range` reduces these.
+    `accumulated_range` reduces these.
     """
-    if isinstance(value, Accumulator) and (keep or not _per_channel(value)):
+    if isinstance(value, Accumulator) and (keep or not per_channel(value)):
         return Array(stored(decode(value)), value.lo, value.hi, origins=origins(value))
     if isinstance(value, Array) and not value.stored:
         return dataclasses.replace(value, array=stored(value.array), stored=True)
@@ -136,16 +165,17 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
         return _exact(Array(jnp.concatenate([to_real(v) for v in values], dimension)), how, ())
     if isinstance(how.fixed, LearnedRange):
         return _learned(Array(jnp.concatenate([to_real(v) for v in values], dimension)), how, how.fixed)
-    limits = [_limits(v, how) for v in values]
-    low, high = (jnp.stack(ends) for ends in zip(*limits, strict=True))
-    minimum, maximum = jnp.min(low), jnp.max(high)
-    if how.range is not None:
-        minimum, maximum = jnp.float32(how.range.minimum), jnp.float32(how.range.maximum)
-    how = dataclasses.replace(how, spec=_spec_for(how, [_least_known(v, how) for v in values]))
-    scale, zero_point = affine(minimum, maximum, how.spec, how.rounding)
-    rank = (1,) * len(values[0].shape)
-    scale, zero_point = scale.reshape(rank), zero_point.reshape(rank)
-    parts = [_apply(_as_accumulator(v), scale, zero_point, how) for v in values]
+    spec, rank = _spec_for(how, [_least_known(v, how) for v in values]), (1,) * len(values[0].shape)
+    numbers = None
+    if how.range is None:
+        low, high = (jnp.stack(ends) for ends in zip(*(_limits(v, how) for v in values), strict=True))
+        scale, zero_point = affine(jnp.min(low), jnp.max(high), spec, how.rounding)
+        scale, zero_point = scale.reshape(rank), zero_point.reshape(rank)
+    else:
+        numbers = known_affine(how.range.minimum, how.range.maximum, spec, how.rounding)
+        scale, zero_point = _as_parameters(numbers, dataclasses.replace(how, spec=spec), rank)
+    how = dataclasses.replace(how, spec=spec)
+    parts = [_apply(_as_accumulator(v), scale, zero_point, how, numbers) for v in values]
     joined = jnp.concatenate([codes for codes, _ in parts], axis=dimension)
     if not how.saturate:
         for value, (_, vectors) in zip(values, parts, strict=True):
@@ -249,16 +279,16 @@ def _range_of(
     value: Array | Accumulator, how: Encoding, keep: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """(minimum, maximum) in float32: given, known by construction, or measured in this run."""
-    shape = tuple(n if a in keep else 1 for a, n in enumerate(value.shape))
+    shape = _kept_shape(value, keep)
     low, high = _known_range(value, how)
     if low > -INF and high < INF:
         return jnp.full(shape, low, jnp.float32), jnp.full(shape, high, jnp.float32)
     if 0 in value.shape:
         return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
-    if isinstance(value, Accumulator) and not keep and _per_channel(value):
-        minimum, maximum = _accumulated_range(value)
+    if isinstance(value, Accumulator) and not keep and per_channel(value):
+        minimum, maximum = accumulated_range(value)
     else:
-        minimum, maximum = _measured(value, how, keep)
+        minimum, maximum = real_range(value, keep, how.saturate)
     return _known_or(low, minimum, shape), _known_or(high, maximum, shape)
 
 
@@ -266,47 +296,6 @@ def _known_or(known: float, measured: jax.Array, shape: tuple[int, ...]) -> jax.
     if abs(known) < INF:
         return jnp.full(shape, known, jnp.float32)
     return jax.lax.stop_gradient(measured).reshape(shape)
-
-
-def _per_channel(acc: Accumulator) -> bool:
-    """Whether scale and offset depend on nothing but the last axis."""
-    integers = jnp.issubdtype(acc.values.dtype, jnp.integer) and acc.rows is None
-    return integers and all(n == 1 for v in (acc.scale, acc.offset) for n in jnp.shape(v)[:-1])
-
-
-def _accumulated_range(acc: Accumulator) -> tuple[jax.Array, jax.Array]:
-    """The true range of this run, from the extreme integers of each channel.
-
-    Integers are reduced along rows, which XLA:CPU vectorises over channels, and only the vectors of extremes are scaled:
-    several times faster than reducing the real numbers. Bounds that are known need no reduction.
-    """
-    rows = acc.values.reshape(-1, acc.shape[-1])
-    need_least = not (acc.positive and acc.lo >= 0)
-    scale, offset = (
-        jnp.broadcast_to(v, v.shape[:-1] + acc.shape[-1:]).reshape(-1) for v in (acc.scale, acc.offset)
-    )
-    # Stored, because XLA would run the reductions again inside the loop that reduces their vectors.
-    greatest = stored(jnp.max(rows, axis=0)).astype(jnp.float32) * scale + offset
-    least = stored(jnp.min(rows, axis=0)).astype(jnp.float32) * scale + offset if need_least else greatest
-    minimum, maximum = jnp.minimum(least, greatest), jnp.maximum(least, greatest)
-    return (jnp.clip(v, acc.lo, acc.hi) for v in (jnp.min(minimum), jnp.max(maximum)))  # type: ignore[return-value]
-
-
-def _measured(
-    value: Array | Accumulator, how: Encoding, keep: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """Extremes of the real numbers; unused ones are never computed."""
-    real = decode(value) if isinstance(value, Accumulator) else value.array.astype(jnp.float32)
-    if how.saturate:
-        real = jnp.where(jnp.isfinite(real), real, 0)
-    real = jax.lax.stop_gradient(real)
-    if keep:
-        return extremes(real, keep)
-    # Rows first, then the vector that is left: XLA:CPU vectorises the first over the last axis, and crashes on some
-    # reductions of rank 7 and 8.
-    rows = real.reshape(-1, real.shape[-1]) if real.ndim > 1 else real.reshape(1, -1)
-    # Stored in between, because XLA makes one slow reduction of two in a row.
-    return jnp.min(stored(jnp.min(rows, axis=0))), jnp.max(stored(jnp.max(rows, axis=0)))
 
 
 def _checked_scale(
@@ -326,9 +315,16 @@ def _witness(
 
 
 def _apply(
-    value: Array | Accumulator, scale: jax.Array, zero_point: jax.Array, how: Encoding
+    value: Array | Accumulator, scale: jax.Array, zero_point: jax.Array, how: Encoding, numbers: Any
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """round(value / scale) + zero_point in one elementwise pass, the value's own clips folded into the code's bounds.
+
+    Args:
+      value: What is encoded.
+      scale: Of the codes.
+      zero_point: Likewise.
+      how: The representation.
+      numbers: Scale and zero point if they are known while tracing: bounds that are constants make faster loops.
 
     Returns:
       The codes, and the small arrays that they were computed with, if the value is an accumulator.
@@ -345,10 +341,18 @@ def _apply(
             data = jnp.where(jnp.isnan(data), 0, data)
         return epilogue.encode(data, multiplier, offset, low, high, spec.storage, _custom(how.rounding)), ()
     multiplier, offset = _in_codes(value, scale, zero)
-    lo = low if value.lo == -INF else jnp.maximum(jnp.round(value.lo / scale) + zero, low)
-    hi = high if value.hi == INF else jnp.minimum(jnp.round(value.hi / scale) + zero, high)
+    lo, hi = (_code_of(bound, numbers or (scale, zero), spec) for bound in (value.lo, value.hi))
     codes = epilogue.encode(value.values, multiplier, offset, lo, hi, spec.storage, _custom(how.rounding))
     return codes, (multiplier, offset)
+
+
+def _code_of(bound: float, numbers: tuple[Any, Any], spec: Spec) -> Any:
+    """The code of a clip, at most as far out as codes reach."""
+    if math.isinf(bound):
+        return float(spec.qmin if bound < 0 else spec.qmax)
+    scale, zero = numbers
+    xp = np if isinstance(scale, np.ndarray) else jnp
+    return xp.clip(xp.round(xp.float32(bound) / scale) + zero, spec.qmin, spec.qmax).astype(np.float32)
 
 
 def _in_codes(acc: Accumulator, scale: jax.Array, zero: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -358,7 +362,8 @@ def _in_codes(acc: Accumulator, scale: jax.Array, zero: jax.Array) -> tuple[jax.
     is computed of two vectors in the loop instead.
     """
     if acc.rows is None and not is_outer(acc.scale, scale) and not is_outer(acc.offset, scale):
-        return stored((acc.scale / scale, acc.offset / scale + zero))
+        vectors = stored_vectors({"multiplier": acc.scale / scale, "offset": acc.offset / scale + zero})
+        return vectors["multiplier"], vectors["offset"]
     rows, inverse = 1 if acc.rows is None else acc.rows, 1 / scale
     first, second, offset, inverse = stored((acc.scale, rows * inverse, acc.offset, inverse))
     return first * second, offset * inverse + zero

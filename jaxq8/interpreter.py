@@ -36,7 +36,7 @@ from jaxq8.kernels.base import certainly_less
 from jaxq8.plan import Reason, Recorder, SiteRecord
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
-from jaxq8.ranges import Ranges
+from jaxq8.ranges import LearnedRange, Ranges
 from jaxq8.rounding import get_rounding
 from jaxq8.sites import Analysis, Path, Site, moved_only, operation
 from jaxq8.values import Accumulator, Array, Broadcast, Value, is_quantized, to_real
@@ -114,6 +114,8 @@ class Context:
     eqn: Any
     path: Path
     quiet: bool = False  # the rule has recorded this equation itself
+    # What readers of the same values have encoded already: (id, keep, how) -> (the value itself, its codes).
+    encoded: dict[Any, tuple[Value, QTensor]] = dataclasses.field(default_factory=dict)
 
     @property
     def site(self) -> Site:
@@ -154,12 +156,21 @@ class Context:
         self, value: Value, name: str, config: Config, spec: Spec, keep: tuple[int, ...] | None = None
     ) -> QTensor:
         """`eight_bit` under a given name: for values that are encoded on behalf of a later site."""
-        codes = encoding.encode(value, self._encoding(name, config, spec), keep)
+        codes = self._encode_once(value, self._encoding(name, config, spec), keep)
         here = self.run.analysis.sites.get(self.path)  # None where the argument of a function is encoded
         weight = here is not None and here.weight is not None and name.endswith(".rhs")
         if codes is not value and not weight:
             self.run.probe.see(name, value, codes)
         return codes
+
+    def _encode_once(self, value: Value, how: encoding.Encoding, keep: tuple[int, ...] | None) -> QTensor:
+        """Codes of a value, or those that another reader made of it in the same way (the projections of an attention)."""
+        if how.rounding.keyed or how.exact is not False or isinstance(how.fixed, LearnedRange):
+            return encoding.encode(value, how, keep)
+        key = (id(value), keep, how)
+        if key not in self.encoded:
+            self.encoded[key] = value, encoding.encode(value, how, keep)
+        return self.encoded[key][1]
 
     def encode_for_reader(self, value: Value) -> QTensor | None:
         """Codes of an operand that this equation only moves, where a later site needs codes of the result; else None."""
@@ -213,6 +224,7 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], values: Sequence[Value], run: Ru
     env.update(zip(jaxpr.invars, values, strict=True))
     readers: Any = run.analysis.readers.get(path, {})
     wanted = run.analysis.wanted.get(path, {})
+    encoded: dict[Any, tuple[Value, QTensor]] = {}
 
     def read(atom: Any) -> Value:
         return Array(np.asarray(atom.val)) if isinstance(atom, Literal) else env[atom]
@@ -224,7 +236,7 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], values: Sequence[Value], run: Ru
         if eqn is None:  # left out of this part
             continue
         here = (*path, index)
-        context = Context(run, eqn, here)
+        context = Context(run, eqn, here, encoded=encoded)
         operands = [read(v) for v in eqn.invars]
         source = caches.source(index)
         if source is None or not _is_traced(env[source]):

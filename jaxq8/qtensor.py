@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq8._compat import stored
 from jaxq8.config import Spec
 from jaxq8.errors import TensorError
 from jaxq8.ranges import Range, affine, in_steps, step
@@ -106,6 +107,9 @@ class QTensor:
         minimum, maximum = extremes(wide, keep, spec.range)
         scheme = get_rounding(rounding)
         scale, zero_point = affine(minimum, maximum, spec, scheme)
+        if isinstance(scale, jax.core.Tracer):
+            # Or XLA repeats all that leads from the range to the scale for each element of the weight.
+            scale = stored(scale)
         if isinstance(
             spec.range, Range
         ):  # nobody has looked at the data: it must not become finite codes unseen

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxq8.errors import RangesError, SpecError
 
@@ -212,19 +215,52 @@ def _affine(
     minimum: jax.Array, maximum: jax.Array, spec: Spec, rounding: Rounding
 ) -> tuple[jax.Array, jax.Array]:
     minimum, maximum = _widened(minimum, maximum, spec)
-    scale, per_unit = step(minimum, maximum, spec)
+    finite, wide, half, steps = _half(minimum, maximum, spec)
+    scale = _known_width(finite, wide, half / steps)
     if spec.is_symmetric:
-        return scale, jnp.zeros(scale.shape, jnp.int32)
-    offset = in_steps(minimum, scale, per_unit if rounding.by_range else None)
+        return scale, lax.full(scale.shape, 0, jnp.int32)
+    per_unit = _known_width(finite, wide, steps / half) if rounding.by_range else None
+    offset = in_steps(minimum, scale, per_unit)
     if rounding.joint:
         return scale, spec.qmin - offset
-    zero_point = jnp.where(jnp.isnan(scale), 0, spec.qmin - half_step_free(rounding, offset))
+    zero_point = spec.qmin - half_step_free(rounding, offset)
     if spec.include_zero:
-        zero_point = jnp.clip(zero_point, spec.qmin, spec.qmax)
-    return scale, zero_point.astype(jnp.int32)
+        zero_point = lax.clamp(
+            jnp.asarray(spec.qmin, scale.dtype), zero_point, jnp.asarray(spec.qmax, scale.dtype)
+        )
+    return scale, lax.select(jnp.isnan(scale), lax.full_like(scale, 0), zero_point).astype(jnp.int32)
 
 
 _traced_once = jax.jit(_affine, static_argnums=(2, 3))
+
+
+@functools.lru_cache(maxsize=4096)
+def known_affine(low: float, high: float, spec: Spec, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
+    """`affine` of a range that is known while tracing: two numbers, and no operation of the program."""
+    if rounding.name == "half_even":
+        return _affine_of_numbers(np.float32(low), np.float32(high), spec)
+    with jax.ensure_compile_time_eval():
+        scale, zero_point = _affine(jnp.float32(low), jnp.float32(high), spec, rounding)
+        return np.asarray(scale), np.asarray(zero_point)
+
+
+def _affine_of_numbers(low: np.float32, high: np.float32, spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """The arithmetic of `_affine` in NumPy, to the bit: JAX compiles every kind of operation that it meets outside a trace.
+
+    XLA divides by a constant by multiplying with its reciprocal.
+    """
+    if spec.include_zero:
+        low, high = min(low, np.float32(0)), max(high, np.float32(0))
+    half, steps = high * np.float32(0.5) - low * np.float32(0.5), np.float32((spec.qmax - spec.qmin) * 0.5)
+    if spec.is_symmetric:
+        half, steps = max(abs(low), abs(high)), np.float32(spec.qmax)
+    scale = half * (np.float32(1) / steps)
+    if not scale > np.finfo(np.float32).tiny * 4:
+        scale = np.float32(1)
+    zero = 0 if spec.is_symmetric else spec.qmin - int(np.rint(low / scale))
+    return np.asarray(scale), np.asarray(
+        np.clip(zero, spec.qmin, spec.qmax) if spec.include_zero else zero, np.int32
+    )
 
 
 def step(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
@@ -232,18 +268,26 @@ def step(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array,
 
     Both come from the range: see `Rounding.by_range`. They are 1 for a range without width, and NaN for one that is not finite.
     """
-    minimum, maximum = _widened(minimum, maximum, spec)
-    finite = jnp.isfinite(minimum) & jnp.isfinite(maximum)
-    # Halves, each end for itself: the difference of two large ends can overflow although the step does not.
-    half = maximum * 0.5 - minimum * 0.5
-    steps = (spec.qmax - spec.qmin) * 0.5
+    finite, wide, half, steps = _half(*_widened(minimum, maximum, spec), spec)
+    return _known_width(finite, wide, half / steps), _known_width(finite, wide, steps / half)
+
+
+def _half(
+    minimum: jax.Array, maximum: jax.Array, spec: Spec
+) -> tuple[jax.Array, jax.Array, jax.Array, float]:
+    """(whether the ends are finite, whether they are apart, half of the width of a range, half of its steps)."""
+    finite = lax.is_finite(minimum) & lax.is_finite(maximum)
     if spec.is_symmetric:
-        half, steps = jnp.maximum(jnp.abs(minimum), jnp.abs(maximum)), float(spec.qmax)
-    size = half / steps
+        half, steps = lax.max(lax.abs(minimum), lax.abs(maximum)), float(spec.qmax)
+    else:  # each end for itself: the difference of two large ends can overflow although the step does not
+        half, steps = maximum * 0.5 - minimum * 0.5, (spec.qmax - spec.qmin) * 0.5
     # Below this the reciprocal would overflow.
-    wide = size > jnp.finfo(size.dtype).tiny * 4
-    size, per_unit = jnp.where(wide, size, 1), jnp.where(wide, steps / half, 1)
-    return jnp.where(finite, size, jnp.nan), jnp.where(finite, per_unit, jnp.nan)
+    return finite, half / steps > jnp.finfo(half.dtype).tiny * 4, half, steps
+
+
+def _known_width(finite: jax.Array, wide: jax.Array, number: jax.Array) -> jax.Array:
+    number = lax.select(wide, number, lax.full_like(number, 1))
+    return lax.select(finite, number, lax.full_like(number, math.nan))
 
 
 def in_steps(x: jax.Array, scale: jax.Array, per_unit: jax.Array | None = None) -> jax.Array:

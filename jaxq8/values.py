@@ -136,10 +136,20 @@ def to_real(value: Value) -> Any:
     return decode(value).astype(value.dtype)
 
 
+def stored_vectors(vectors: dict[str, Any]) -> dict[str, Any]:
+    """Small arrays, computed once and kept in memory; those of one shape as one array: one loop in the place of several."""
+    shapes = {jnp.shape(v) for v in vectors.values()}
+    shape = next(iter(shapes))
+    if len(shapes) > 1 or len(vectors) == 1 or shape[:1] != (1,):
+        return dict(stored(vectors))
+    joined = stored(jax.lax.concatenate(list(vectors.values()), 0))
+    return {name: jax.lax.slice_in_dim(joined, i, i + 1) for i, name in enumerate(vectors)}
+
+
 def decode(acc: Accumulator) -> jax.Array:
     """The real numbers of an accumulator in float32."""
     # Vectors in memory: XLA:CPU would compute the batch norm behind them again for every element.
-    vectors = stored(acc.smalls)
+    vectors = stored_vectors(acc.smalls)
     scale = vectors["scale"] * vectors.get("rows", 1)
     real = acc.values.astype(jnp.float32) * scale + vectors["offset"]
     clipped = jnp.maximum(real, jnp.float32(acc.lo)) if acc.lo > -INF else real

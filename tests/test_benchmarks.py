@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("tqdm")
 
-from benchmarks import files, modes, report
+from benchmarks import files, modes, report, tracing
 from benchmarks.__main__ import main
 from benchmarks.contenders import CONTENDERS, Contender, UnavailableError
 from benchmarks.measure import Row, prepare_all, relative_error
@@ -161,3 +161,17 @@ def test_ratios_are_of_the_minima():
 def test_results_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"returns shape \(2,\) where XLA's float32 returns \(3,\)"):
         relative_error([np.ones(2)], [np.ones(3)])
+
+
+def test_compile_times_of_a_model(capsys):
+    tracing.main(["tiny_cnn", "--rounds", "1"])
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title.startswith("tiny_cnn: seconds of processor time")
+    assert [row.split()[0] for row in rows] == ["float", "dynamic", "static"]
+    assert "(  1.0x)" in rows[0]
+
+
+def test_compile_times_of_no_model(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tracing.main(["tiny_mpl"])
+    assert "tiny_mpl; there are" in capsys.readouterr().err
