@@ -26,7 +26,10 @@ BUFFER = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = f32\[([\d,]+)\]\S* ([\w-]+)\(")
 
 
 def float_activations(program: str) -> set[tuple[int, ...]]:
-    """Shapes of the float32 buffers with more than one position that a compiled program writes."""
+    """Shapes of the float32 buffers of data that a compiled program writes.
+
+    Two positions are none: the multiplier and the offset of each channel, in one array.
+    """
     found, inside = set(), False
     for line in program.splitlines():
         function = FUNCTION.match(line)
@@ -36,7 +39,7 @@ def float_activations(program: str) -> set[tuple[int, ...]]:
         buffer = BUFFER.match(line)
         if buffer and not inside and buffer[2] not in NAMES_NO_DATA:
             shape = tuple(map(int, buffer[1].split(",")))
-            if math.prod(shape[:-1]) > 1 and math.prod(shape) >= 2000:
+            if math.prod(shape[:-1]) > 2 and math.prod(shape) >= 2000:
                 found.add(shape)
     return found
 
