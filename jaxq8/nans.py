@@ -42,8 +42,9 @@ MANY = 8
 def inherited(primitive: Any, operands: Sequence[Value], result: Any) -> tuple[Origin, ...] | None:
     """The origins of the result of an operation; None if NaN must be looked for in the result itself."""
     if primitive is SELECT:
-        first, *others = (origins(v) for v in operands[1:])
-        return first if all(set(map(_key, other)) == set(map(_key, first)) for other in others) else None
+        # A mask leaves some of each tensor; what leaves out all NaN of a tensor that is NaN everywhere is not thought of.
+        found = {_key(o): o for operand in operands[1:] for o in origins(operand)}
+        return tuple(found.values()) if all(o.everywhere for o in found.values()) else None
     if primitive not in PASSING and primitive not in LINEAR:
         return None
     found = {_key(o): o for operand in operands for o in origins(operand)}
@@ -52,7 +53,9 @@ def inherited(primitive: Any, operands: Sequence[Value], result: Any) -> tuple[O
         return None
     scales = [o for o in found.values() if not o.is_data]
     # A sum of many layers has the scales of all: kept as one number, or every layer would read those of all before it.
-    return (*data, Origin(_total(scales))) if len(scales) > MANY else (*data, *scales)
+    if len(scales) > MANY:
+        scales = [Origin(_total(scales), everywhere=all(o.everywhere for o in scales))]
+    return (*data, *scales)
 
 
 def _key(origin: Origin) -> int:
@@ -104,9 +107,7 @@ def _total(known: Sequence[Origin]) -> jax.Array:
 
 
 def _some(origin: Origin) -> jax.Array:
-    """NaN if it is anywhere in an origin; of a vector along channels the first stands for all."""
-    array = origin.array
+    """NaN if it is anywhere in an origin."""
     if origin.is_data:
-        return jnp.sum(array * 0)
-    along_channels = all(n == 1 for n in jnp.shape(array)[:-1])
-    return jnp.reshape(array, -1)[0] if along_channels else jnp.sum(array)
+        return jnp.sum(origin.array * 0)
+    return jnp.reshape(origin.array, -1)[0] if origin.everywhere else jnp.sum(origin.array)

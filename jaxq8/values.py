@@ -26,10 +26,17 @@ INF = math.inf
 
 
 class Origin(NamedTuple):
-    """An array with NaN in it if NaN of the data has come into a value: a scale, or numbers, infinite ones among them."""
+    """An array with NaN in it if NaN of the data has come into a value.
+
+    Attributes:
+      array: A scale, or numbers.
+      is_data: They are numbers, and may be infinite too.
+      everywhere: NaN is in all of it, and in all of the value: the scale of a whole tensor, for each channel or not.
+    """
 
     array: Any
     is_data: bool = False
+    everywhere: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,9 +171,9 @@ def origins(value: Value) -> tuple[Origin, ...]:
     later on is in no scale.
     """
     if isinstance(value, QTensor):
-        return (Origin(value.scale),)
+        return (Origin(value.scale, everywhere=math.prod(value.scale.shape) == 1),)
     if isinstance(value, Accumulator):
-        return tuple(map(Origin, value.smalls.values()))
+        return tuple(Origin(v, everywhere=value.rows is None) for v in value.smalls.values())
     data = value.small if isinstance(value, Broadcast) else value.array
     if isinstance(data, np.ndarray | np.generic) or not jnp.issubdtype(value.dtype, jnp.inexact):
         return ()
