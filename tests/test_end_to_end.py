@@ -138,6 +138,24 @@ def test_vmap_equals_a_loop(small):
     assert sqnr_db(looped, mapped) > 40
 
 
+@pytest.mark.parametrize("rows", [1, 5, 16])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_layers_with_the_weight_on_the_left(rows, encoded):
+    """``w @ x`` under vmap: XLA:CPU would fold the transposition of a product into it, and fail at the mixed operands."""
+    shapes = ((256, 128), (256, 256), (256, 256), (64, 256))
+    w = [(jax.random.normal(jax.random.key(i), s) / 16, jnp.ones(s[0])) for i, s in enumerate(shapes)]
+    x = jax.random.normal(jax.random.key(9), (rows, 128))
+
+    def fn(w, x):
+        for matrix, bias in w[:-1]:
+            x = jax.nn.relu(matrix @ x + bias)
+        return w[-1][0] @ x + w[-1][1]
+
+    mapped, always = jax.vmap(fn, (None, 0)), q8.Config(kernels="xla")
+    given = q8.quantize_weights(mapped, w, x, config=always) if encoded else w
+    assert sqnr_db(mapped(w, x), jax.jit(q8.quantize(mapped, always))(given, x)) > 35
+
+
 def test_scan_equals_unrolled():
     weights = jax.random.normal(jax.random.key(0), (3, 64, 64)) / 8
     x = jax.random.normal(jax.random.key(1), (16, 64))
