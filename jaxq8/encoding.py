@@ -112,21 +112,18 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
         return _learned(value, how, how.fixed)
     if isinstance(value, Broadcast):
         value = Array(to_real(value), origins=origins(value))
-    dtype, measured = np.dtype(value.dtype), INF in map(abs, _known_range(value, how))
-    if measured:
-        value = _ready_to_measure(value, keep)
-    known = _known_range(value, how)
+    dtype, known, numbers = np.dtype(value.dtype), _known_range(value, how), None
     how = dataclasses.replace(how, spec=_spec_for(how, [known[0]]))
-    numbers = None if measured else known_affine(*known, how.spec, how.rounding)
-    if numbers is None:
+    if INF in map(abs, known):
+        value = _ready_to_measure(value, keep)
         scale, zero_point = affine(*_range_of(value, how, keep), how.spec, how.rounding)
-    else:
-        scale, zero_point = _as_parameters(numbers, how, _kept_shape(value, keep))
-    if measured:
         # Or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
         scale, zero_point = stored((_checked_scale(value, scale, keep, how), zero_point))
+    else:
+        numbers = known_affine(*known, how.spec, how.rounding)
+        scale, zero_point = _as_parameters(numbers, how, _kept_shape(value, keep))
     codes, vectors = _apply(value, scale, zero_point, how, numbers)
-    if not measured and not how.saturate:
+    if numbers is not None and not how.saturate:
         scale = nans.poisoned(scale, _witness(value, vectors, keep))
     return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, dtype)
 
@@ -165,21 +162,21 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
         return _exact(Array(jnp.concatenate([to_real(v) for v in values], dimension)), how, ())
     if isinstance(how.fixed, LearnedRange):
         return _learned(Array(jnp.concatenate([to_real(v) for v in values], dimension)), how, how.fixed)
-    spec, rank = _spec_for(how, [_least_known(v, how) for v in values]), (1,) * len(values[0].shape)
-    numbers = None
+    rank, numbers = (1,) * len(values[0].shape), None
+    how = dataclasses.replace(how, spec=_spec_for(how, [_least_known(v, how) for v in values]))
     if how.range is None:
         low, high = (jnp.stack(ends) for ends in zip(*(_limits(v, how) for v in values), strict=True))
-        scale, zero_point = affine(jnp.min(low), jnp.max(high), spec, how.rounding)
+        scale, zero_point = affine(jnp.min(low), jnp.max(high), how.spec, how.rounding)
         scale, zero_point = scale.reshape(rank), zero_point.reshape(rank)
     else:
-        numbers = known_affine(how.range.minimum, how.range.maximum, spec, how.rounding)
-        scale, zero_point = _as_parameters(numbers, dataclasses.replace(how, spec=spec), rank)
-    how = dataclasses.replace(how, spec=spec)
-    parts = [_apply(_as_accumulator(v), scale, zero_point, how, numbers) for v in values]
+        numbers = known_affine(*how.range, how.spec, how.rounding)
+        scale, zero_point = _as_parameters(numbers, how, rank)
+    accumulators = [_as_accumulator(v) for v in values]
+    parts = [_apply(acc, scale, zero_point, how, numbers) for acc in accumulators]
     joined = jnp.concatenate([codes for codes, _ in parts], axis=dimension)
     if not how.saturate:
-        for value, (_, vectors) in zip(values, parts, strict=True):
-            scale = nans.poisoned(scale, _witness(_as_accumulator(value), vectors, ()))
+        for acc, (_, vectors) in zip(accumulators, parts, strict=True):
+            scale = nans.poisoned(scale, nans.accumulated(acc, vectors, ()))
     return QTensor(joined, scale, zero_point, how.spec.bits, how.spec.is_symmetric, np.dtype(values[0].dtype))
 
 

@@ -41,13 +41,12 @@ MANY = 8
 
 def inherited(primitive: Any, operands: Sequence[Value], result: Any) -> tuple[Origin, ...] | None:
     """The origins of the result of an operation; None if NaN must be looked for in the result itself."""
+    if primitive is not SELECT and primitive not in PASSING and primitive not in LINEAR:
+        return None
+    found = {id(o.array): o for operand in operands for o in origins(operand)}
     if primitive is SELECT:
         # A mask leaves some of each tensor; what leaves out all NaN of a tensor that is NaN everywhere is not thought of.
-        found = {_key(o): o for operand in operands[1:] for o in origins(operand)}
         return tuple(found.values()) if all(o.everywhere for o in found.values()) else None
-    if primitive not in PASSING and primitive not in LINEAR:
-        return None
-    found = {_key(o): o for operand in operands for o in origins(operand)}
     data = [o for o in found.values() if o.is_data]
     if data and (primitive not in LINEAR or any(certainly_less(result.size, o.array.size) for o in data)):
         return None
@@ -56,10 +55,6 @@ def inherited(primitive: Any, operands: Sequence[Value], result: Any) -> tuple[O
     if len(scales) > MANY:
         scales = [Origin(_total(scales), everywhere=all(o.everywhere for o in scales))]
     return (*data, *scales)
-
-
-def _key(origin: Origin) -> int:
-    return id(origin.array)
 
 
 def poisoned(scale: jax.Array, witness: jax.Array | None) -> jax.Array:
@@ -109,5 +104,5 @@ def _total(known: Sequence[Origin]) -> jax.Array:
 def _some(origin: Origin) -> jax.Array:
     """NaN if it is anywhere in an origin."""
     if origin.is_data:
-        return jnp.sum(origin.array * 0)
+        return in_data(origin.array, ()).reshape(())
     return jnp.reshape(origin.array, -1)[0] if origin.everywhere else jnp.sum(origin.array)

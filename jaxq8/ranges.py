@@ -237,30 +237,9 @@ _traced_once = jax.jit(_affine, static_argnums=(2, 3))
 @functools.lru_cache(maxsize=4096)
 def known_affine(low: float, high: float, spec: Spec, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
     """`affine` of a range that is known while tracing: two numbers, and no operation of the program."""
-    if rounding.name == "half_even":
-        return _affine_of_numbers(np.float32(low), np.float32(high), spec)
     with jax.ensure_compile_time_eval():
-        scale, zero_point = _affine(jnp.float32(low), jnp.float32(high), spec, rounding)
+        scale, zero_point = _traced_once(jnp.float32(low), jnp.float32(high), spec, rounding)
         return np.asarray(scale), np.asarray(zero_point)
-
-
-def _affine_of_numbers(low: np.float32, high: np.float32, spec: Spec) -> tuple[np.ndarray, np.ndarray]:
-    """The arithmetic of `_affine` in NumPy, to the bit: JAX compiles every kind of operation that it meets outside a trace.
-
-    XLA divides by a constant by multiplying with its reciprocal.
-    """
-    if spec.include_zero:
-        low, high = min(low, np.float32(0)), max(high, np.float32(0))
-    half, steps = high * np.float32(0.5) - low * np.float32(0.5), np.float32((spec.qmax - spec.qmin) * 0.5)
-    if spec.is_symmetric:
-        half, steps = max(abs(low), abs(high)), np.float32(spec.qmax)
-    scale = half * (np.float32(1) / steps)
-    if not scale > np.finfo(np.float32).tiny * 4:
-        scale = np.float32(1)
-    zero = 0 if spec.is_symmetric else spec.qmin - int(np.rint(low / scale))
-    return np.asarray(scale), np.asarray(
-        np.clip(zero, spec.qmin, spec.qmax) if spec.include_zero else zero, np.int32
-    )
 
 
 def step(minimum: jax.Array, maximum: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
