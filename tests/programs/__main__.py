@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import multiprocessing
+import os
 import sys
 import time
 
@@ -14,9 +15,12 @@ from tests.programs.search import Found, broken, search
 from tests.programs.trial import Trial
 
 CHUNK = 50
+# What is not compiled for the laws themselves (calibration, encoding) need not be fast.
+FLAG = "--xla_backend_optimization_level=0"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}"
     options = argparse.ArgumentParser(prog="python -m tests.programs", description=__doc__)
     options.add_argument("--cases", type=int, default=200)
     options.add_argument(

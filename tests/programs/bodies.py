@@ -24,7 +24,12 @@ def _body(name: str, template: str, often: float = 0.6, count: int = 1, stacked:
     operation(name, template, often)(lambda d: _square(d, count, stacked))
 
 
-_body("scan_layers", "lax.scan(lambda c, w: (E2(jnp.tanh(c @ w)), None), {0}, {1})[0]", 1.5, stacked=3)
+_body(
+    "scan_layers",
+    "lax.scan(lambda c, w: (E2(jnp.tanh(c @ w)), None), E(jnp.tanh({0})), {1})[0]",
+    1.5,
+    stacked=3,
+)
 _body(
     "scan_residual",
     "lax.scan(lambda c, w: (E2(c + 0.5 * jax.nn.relu(c @ w)), None), {0}, {1})[0]",
@@ -33,7 +38,7 @@ _body(
 )
 _body(
     "scan_outputs",
-    "lax.scan(lambda c, w: (E2(jnp.tanh(c @ w)), E2(jax.nn.relu(c @ w))), {0}, {1})[1]",
+    "lax.scan(lambda c, w: (E2(jnp.tanh(c @ w)), E2(jax.nn.relu(c @ w))), E(jnp.tanh({0})), {1})[1]",
     1,
     stacked=2,
 )
@@ -41,7 +46,7 @@ _body("scan_steps", "lax.scan(lambda c, a: (c + 1.0, E2(jax.nn.relu(E2(a @ {1}))
 _body(
     "scan_recurrent", "lax.scan(lambda c, a: (E2(jnp.tanh(a @ {1} + c @ {2})),) * 2, jnp.zeros_like({0}[0]), {0})[1]", 1.5, 2
 )  # fmt: skip
-_body("fori", "lax.fori_loop(0, 3, lambda i, c: E2(jnp.tanh(c @ {1})), {0})", 1)
+_body("fori", "lax.fori_loop(0, 3, lambda i, c: E2(jnp.tanh(c @ {1})), E(jnp.tanh({0})))", 1)
 _body(
     "while",
     "lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, E2(jax.nn.relu(c[1] @ {1})) + 0.1 * c[1]), (0, {0}))[1]", 1,
@@ -62,7 +67,7 @@ _body("vmap_last", "jax.vmap(lambda a: E2(a.T @ E2(jax.nn.sigmoid({1}))), 0, 1)(
 _body("jit_twice", "jax.jit(jax.checkpoint(lambda a, w: jnp.concatenate([a @ w, a], -1)))({0}, {1})", 1)
 _body(
     "scan_weights_left",
-    "lax.scan(lambda c, w: (E2(jnp.tanh(w @ jnp.moveaxis(c, -1, -2))).swapaxes(-1, -2), None), {0}, {1})[0]",
+    "lax.scan(lambda c, w: (E2(jnp.tanh(w @ jnp.moveaxis(c, -1, -2))).swapaxes(-1, -2), None), E(jnp.tanh({0})), {1})[0]",
     0.6,
     stacked=2,
 )

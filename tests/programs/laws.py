@@ -20,7 +20,8 @@ import jaxq8 as q8
 from jaxq8 import batching
 from tests.programs import noise
 from tests.programs.operations import TABLE
-from tests.programs.trial import QUICK, Trial, differences, dots, flat
+from tests.programs.settings import QUICK
+from tests.programs.trial import MOST, Trial, dots, flat
 
 Law = Callable[[Trial], list[str] | None]
 
@@ -59,7 +60,7 @@ def _simulation(t: Trial) -> list[str]:
 
 @law("reference")
 def _reference(t: Trial) -> list[str] | None:
-    return t.differences(t.compiled("reference")(t.p, t.x), t.fast) if t.with_reference else None
+    return t.differences(t.compiled("reference")(t.p, t.x), t.fast) if t.settings.reference else None
 
 
 @law("nan")
@@ -68,9 +69,9 @@ def _nan(t: Trial) -> list[str] | None:
     if any(TABLE[s["op"]].masks for s in t.program["steps"]):
         return None
     leaves, tree = jax.tree.flatten(t.x)
-    at = t.pick.randrange(len(leaves))
-    leaves[at] = leaves[at].copy()
-    leaves[at].ravel()[t.pick.randrange(leaves[at].size)] = np.nan
+    which, element = t.settings.position([leaf.size for leaf in leaves])
+    leaves[which] = leaves[which].copy()
+    leaves[which].ravel()[element] = np.nan
     x = jax.tree.unflatten(tree, leaves)
     expected = t.disturbed(x)
     found = flat(t.compiled()(t.p, x))
@@ -82,20 +83,22 @@ def _nan(t: Trial) -> list[str] | None:
 
 
 @law("encoded", 3)
-def _encoded(t: Trial) -> list[str]:
+def _encoded(t: Trial) -> list[str] | None:
     """Weights that were encoded beforehand, and came back from a file, are the same weights."""
-    encoded = q8.quantize_weights(t.f, t.p, t.x, config=t.config)
+    if not t.p:
+        return None
+    encoded = q8.quantize_weights(t.f, t.p, t.x, config=t.settings.config())
     run = t.compiled()
     results = flat(run(encoded, t.x))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "weights.q8"
-        q8.save(path, encoded, ranges=t.ranges, config=t.config)
+        q8.save(path, encoded, ranges=t.ranges, config=t.settings.config())
         loaded, ranges, config = q8.load(path)
         again = flat(run(loaded, t.x))
     found = t.differences(results, t.fast)
     found += [f"output {i} is other bits after save and load" for i, (a, b) in enumerate(zip(results, again, strict=True))
               if not np.array_equal(a, b, equal_nan=True)]  # fmt: skip
-    if config != t.config or (t.ranges is not None and dict(ranges or {}) != dict(t.ranges)):
+    if config != t.settings.config() or (t.ranges is not None and dict(ranges or {}) != dict(t.ranges)):
         found.append("ranges or configuration are others after save and load")
     return found
 
@@ -103,18 +106,18 @@ def _encoded(t: Trial) -> list[str]:
 @law("export", 2)
 def _export(t: Trial) -> list[str]:
     """The exported program computes the same."""
-    encoded = q8.quantize_weights(t.f, t.p, t.x, config=t.config)
+    encoded = q8.quantize_weights(t.f, t.p, t.x, config=t.settings.config()) if t.p else t.p
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = pathlib.Path(folder) / "program.q8x"
-        symbolic = None if t.pick.random() < 0.5 else False
+        symbolic = None if t.settings.symbolic else False
         q8.export(
             path,
             t.f,
             encoded,
             t.x,
             ranges=t.ranges,
-            config=t.config,
+            config=t.settings.config(),
             platforms=("cpu",),
             symbolic_batch=symbolic,
         )
@@ -124,8 +127,8 @@ def _export(t: Trial) -> list[str]:
 @law("sign of dots", 4)
 def _sign(t: Trial) -> list[str]:
     """Dots of unsigned by signed codes compute what those of signed codes do."""
-    with dots(not t.mixed):
-        other = jax.jit(t.quantized(), compiler_options=t.options)(t.p, t.x)
+    with dots(not t.settings.mixed):
+        other = jax.jit(t.quantized(), compiler_options=t.settings.options)(t.p, t.x)
     return t.differences(t.fast, other)
 
 
@@ -138,26 +141,28 @@ def _vmap(t: Trial) -> list[str] | None:
         jax.eval_shape(jax.vmap(t.f, (None, 0)), t.p, stacked)
     except Exception:  # what float cannot do is not asked for
         return None
-    mapped = flat(jax.jit(jax.vmap(t.quantized(), (None, 0)), compiler_options=t.options)(t.p, stacked))
+    mapped = flat(
+        jax.jit(jax.vmap(t.quantized(), (None, 0)), compiler_options=t.settings.options)(t.p, stacked)
+    )
     found = []
     for i, x in enumerate(xs):
         _, moved, floor = t.deviations(x)
-        limits = [m + f for m, f in zip(moved, floor, strict=True)]
-        found += differences(flat(t.compiled()(t.p, x)), [m[i] for m in mapped], limits, f"example {i}: ")
+        limits = noise.limits(moved, floor, 1)
+        found += noise.differences(flat(t.compiled()(t.p, x)), [m[i] for m in mapped], limits)
     return found
 
 
 @law("blocks", 1)
 def _blocks(t: Trial) -> list[str] | None:
     """A batch in blocks of examples, its ranges known, is the batch."""
-    if not t.static or t.ranges is None:
+    if not t.settings.static or t.ranges is None:
         return None
     limits = batching.LARGE_BYTES, batching.BLOCK_BYTES
     batching.LARGE_BYTES, batching.BLOCK_BYTES = 0, 0
     try:
-        if q8.explain(t.f, t.p, t.x, config=t.config, ranges=t.ranges).blocks < 2:
+        if q8.explain(t.f, t.p, t.x, config=t.settings.config(), ranges=t.ranges).blocks < 2:
             return None
-        blocks = jax.jit(t.quantized(), compiler_options=t.options)(t.p, t.x)
+        blocks = jax.jit(t.quantized(), compiler_options=t.settings.options)(t.p, t.x)
     finally:
         batching.LARGE_BYTES, batching.BLOCK_BYTES = limits
     return t.differences(t.fast, blocks)
@@ -178,33 +183,25 @@ def _gradient(t: Trial) -> list[str] | None:
 
         return jax.jit(jax.grad(loss), compiler_options=QUICK)
 
-    arguments, own = (t.p, t.x), np.float32(t.static)
+    own = np.float32(t.settings.static)
     disturbed = derivative(lambda p, x, steps: t.chosen(t.noisy(p, x, steps, own)))
-    exact = flat(disturbed(arguments, noise.NOTHING))
-    draws = [flat(disturbed(arguments, steps)) for steps in t.steps()]
-    floor = [flat(disturbed(arguments, steps)) for steps in noise.FLOATS]
-    moved, floors = noise.largest(exact, draws), noise.largest(exact, floor)
-    floors = [
-        f + 1e-5 * float(np.linalg.norm(e.astype(np.float64))) for f, e in zip(floors, exact, strict=True)
-    ]
+    results = noise.deviations(lambda steps: flat(disturbed((t.p, t.x), steps)), t.steps())
     clear = [
-        i for i, (e, m) in enumerate(zip(exact, moved, strict=True))
-        if np.isfinite(e).all() and m <= 0.5 * np.linalg.norm(e.astype(np.float64)) and np.linalg.norm(e) > 1e-20
+        i for i, (exact, moved, floor) in enumerate(zip(*results, strict=True))
+        if np.isfinite(exact).all() and noise.norm(exact) > 1e-20 and max(moved, 5 * floor) <= MOST * noise.norm(exact)
     ]  # fmt: skip
     if not clear:
         return None
-    simulated = q8.Config(kernels="simulate", attention=t.config.attention)
-    fast = flat(derivative(t.quantized())(arguments))
-    slow = flat(derivative(t.quantized(simulated))(arguments))
-
-    def chosen(arrays: Any) -> list[Any]:
-        return [arrays[i] for i in clear]
-
-    limits = [m + f for m, f in zip(chosen(moved), chosen(floors), strict=True)]
-    wide = [noise.MARGIN * m + f for m, f in zip(chosen(moved), chosen(floors), strict=True)]
+    exact, moved, floor = ([part[i] for i in clear] for part in results)
+    fast, simulated = (
+        [flat(derivative(t.quantized(kernels))((t.p, t.x)))[i] for i in clear]
+        for kernels in ("xla", "simulate")
+    )
     return [
-        *differences(chosen(slow), chosen(fast), limits, "from the simulation's, derivative: "),
-        *differences(chosen(exact), chosen(fast), wide, "from float's, derivative: "),
+        *noise.differences(
+            simulated, fast, noise.limits(moved, floor, 1), "from the simulation's, derivative"
+        ),
+        *noise.differences(exact, fast, noise.limits(moved, floor, noise.MARGIN), "from float's, derivative"),
     ]
 
 
@@ -212,7 +209,7 @@ def _gradient(t: Trial) -> list[str] | None:
 def _eager(t: Trial) -> list[str]:
     """Operation by operation: as compiled, and with the fast kernels the very bits of the reference kernel."""
     fast = flat(t.quantized()(t.p, t.x))
-    reference = flat(t.quantized(q8.Config(kernels="reference", attention=t.config.attention))(t.p, t.x))
+    reference = flat(t.quantized("reference")(t.p, t.x))
     found = t.differences(t.fast, fast)
     return found + [
         f"output {i}: other bits than the reference kernel's"

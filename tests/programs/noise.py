@@ -17,6 +17,7 @@ import numpy as np
 
 DRAWS = 6
 FLOAT = 1e-4  # what float32 rounds, as noise of the same form: of half a step of eight bits
+EPSILON = 2e-6  # of the size of a result: what float32 rounds at least
 LENGTH = 50_000  # elements of noise, of which every value takes some
 MARGIN = 4  # an error may be that many times the largest of the draws
 
@@ -69,11 +70,39 @@ def marks(steps: Any, own: Any) -> dict[str, Callable[..., Any]]:
     return {"E": every, "E2": lambda v: every(v, 2.0), "S": symmetric, "J": joined}
 
 
-def distance(a: Any, b: Any) -> float:
-    """The 2-norm of a difference, in float64."""
-    return float(np.linalg.norm((np.asarray(a, np.float64) - np.asarray(b, np.float64)).ravel()))
+def norm(a: Any) -> float:
+    """The 2-norm, in float64."""
+    return float(np.linalg.norm(np.asarray(a, np.float64).ravel()))
 
 
 def largest(exact: list[Any], draws: list[list[Any]]) -> list[float]:
     """For each output the largest deviation of the draws."""
-    return [max(distance(e, d[i]) for d in draws) for i, e in enumerate(exact)]
+    return [max(norm(e.astype(np.float64) - d[i]) for d in draws) for i, e in enumerate(exact)]
+
+
+def deviations(
+    run: Callable[[np.ndarray], list[Any]], steps: list[np.ndarray]
+) -> tuple[list[Any], list[float], list[float]]:
+    """(exact results, largest deviation of each by eight bits, by float32) of a function of noise."""
+    exact = run(NOTHING)
+    moved = largest(exact, [run(s) for s in steps])
+    floor = largest(exact, [run(s) for s in FLOATS])
+    return exact, moved, [f + EPSILON * norm(e) for f, e in zip(floor, exact, strict=True)]
+
+
+def limits(moved: list[float], floor: list[float], times: float) -> list[float]:
+    """How far apart results may be: `times` the noise, and what float32 rounds."""
+    return [times * m + f for m, f in zip(moved, floor, strict=True)]
+
+
+def differences(a: list[Any], b: list[Any], allowed: list[float], what: str = "output") -> list[str]:
+    """A line for each pair that is further apart than its limit, NaN included."""
+    found = []
+    for i, (one, other, limit) in enumerate(zip(a, b, allowed, strict=True)):
+        if one.shape != other.shape:
+            found.append(f"{what} {i} has shape {other.shape}, not {one.shape}")
+            continue
+        apart, size = norm(one.astype(np.float64) - other), norm(one) or 1.0
+        if not apart <= limit:
+            found.append(f"{what} {i}: {apart / size:.3g} of its size apart, allowed {limit / size:.3g}")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,11 @@ def shrink(
       seconds: The search ends after that time.
     """
     end = time.monotonic() + seconds
+    wrong = [int(i) for line in problems for i in re.findall(r"output (\d+)", line)]
+    if wrong and len(program["outputs"]) > 1 and wrong[0] < len(program["outputs"]):
+        alone = pruned({**program, "outputs": [program["outputs"][wrong[0]]]})
+        found = fails(alone)
+        program, problems = (alone, found) if found else (program, problems)
     going = True
     while going:
         going = False
