@@ -76,15 +76,14 @@ class Draft:
             return None
         return fitting[-1] if self.pick.random() < 0.4 else self.pick.choice(fitting)
 
-    def weight(self, shape: Shape, fan_in: int) -> str:
+    def weight(self, shape: Shape, fan_in: int, kind: str = "normal") -> str:
         """A weight of a shape: a new one as a rule, or one that is there, or a value computed of one."""
         there = [n for n in self.shapes if self.shapes[n] == tuple(shape)]
-        if there and self.pick.random() < 0.4:
+        if there and kind == "normal" and self.pick.random() < 0.4:
             return self.pick.choice(there)
-        name = self._new_weight(
-            shape, float(f"{self.pick.choice([1, 1, 1, 1, 3]) / math.sqrt(max(fan_in, 1)):.2g}")
-        )
-        if self.pick.random() < 0.85:
+        factor = float(f"{self.pick.choice([1, 1, 1, 1, 3]) / math.sqrt(max(fan_in, 1)):.2g}")
+        name = self._new_weight(shape, factor, kind)
+        if kind != "normal" or self.pick.random() < 0.85:
             return name
         op = self.pick.choice([k for k in TABLE if k.endswith("_of_weight") or k == "turned_weight"])
         computed = self.add(op, [name], {})
@@ -95,13 +94,11 @@ class Draft:
 
     def vector(self, shape: Shape) -> str:
         """A weight that no contraction reads: of a norm, a bias, an embedding."""
-        return self._new_weight(shape, 1)
+        return self._new_weight(shape, 1, "normal")
 
-    def _new_weight(self, shape: Shape, factor: float) -> str:
+    def _new_weight(self, shape: Shape, factor: float, kind: str) -> str:
         number = len(self.program["weights"])
-        self.program["weights"].append(
-            {"id": number, "kind": "normal", "factor": factor, "shape": list(shape)}
-        )
+        self.program["weights"].append({"id": number, "kind": kind, "factor": factor, "shape": list(shape)})
         self._know(f"p[{number}]", shape)
         return f"p[{number}]"
 

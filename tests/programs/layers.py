@@ -71,6 +71,17 @@ operation("join_unlike", "jnp.concatenate([500 * jax.nn.relu({0}), jax.nn.sigmoi
 )  # fmt: skip
 
 
+@operation(
+    "product_of_unlike", "jnp.concatenate([500 * jax.nn.relu({0}), jax.nn.sigmoid({1})], -1) @ {2}", 1,
+    noisy="E(J([500 * E(jax.nn.relu({0})), E(jax.nn.sigmoid({1}))], -1) @ {2})",
+)  # fmt: skip
+def _product_of_unlike(d: Draft) -> Drawn | None:
+    """The weights read only what is small."""
+    a = d.any(lambda s: len(s) >= 2 and s[-1] <= 48)
+    b = a and d.any(lambda s: s == d.shapes[a])
+    return a and ([a, b, d.weight((2 * d.shapes[a][-1], 8), d.shapes[a][-1], "late")], {})
+
+
 def _image(d: Draft) -> str | None:
     return d.any(lambda s: len(s) == 4 and min(s[1:3]) >= 2)
 
@@ -169,4 +180,4 @@ def _embed(d: Draft) -> Drawn | None:
 
 def known() -> tuple[object, ...]:
     """Importing this module is what adds its rows."""
-    return (_reshape, _embed)
+    return (_reshape, _embed, _product_of_unlike)

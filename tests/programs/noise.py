@@ -49,7 +49,7 @@ def marks(steps: Any, own: Any) -> dict[str, Callable[..., Any]]:
         start = number * 2503 % (LENGTH - v.size)
         sign = np.float32((-1) ** (number * 2654435761 >> 7))
         noise = jax.lax.stop_gradient(steps[start : start + v.size].reshape(v.shape) * (sign * step))
-        return jnp.where(steps[0] != 0, v + noise, v)
+        return jnp.where((steps[0] != 0) & (v != 0), v + noise, v)  # zero is exactly a code
 
     def every(v: Any, times: float = 1.0) -> Any:
         if not jnp.issubdtype(v.dtype, jnp.floating) or v.size == 0:

@@ -35,6 +35,11 @@ def normal(i, *shape):
 def uniform(i, *shape):
     return np.random.default_rng([{seed}, i]).uniform(0, 1, shape).astype(np.float32)
 
+def late(i, *shape):  # weights that read the second half of the channels
+    w = normal(i, *shape)
+    w[..., : shape[-2] // 2, :] = 0
+    return w
+
 """
 
 
