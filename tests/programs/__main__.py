@@ -12,15 +12,15 @@ import time
 from tests.programs.laws import LAWS
 from tests.programs.program import from_json
 from tests.programs.search import Found, broken, search
+from tests.programs.settings import FLAGS
 from tests.programs.trial import Trial
 
 CHUNK = 50
-# What is not compiled for the laws themselves (calibration, encoding) need not be fast.
-FLAG = "--xla_backend_optimization_level=0"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}"
+    # What is not compiled for the laws themselves (calibration, encoding) need not be fast either.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
     options = argparse.ArgumentParser(prog="python -m tests.programs", description=__doc__)
     options.add_argument("--cases", type=int, default=200)
     options.add_argument(
