@@ -66,14 +66,14 @@ def _join(d: Draft) -> Drawn | None:
 
 
 operation("join_unlike", "jnp.concatenate([500 * jax.nn.relu({0}), jax.nn.sigmoid({1})], {axis})", 1,
-          noisy="J([500 * E(jax.nn.relu({0})), E(jax.nn.sigmoid({1}))], {axis})")(
+          noisy="J([500 * E(jax.nn.relu({0})), K1(jax.nn.sigmoid({1}))], {axis})")(
     lambda d: (drawn := _parts(d)) and (drawn[0][:2], drawn[1])
 )  # fmt: skip
 
 
 @operation(
     "product_of_unlike", "jnp.concatenate([500 * jax.nn.relu({0}), jax.nn.sigmoid({1})], -1) @ {2}", 1,
-    noisy="E(J([500 * E(jax.nn.relu({0})), E(jax.nn.sigmoid({1}))], -1) @ {2})",
+    noisy="E(J([500 * E(jax.nn.relu({0})), K1(jax.nn.sigmoid({1}))], -1) @ {2})",
 )  # fmt: skip
 def _product_of_unlike(d: Draft) -> Drawn | None:
     """The weights read only what is small."""

@@ -36,11 +36,12 @@ FLOATS = [numbers(d, FLOAT) for d in range(2)]
 
 
 def marks(steps: Any, own: Any) -> dict[str, Callable[..., Any]]:
-    """What the marks E, E2, S and J of a program mean.
+    """What the marks of a program mean: see `operations`.
 
     Args:
       steps: From `numbers`, or zeros, which leave every value as it is, NaN included; traced.
-      own: Whether the parts of a joined value keep steps of their own where their ranges differ by more than 8; traced.
+      own: Whether ranges are static: each value has the one of its data then, also where construction tells another, and the
+        parts of a joined value keep steps of their own where their ranges differ by more than 8; traced.
     """
     count = itertools.count()
 
@@ -67,7 +68,13 @@ def marks(steps: Any, own: Any) -> dict[str, Callable[..., Any]]:
         kept = [jnp.where((own > 0) & (8 * r < widest), r, widest) / 255 for r in ranges]
         return jnp.concatenate([disturbed(a, step) for a, step in zip(parts, kept, strict=True)], axis)
 
-    return {"E": every, "E2": lambda v: every(v, 2.0), "S": symmetric, "J": joined}
+    def known(width: float) -> Callable[..., Any]:
+        return lambda v: jnp.where(own > 0, every(v, 2.0), disturbed(v, 2 * width / 255))
+
+    return {
+        "E": every, "E2": lambda v: every(v, 2.0), "S": symmetric, "J": joined,
+        **{f"K{width}": known(float(width)) for width in (1, 2, 3, 6)},
+    }  # fmt: skip
 
 
 def norm(a: Any) -> float:

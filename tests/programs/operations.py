@@ -2,7 +2,8 @@
 
 ``{0}``, ``{1}`` are the names of a step's inputs; other fields are its numbers. ``E(...)`` marks a value inside the line that
 eight bits would round, ``E2(...)`` one that they round several times or with the range of a whole loop, ``S(...)`` one with
-symmetric codes: a right operand.
+symmetric codes: a right operand, ``K6(...)`` one whose range construction tells, 6 wide, whatever the data. A joined value is
+written with ``J`` in a line of its own.
 """
 
 from __future__ import annotations
@@ -69,10 +70,11 @@ def unary(name: str, template: str, often: float = 1, **settings: Any) -> None:
 CENTRED = "({0} - jnp.mean({0}, -1, keepdims=True))"
 SMALL = "1e-3 * jnp.mean({0} ** 2) + 1e-20"
 for _name, _template in {
-    "relu": "jax.nn.relu({0})", "relu6": "jax.nn.relu6({0})", "sigmoid": "jax.nn.sigmoid({0})", "tanh": "jnp.tanh({0})",
+    "relu": "jax.nn.relu({0})", "relu6": "K6(jax.nn.relu6({0}))", "sigmoid": "K1(jax.nn.sigmoid({0}))",
+    "tanh": "K2(jnp.tanh({0}))",
     "gelu": "jax.nn.gelu({0})", "swish": "jax.nn.swish({0})", "hard_swish": "jax.nn.hard_swish({0})",
     "softmax": "jax.nn.softmax({0}, axis=-1)", "abs": "jnp.abs({0})", "square": "({0}) ** 2",
-    "exp": "jnp.exp(-jnp.abs({0}))", "clip": "jnp.clip({0}, -1.0, 1.5)", "negative": "-{0}", "half": "0.5 * {0}",
+    "exp": "jnp.exp(-jnp.abs({0}))", "clip": "K3(jnp.clip({0}, -1.0, 1.5))", "negative": "-{0}", "half": "0.5 * {0}",
     "large": "500 * {0}", "softplus": "jax.nn.softplus({0})", "unit": "{0} / (1e-6 + jnp.max(jnp.abs({0})))",
     "layer_norm": CENTRED + " / jnp.sqrt(jnp.var({0}, -1, keepdims=True) + " + SMALL + ")",
     "rms_norm": "{0} / jnp.sqrt(jnp.mean({0} ** 2, -1, keepdims=True) + " + SMALL + ")",
@@ -249,7 +251,7 @@ def _attention(d: Draft) -> Drawn | None:
 
 # A weight's side that is computed, with a range that is known or nonnegative.
 for _name, _template in {
-    "relu_of_weight": "jax.nn.relu({0})", "sigmoid_of_weight": "jax.nn.sigmoid({0})", "abs_of_weight": "jnp.abs({0})",
-    "clip_of_weight": "jnp.clip({0}, 0.0, 6.0)", "exp_of_weight": "jnp.exp({0})", "turned_weight": "jnp.flip({0}, 0)",
+    "relu_of_weight": "jax.nn.relu({0})", "sigmoid_of_weight": "K1(jax.nn.sigmoid({0}))", "abs_of_weight": "jnp.abs({0})",
+    "clip_of_weight": "K6(jnp.clip({0}, 0.0, 6.0))", "exp_of_weight": "jnp.exp({0})", "turned_weight": "jnp.flip({0}, 0)",
 }.items():  # fmt: skip
     operation(_name, _template, 0, moves=_name == "turned_weight")(lambda d: None)

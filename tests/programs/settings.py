@@ -10,9 +10,10 @@ import jaxq8 as q8
 
 KINDS = ("dynamic", "static", "given")
 WIDER = 1.5  # given ranges are calibrated ones, that many times as wide
-# The same optimized HLO, in a quarter of the time: LLVM does not optimize, and loops are written in the older way.
+# The same optimized HLO, in less than half of the time: LLVM optimizes little, and loops are written in the older way. At
+# level 0 XLA:CPU 0.10.2 reads memory that nobody wrote (NaN in the derivative of ``v / jnp.max(jnp.abs(v))``).
 QUICK = {
-    "xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1,
 }  # fmt: skip
 FULL = {  # XLA's own values, said because `FLAGS` may be set for the process
     "xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32,
