@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "Literal",
     "Primitive",
     "Var",
+    "apart",
     "bind",
     "name_stack",
     "open_jaxpr",
@@ -100,19 +102,29 @@ def trace(function: Any, arguments: Sequence[Any]) -> Any:
     return jax.make_jaxpr(function)(*arguments)
 
 
-@jax.jit
-def _identity(x: Any) -> Any:
-    return x
+def apart(function: Callable[..., Any], static: Sequence[str] = ()) -> Callable[..., Any]:
+    """`function` as a computation of its own in the compiled program: XLA fuses and folds nothing into it, nor it into others.
+
+    `lax.optimization_barrier` is removed before fusion; a call that must not be inlined stays.
+    """
+    compiled = jax.jit(function, static_argnames=static)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*args, **kwargs)
+
+    return call
 
 
+@apart
 def stored(x: Any) -> Any:
     """`x`, computed once and kept in memory.
 
     XLA:CPU computes a cheap elementwise producer again in the loop of each of its readers: nine times for the nine slices
-    of a 3x3 convolution. `lax.optimization_barrier` is removed before that happens; a call that must not be inlined stays.
+    of a 3x3 convolution.
     """
-    with set_xla_metadata(inlineable="false"):
-        return _identity(x)
+    return x
 
 
 def parameter(number: Any) -> Any:

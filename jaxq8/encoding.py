@@ -125,7 +125,11 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
     codes, vectors = _apply(value, scale, zero_point, how, numbers)
     if numbers is not None and not how.saturate:
         scale = nans.poisoned(scale, _witness(value, vectors, keep))
-    return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, dtype)
+    return _coded(codes, scale, zero_point, how.spec, dtype)
+
+
+def _coded(codes: Any, scale: Any, zero_point: Any, spec: Spec, dtype: Any) -> QTensor:
+    return QTensor(codes, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(dtype), spec.is_signed)
 
 
 def _as_parameters(numbers: tuple[np.ndarray, np.ndarray], how: Encoding, shape: tuple[int, ...]) -> Any:
@@ -177,7 +181,7 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
     if not how.saturate:
         for acc, (_, vectors) in zip(accumulators, parts, strict=True):
             scale = nans.poisoned(scale, nans.accumulated(acc, vectors, ()))
-    return QTensor(joined, scale, zero_point, how.spec.bits, how.spec.is_symmetric, np.dtype(values[0].dtype))
+    return _coded(joined, scale, zero_point, how.spec, values[0].dtype)
 
 
 def _exact(value: Value, how: Encoding, keep: tuple[int, ...]) -> QTensor:
@@ -221,7 +225,7 @@ def _learned(value: Value, how: Encoding, ends: LearnedRange) -> QTensor:
         0 if spec.is_symmetric else moving
     )
     codes = jnp.where(inside, codes, beyond)
-    return QTensor(codes, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(value.dtype))
+    return _coded(codes, scale, zero_point, spec, value.dtype)
 
 
 def _limits(value: Value, how: Encoding) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8._compat import stored
 from jaxq8.kernels.base import ConvForm, DotForm
 
 
@@ -90,9 +89,7 @@ class DotLayout:
         return self._ordered(sums.reshape(leading + (1,) * m + self.sizes[b + m :]))
 
     def result(self, raw: Any) -> Any:
-        # In memory: XLA:CPU folds a transposition into the dot by exchanging its operands, and fails where one is uint8 and
-        # the other int8.
-        return self._ordered((stored(raw) if self.swapped else raw).reshape(self.sizes))
+        return self._ordered(raw.reshape(self.sizes))
 
     def _ordered(self, a: Any) -> Any:
         if not self.swapped:

@@ -16,7 +16,7 @@ from jaxq8._compat import primitives, source_line
 from jaxq8.config import Config, Spec
 from jaxq8.forms import ConvLayout, DotLayout, conv_layout, dot_layout
 from jaxq8.interpreter import Context, _shapes, float_fallback, rule
-from jaxq8.kernels import KERNELS, run_with_sums
+from jaxq8.kernels import KERNELS, Operand, run_with_sums
 from jaxq8.kernels.base import DotForm, Form
 from jaxq8.kernels.select import select
 from jaxq8.plan import Reason
@@ -224,31 +224,26 @@ def accumulate(
       dtype: Float dtype that the result stands for.
       before: The weight's codes before they were transposed, and the permutation; None if there is nothing to gain.
     """
-    codes = layout.activation(x.values)
     form: Form
-    form, wx = _weight_as_it_lies(layout, before) or (layout.form, layout.weight(w.values))
-    x_zero, w_zero = layout.row_scale(x.zero_point), layout.channel_scale(w.zero_point)
-    if (
-        wx.dtype == jnp.uint8
-    ):  # kernels take int8 weights: the code is the byte minus 128, and so is its zero point
-        wx, w_zero = (wx ^ 128).view(jnp.int8), w_zero - 128
+    form, lying = _weight_as_it_lies(layout, before) or (layout.form, layout.weight(w.values))
+    left, right = Operand.of(x, layout.activation(x.values)), Operand.of(w, lying).as_signed()
     run = KERNELS[kernel].run
-    bordered = isinstance(layout, ConvLayout) and not x.symmetric
-    border = x.zero_point.reshape(()) if bordered else np.int32(0)
-    if x.symmetric:
-        raw, sums = run(form, codes, wx, border), None
+    if left.zero is None:
+        raw, sums = run(form, left, right), None
     else:
-        raw, sums = run_with_sums(kernel, form, codes, wx, border)
+        raw, sums = run_with_sums(kernel, form, left, right)
     values = layout.result(raw)
     rows, scale = layout.row_scale(x.scale), layout.channel_scale(w.scale)
     if all(n == 1 for n in jnp.shape(rows)):
         rows, scale = None, rows * scale
     offset = jnp.zeros((1,) * values.ndim, jnp.float32)
-    if not w.symmetric:
-        values = values - w_zero * layout.result(run(form, codes, jnp.ones_like(wx), border))
-    if not x.symmetric:
-        sums = layout.channel_sum(sums)
-        sums = sums if w.symmetric else sums - w_zero * layout.form_terms
+    if right.zero is not None:
+        w_zero = layout.channel_scale(right.zero) if jnp.ndim(right.zero) else right.zero
+        ones = Operand(jnp.ones_like(right.codes), signed=True)
+        values = values - w_zero * layout.result(run(form, left, ones))
+    if left.zero is not None:
+        x_zero, sums = layout.row_scale(left.zero), layout.channel_sum(sums)
+        sums = sums if right.zero is None else sums - w_zero * layout.form_terms
         if is_outer(
             x_zero, sums
         ):  # an offset would be as large as the values: the integers are corrected instead

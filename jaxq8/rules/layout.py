@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8._compat import primitives, stored
+from jaxq8._compat import primitives
 from jaxq8.interpreter import Context, float_fallback, rule
 from jaxq8.kernels.base import certainly_less
 from jaxq8.plan import Reason
@@ -52,10 +52,6 @@ def _through(ctx: Context, x: Value) -> Array:
 @rule(primitives.transpose_p)
 def transpose(ctx: Context, x: Value, *, permutation: Any, **params: Any) -> Value:
     """Codes, scales and zero points are transposed alike."""
-    if isinstance(x, Accumulator):
-        # In memory: XLA:CPU folds a transposition into the dot by exchanging its operands, and fails where one is
-        # uint8 and the other int8.
-        x = dataclasses.replace(x, values=stored(x.values))
     result = moved(x, lambda a: jnp.transpose(a, permutation))
     if isinstance(x, QTensor) and isinstance(
         result, QTensor
@@ -226,14 +222,14 @@ def _joined_weights(values: tuple[Value, ...], dimension: int) -> QTensor | None
     if not all(isinstance(v, QTensor) and v.scale.shape[dimension] == v.shape[dimension] for v in values):
         return None
     parts: list[Any] = list(values)
-    same = len({(q.bits, q.symmetric, str(q.values.dtype), q.scale.shape[:dimension], q.scale.shape[dimension + 1 :])
+    same = len({(q.bits, q.symmetric, q.signed, str(q.values.dtype), q.scale.shape[:dimension], q.scale.shape[dimension + 1 :])
                 for q in parts}) == 1  # fmt: skip
     if not same:
         return None
     codes, scale, zero = (
         jnp.concatenate([getattr(q, f) for q in parts], dimension) for f in ("values", "scale", "zero_point")
     )
-    return QTensor(codes, scale, zero, parts[0].bits, parts[0].symmetric, parts[0].dtype)
+    return dataclasses.replace(parts[0], values=codes, scale=scale, zero_point=zero)
 
 
 def _joined_codes(ctx: Context, values: tuple[Value, ...], dimension: int) -> QTensor | None:
