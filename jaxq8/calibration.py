@@ -18,6 +18,8 @@ from jaxq8.plan import Recorder
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Range, Ranges
+from jaxq8.rules.joined import are_unlike
+from jaxq8.sites import is_part, site_name, site_op
 from jaxq8.transform import Call, checked_config, settings_of
 from jaxq8.values import Value, to_real
 
@@ -81,12 +83,21 @@ def calibrate(
         raise RangesError(f"calibrate: this function has no site that runs in eight bits; {why}")
     found = jax.device_get(states)
     ranges = {name: _range(choose(name), found[name], choose.spec(name)) for name in order}
-    seen = Ranges({name: r for name, r in ranges.items() if r is not None})
+    seen = Ranges(_without_like_parts({name: r for name, r in ranges.items() if r is not None}))
     if not seen:
         raise RangesError(
             "calibrate: every site saw nothing but zeros; pass data like those that the model will see"
         )
     return seen
+
+
+def _without_like_parts(ranges: dict[str, Range]) -> dict[str, Range]:
+    """Ranges of parts of joined values only where they differ: there a contraction is split (`rules.joined`)."""
+    parts: dict[str, list[Range]] = {}
+    for name, found in ranges.items():
+        if is_part(name):
+            parts.setdefault(site_name(name), []).append(found)
+    return {n: r for n, r in ranges.items() if not is_part(n) or are_unlike(parts[site_name(n)])}
 
 
 def each_batch(
@@ -131,11 +142,6 @@ class _Observers:
         return self.default if own == "minmax" else get_observer(own)
 
 
-def site_op(name: str) -> str:
-    """The operation that a site's name ends in: "conv" of ``params/Conv_0/kernel:conv#2.rhs``."""
-    return name.removesuffix(".rhs").split("#")[0].rsplit(":", 1)[-1]
-
-
 class _Observing(Probe):
     """Updates the observer of every site that is encoded."""
 
@@ -150,6 +156,8 @@ class _Observing(Probe):
         real = jnp.asarray(to_real(value), jnp.float32)
         finite = jnp.isfinite(jnp.sum(real * 0))
         self.add({name: (observer.update(observer.init(), real) if real.size else observer.init(), finite)})
+
+    part = see
 
     def join(self, name: str, first: Any, second: Any) -> Any:
         return self._choose(name).merge(first[0], second[0]), first[1] & second[1]

@@ -51,6 +51,13 @@ class DotLayout:
     def form_terms(self) -> int:
         return self.form.k
 
+    def summed(self, axis: int) -> int | None:
+        """The axis of the weight that is summed together with an axis of the activation; None if that is not summed."""
+        _, _, k, _ = self.counts
+        b = self.counts[0]
+        summed = self.x_order[len(self.x_order) - k :]
+        return self.w_order[b + summed.index(axis)] if axis in summed else None
+
     def activation(self, codes: Any) -> Any:
         f = self.form
         return jnp.transpose(codes, self.x_order).reshape((f.batch, f.m, f.k) if f.batch else (f.m, f.k))
@@ -133,6 +140,10 @@ class ConvLayout:
     @property
     def form_terms(self) -> int:
         return _prod(self.form.kernel) * (self.form.c_in // self.form.groups)
+
+    def summed(self, axis: int) -> int | None:
+        """The axis of the weight that is summed together with the channels of the activation; None for any other axis."""
+        return self.w_order[-2] if axis == self.x_order[-1] and self.form.groups == 1 else None
 
     def activation(self, codes: Any) -> Any:
         return jnp.transpose(codes, self.x_order)

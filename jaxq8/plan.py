@@ -12,6 +12,13 @@ from typing import Any
 from jaxq8.errors import QuantizationError
 
 PLAN_VERSION = 1
+LISTED = 4  # names in a warning
+# How `SiteRecord.joined` ends where parts have no ranges of their own, and what the Plan says of such sites.
+SHARED = "parts share a range"
+ONE_RANGE = (
+    "joined parts by one range, which leaves few codes to parts that are much smaller than the others "
+    "(q8.compare shows each part, q8.calibrate gives unlike parts ranges of their own)"
+)
 
 
 class Reason(enum.Enum):
@@ -52,6 +59,7 @@ class SiteRecord:
       reads: In which form a contraction finds its activation: "codes"; "int32", the accumulator of the contraction before;
         "int32, with elementwise arithmetic" (a residual sum, an activation function) in the pass that makes the codes; or
         "float: ..." with what made it.
+      joined: What a contraction does with the parts of a joined value: one product for each scale, or one range for all.
     """
 
     name: str
@@ -68,6 +76,7 @@ class SiteRecord:
     macs: int = 0
     source: str = ""
     reads: str = ""
+    joined: str = ""
 
     @property
     def why(self) -> str:
@@ -161,6 +170,7 @@ class Plan:
                 s.activations,
                 s.range,
                 s.reads,
+                s.joined,
                 _share(s, self),
                 "8 bit" if s.eight_bit else "float",
                 s.kernel if s.eight_bit else s.why,
@@ -175,11 +185,14 @@ class Plan:
             "activations",
             "range",
             "reads",
+            "joined parts",
             "macs",
             "runs in",
             "kernel, or why float",
         )
         lines = [self.summary(), self._entered(), "", *table(header, rows)]
+        if shared := [s.name for s in self.sites if s.joined.endswith(SHARED)]:
+            lines += ["", f"{len(shared)} contractions read {ONE_RANGE}: {', '.join(shared[:LISTED])}"]
         lines += [f"override {pattern!r} matched no site" for pattern in self.unused_overrides]
         return "\n".join(lines)
 

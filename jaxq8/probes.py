@@ -35,6 +35,9 @@ class Probe:
     def see(self, name: str, value: Value, codes: QTensor) -> None:
         """Called for every value that is encoded, under the name of its range."""
 
+    def part(self, name: str, value: Value, codes: QTensor) -> None:
+        """Called for the parts of a joined value that a contraction reads, beside `see` for the whole of it."""
+
     def reads(self, name: str, layout: Any, x: QTensor, w: QTensor) -> None:
         """Called for every contraction of exact values with its operands, and the layout that makes them canonical."""
 

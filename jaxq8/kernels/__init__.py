@@ -35,7 +35,12 @@ class Xla:
         entry, _refused = candidate(form)
         codes, weights = x.codes, checked_weight(w).codes
         if entry is not None and not is_barred("weight_sum"):
-            if entry.name == "dot" and isinstance(form, DotForm) and not form.batch and not rows_are_split(codes):
+            if (
+                entry.name == "dot"
+                and isinstance(form, DotForm)
+                and not form.batch
+                and not rows_are_split(codes)
+            ):
                 return dot_and_sums(form, codes, weights)
             if entry.name == "pointwise" and isinstance(form, ConvForm) and not rows_are_split(codes):
                 return pointwise_and_sums(form, codes, weights)

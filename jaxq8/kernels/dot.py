@@ -134,7 +134,11 @@ def _mixed_product(x: Any, w: Any, *, transposed: bool) -> Any:
     then XLA:CPU refuses the product of int8 and uint8 that comes out (RET_CHECK, SameElementType).
     """
     return lax.dot_general(
-        x, w, _numbers(x, transposed), precision=lax.DotAlgorithmPreset.DEFAULT, preferred_element_type=jnp.int32
+        x,
+        w,
+        _numbers(x, transposed),
+        precision=lax.DotAlgorithmPreset.DEFAULT,
+        preferred_element_type=jnp.int32,
     )
 
 

@@ -44,7 +44,9 @@ class Operand:
             object.__setattr__(self, "signed", dtype != np.uint8)
         if jnp.issubdtype(dtype, jnp.integer) and dtype != (np.int8 if self.signed else np.uint8):
             sign = "signed" if self.signed else "unsigned"
-            raise TensorError(f"{sign} codes of {dtype}: a kernel takes int8 or uint8, or float32 while simulated")
+            raise TensorError(
+                f"{sign} codes of {dtype}: a kernel takes int8 or uint8, or float32 while simulated"
+            )
         if self.zero is not None and not jnp.issubdtype(jnp.result_type(self.zero), jnp.integer):
             raise TensorError(f"the zero point is {jnp.result_type(self.zero)}: it must be an integer")
 
@@ -75,5 +77,7 @@ def checked_weight(w: Operand) -> Operand:
       TensorError: The codes are unsigned.
     """
     if not w.signed:
-        raise TensorError("unsigned codes on the weight's side of a contraction: pass them by Operand.as_signed")
+        raise TensorError(
+            "unsigned codes on the weight's side of a contraction: pass them by Operand.as_signed"
+        )
     return w

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,15 +15,16 @@ from jaxq8 import modes
 from jaxq8._compat import primitives, source_line
 from jaxq8.config import Config, Spec
 from jaxq8.forms import ConvLayout, DotLayout, conv_layout, dot_layout
-from jaxq8.interpreter import Context, _shapes, float_fallback, rule
+from jaxq8.interpreter import Context, float_fallback, rule, shapes_of
 from jaxq8.kernels import KERNELS, Operand, run_with_sums
 from jaxq8.kernels.base import DotForm, Form
 from jaxq8.kernels.select import select
-from jaxq8.plan import Reason
+from jaxq8.plan import SHARED, Reason
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
-from jaxq8.sites import RAGGED_DOT, ragged_dimensions
-from jaxq8.values import Accumulator, Array, Value, bounds, is_outer
+from jaxq8.rules.joined import Group, Join, cut, groups, join_of, places_within, together, unlike
+from jaxq8.sites import RAGGED_DOT, part_name, ragged_dimensions
+from jaxq8.values import Accumulator, Array, Value, bounds, decode, is_outer
 
 # A parameter that is neither here nor None is one that this rule does not know the meaning of: the site stays float.
 DOT_PARAMS = {"dimension_numbers", "precision", "preferred_element_type"}
@@ -33,11 +34,20 @@ CONV_PARAMS = {
 }  # fmt: skip
 
 
+Shape = tuple[int, ...]
+Layout = DotLayout | ConvLayout
+
+
 @rule(primitives.dot_general_p)
 def dot_general(ctx: Context, x: Value, y: Value, *, dimension_numbers: Any, **params: Any) -> Value:
     """Any dot: the weight (or, of two activations, the right operand) gets a scale per channel, the other one per tensor."""
     swapped = ctx.site.weight == 0
-    layout = dot_layout(dimension_numbers, x.shape, y.shape, swapped, ctx.site.weight is not None)
+    is_weight = ctx.site.weight is not None
+
+    def layout(activation: Shape, weight: Shape) -> DotLayout:
+        left, right = (weight, activation) if swapped else (activation, weight)
+        return dot_layout(dimension_numbers, left, right, swapped, is_weight)
+
     unhandled = _unhandled(params, DOT_PARAMS)
     return _contract(ctx, (y, x) if swapped else (x, y), layout, (x, y), unhandled, params)
 
@@ -50,7 +60,7 @@ def conv_general_dilated(ctx: Context, x: Value, w: Value, **params: Any) -> Val
         channels = w.shape[params["dimension_numbers"].rhs_spec[0]]
         macs = math.prod(ctx.eqn.outvars[0].aval.shape) * (math.prod(w.shape) // max(channels, 1))
         return _in_float(ctx, (x, w), Reason.BATCH_GROUPS, "", macs * ctx.run.repeats)
-    layout = conv_layout(params, x.shape, w.shape)
+    layout = functools.partial(conv_layout, params)
     return _contract(ctx, (x, w), layout, (x, w), unhandled, params)
 
 
@@ -72,12 +82,13 @@ def _float_mode(config: Config) -> tuple[Reason, str] | None:
 
 
 def _contract(
-    ctx: Context, operands: tuple[Value, Value], layout: DotLayout | ConvLayout, original: tuple[Value, Value],
-    unhandled: set[str], params: Any,
+    ctx: Context, operands: tuple[Value, Value], layout_of: Callable[[Shape, Shape], Layout],
+    original: tuple[Value, Value], unhandled: set[str], params: Any,
 ) -> Value:  # fmt: skip
     """Decides, encodes both operands, runs the kernel, and wraps the result as an Accumulator."""
     config = ctx.config
     activation, weight = operands
+    layout = layout_of(activation.shape, weight.shape)
     obstacle = _obstacle(ctx, operands, config, unhandled, params)
     choice = select(layout.form, config.kernels if config.mode != "simulate" else "simulate")
     macs = layout.form.macs * ctx.run.repeats
@@ -85,15 +96,23 @@ def _contract(
         obstacle = (Reason.NOT_FASTER, choice.reason)
     if obstacle is not None:
         return _in_float(ctx, original, *obstacle, macs)
+    w = ctx.eight_bit(weight, _weight_spec(config), _weight_axes(weight, config, layout), suffix=".rhs")
+    join, axis = _join(ctx, activation, layout)
+    found = groups(ctx, ctx.site.name, join.parts) if join and not ctx.run.exact else []
+    facts: dict[str, Any] = {
+        "shapes": shapes_of(ctx.eqn), "macs": macs, "kernel": f"{choice.kernel}: {choice.form}", "detail": choice.reason,
+        "refused": choice.refused, "weights": _describe(w), "reads": _reads(activation),
+        "joined": "" if join is None else _shared(ctx, join, found),
+    }  # fmt: skip
+    if join is not None and len(found) > 1:
+        return _contract_parts(ctx, join, found, w, axis, layout_of, choice.kernel, facts)
     spec = _activation_spec(ctx, config, layout)
     keep = layout.row_axes if spec.granularity == "row" else ()
     x = ctx.eight_bit(activation, spec, keep)
-    w = ctx.eight_bit(weight, _weight_spec(config), _weight_axes(weight, config, layout), suffix=".rhs")
-    ctx.record(
-        True, shapes=_shapes(ctx.eqn), macs=macs, kernel=f"{choice.kernel}: {choice.form}", detail=choice.reason,
-        refused=choice.refused, weights=_describe(w), activations=_describe(x), range=_origin(ctx, activation),
-        reads=_reads(activation),
-    )  # fmt: skip
+    ctx.record(True, activations=_describe(x), range=_origin(ctx, activation), **facts)
+    if join is not None and ctx.run.probe.active:
+        for i, (part, place) in enumerate(zip(join.parts, join.places, strict=True)):
+            ctx.run.probe.part(part_name(ctx.site.name, i), part, cut(x, [place], join.dimension))
     if ctx.run.exact:
         ctx.run.probe.reads(ctx.site.name, layout, x, w)
     kernel = "simulate" if ctx.run.exact else choice.kernel
@@ -105,10 +124,51 @@ def _contract(
     return result
 
 
+def _join(ctx: Context, activation: Value, layout: Layout) -> tuple[Join | None, int]:
+    """What the activation was joined from, and the axis of the weight that is summed along with the parts."""
+    join = join_of(ctx, activation)
+    axis = None if join is None else layout.summed(join.dimension)
+    return (None, 0) if axis is None else (join, axis)
+
+
+def _shared(ctx: Context, join: Join, found: Sequence[Group]) -> str:
+    """What a site does with joined parts, for the Plan."""
+    if len(found) > 1:
+        return f"{len(found)} products: {unlike(found)}"
+    names = (part_name(ctx.site.name, i) for i in range(len(join.parts)))
+    alike = all(name in ctx.run.ranges for name in names)
+    return "" if alike else f"{len(join.parts)} {SHARED}"
+
+
+def _contract_parts(
+    ctx: Context, join: Join, found: Sequence[Group], w: QTensor, axis: int,
+    layout_of: Callable[[Shape, Shape], Layout], kernel: str, facts: dict[str, Any],
+) -> Array:  # fmt: skip
+    """The sum of the products of parts that do not share a scale."""
+    total, dtype, described = None, np.dtype(ctx.eqn.outvars[0].aval.dtype), []
+    for group in found:
+        places = [join.places[i] for i in group.members]
+        part, weight = together(join.parts, group, join.dimension), cut(w, places, axis)
+        layout = layout_of(part.shape, weight.shape)
+        spec = _activation_spec(ctx, ctx.config, layout)
+        spec = spec if group.range is None else dataclasses.replace(spec, granularity="tensor")
+        keep = layout.row_axes if spec.granularity == "row" else ()
+        name = part_name(ctx.site.name, group.members[0])
+        x = ctx.run_encode(part, name, ctx.config, spec, keep, fixed=group.range)
+        product = decode(accumulate(layout, x, weight, kernel))
+        total = product if total is None else total + product
+        described.append(_describe(x))
+        for i, place in zip(group.members, places_within(join, group), strict=True):
+            ctx.run.probe.part(part_name(ctx.site.name, i), join.parts[i], cut(x, [place], join.dimension))
+    ctx.record(True, activations="; ".join(described), range="of each part", **facts)
+    assert total is not None
+    return Array(total.astype(dtype), stored=False)
+
+
 def _rounded(
     ctx: Context,
     operands: tuple[Value, Value],
-    layout: DotLayout | ConvLayout,
+    layout: Layout,
     spec: Spec,
     keep: tuple[int, ...],
 ) -> Accumulator:
@@ -158,11 +218,11 @@ def _in_float(ctx: Context, operands: Sequence[Value], reason: Reason, detail: s
     values = modes.prepare(ctx, operands)
     if reason is Reason.DTYPE and _is_eight_bit_already(ctx, values):
         ctx.record(
-            True, detail=detail, shapes=_shapes(ctx.eqn), macs=macs, kernel="as written: integers already"
+            True, detail=detail, shapes=shapes_of(ctx.eqn), macs=macs, kernel="as written: integers already"
         )
     else:
         stored = next((_describe(v) for v in operands if isinstance(v, QTensor)), "")
-        ctx.record(False, reason, detail=detail, shapes=_shapes(ctx.eqn), macs=macs, weights=stored)
+        ctx.record(False, reason, detail=detail, shapes=shapes_of(ctx.eqn), macs=macs, weights=stored)
     result: Value | None = modes.better_float(ctx, values)
     if result is None:
         result = float_fallback(dataclasses.replace(ctx, quiet=True), values)[0]
@@ -175,7 +235,7 @@ def _is_eight_bit_already(ctx: Context, values: Sequence[Value]) -> bool:
     return narrow and ctx.eqn.outvars[0].aval.dtype == jnp.int32
 
 
-def _activation_spec(ctx: Context, config: Config, layout: DotLayout | ConvLayout) -> Spec:
+def _activation_spec(ctx: Context, config: Config, layout: Layout) -> Spec:
     """Rows (tokens) have scales of their own only where rows are summed separately, in dots, and ranges are measured."""
     spec = config.activations
     rows = spec.granularity == "row" and bool(layout.row_axes) and not ctx.run.is_static(ctx.site.name)
@@ -191,7 +251,7 @@ def _weight_spec(config: Config) -> Spec:
     return dataclasses.replace(spec, bits=8, granularity=shared, group=0, levels="even", symmetric=True)
 
 
-def _weight_axes(weight: Value, config: Config, layout: DotLayout | ConvLayout) -> tuple[int, ...]:
+def _weight_axes(weight: Value, config: Config, layout: Layout) -> tuple[int, ...]:
     """Scales per output channel; codes that come with the weight keep the scales they have."""
     if isinstance(weight, QTensor):
         return tuple(a for a in layout.channel_axes if weight.scale.shape[a] != 1)
@@ -199,7 +259,7 @@ def _weight_axes(weight: Value, config: Config, layout: DotLayout | ConvLayout) 
 
 
 def accumulate(
-    layout: DotLayout | ConvLayout,
+    layout: Layout,
     x: QTensor,
     w: QTensor,
     kernel: str,
@@ -253,7 +313,7 @@ def accumulate(
     return Accumulator(values, scale, offset, dtype=dtype, rows=rows)
 
 
-def _weight_as_it_lies(layout: DotLayout | ConvLayout, before: Any) -> tuple[DotForm, Any] | None:
+def _weight_as_it_lies(layout: Layout, before: Any) -> tuple[DotForm, Any] | None:
     return layout.operand(*before) if before is not None and isinstance(layout, DotLayout) else None
 
 

@@ -15,6 +15,7 @@ from jaxq8.interpreter import Context, float_fallback, rule
 from jaxq8.kernels.base import certainly_less
 from jaxq8.plan import Reason
 from jaxq8.qtensor import QTensor
+from jaxq8.rules import joined
 from jaxq8.values import Accumulator, Array, Broadcast, Value, bounds, constant
 
 
@@ -205,16 +206,29 @@ def pad(ctx: Context, x: Value, fill: Value, *, padding_config: Any, **params: A
 @rule(primitives.concatenate_p)
 def concatenate(ctx: Context, *values: Value, dimension: int, **params: Any) -> Value:
     """Parts with one common scale are joined as codes; accumulators are first encoded with the range that holds them all."""
-    if not any(isinstance(v, QTensor | Accumulator) for v in values):
-        return NotImplemented
     weights = _joined_weights(values, dimension)
     if weights is not None:
         return weights
-    joined = _joined_codes(ctx, values, dimension)
-    if joined is None:
+    result = _joined(ctx, values, dimension)
+    if ctx.reader is not None:
+        joined.remember(ctx, result, values, dimension)
+    return result
+
+
+def _joined(ctx: Context, values: tuple[Value, ...], dimension: int) -> Value:
+    if not any(isinstance(v, QTensor | Accumulator) for v in values):
+        return float_fallback(ctx, values)[0]
+    unlike = "" if ctx.reader is None else joined.unlike(joined.groups(ctx, ctx.reader, values))
+    if unlike and ctx.config.mode in ("eightbit", "simulate"):
+        ctx.record(
+            True, shapes=f"{len(values)} parts", kernel="none: parts are read one by one", detail=unlike
+        )
+        return float_fallback(dataclasses.replace(ctx, quiet=True), values)[0]
+    codes = _joined_codes(ctx, values, dimension)
+    if codes is None:
         return float_fallback(ctx, values, Reason.PER_CHANNEL)[0]
     ctx.record(True, shapes=f"{len(values)} parts", activations="as encoded", kernel="copy of codes")
-    return joined
+    return codes
 
 
 def _joined_weights(values: tuple[Value, ...], dimension: int) -> QTensor | None:
