@@ -331,11 +331,20 @@ def _apply(
       The codes, and the small arrays that they were computed with, if the value is an accumulator.
     """
     zero = zero_point.astype(jnp.float32)
-    spec = how.spec
-    low, high = float(spec.qmin), float(spec.qmax)
-    if how.simulate or how.rounding.keyed or how.rounding.joint:
+    if how.rounding.keyed or how.rounding.joint:
         smalls = tuple(value.smalls.values()) if isinstance(value, Accumulator) else ()
         return _apply_plainly(value, scale, zero, how), smalls
+    codes, vectors = _apply_at_once(value, scale, zero, how, numbers)
+    if how.simulate:  # the same codes, in float, with the derivative of the plain steps
+        codes = straight_through(_apply_plainly(value, scale, zero, how), codes.astype(jnp.float32))
+    return codes, vectors
+
+
+def _apply_at_once(
+    value: Array | Accumulator, scale: jax.Array, zero: jax.Array, how: Encoding, numbers: Any
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    spec = how.spec
+    low, high = float(spec.qmin), float(spec.qmax)
     if isinstance(value, Array):
         multiplier, offset, data = 1.0 / scale, zero, value.array.astype(jnp.float32)
         if how.saturate:

@@ -15,10 +15,7 @@ PLAN_VERSION = 1
 LISTED = 4  # names in a warning
 # How `SiteRecord.joined` ends where parts have no ranges of their own, and what the Plan says of such sites.
 SHARED = "parts share a range"
-ONE_RANGE = (
-    "joined parts by one range, which leaves few codes to parts that are much smaller than the others "
-    "(q8.compare shows each part, q8.calibrate gives unlike parts ranges of their own)"
-)
+ONE_RANGE = "a part that is much smaller than the others keeps few codes; calibrate gives such parts ranges of their own"
 
 
 class Reason(enum.Enum):
@@ -190,11 +187,19 @@ class Plan:
             "runs in",
             "kernel, or why float",
         )
-        lines = [self.summary(), self._entered(), "", *table(header, rows)]
-        if shared := [s.name for s in self.sites if s.joined.endswith(SHARED)]:
-            lines += ["", f"{len(shared)} contractions read {ONE_RANGE}: {', '.join(shared[:LISTED])}"]
+        lines = [self.summary(), self._entered(), *self._warnings(), "", *table(header, rows)]
         lines += [f"override {pattern!r} matched no site" for pattern in self.unused_overrides]
         return "\n".join(lines)
+
+    def _warnings(self) -> list[str]:
+        """What may lose more than rounding does."""
+        shared = [s.name for s in self.sites if s.joined.endswith(SHARED)]
+        more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
+        return (
+            [f"joined parts share a range at {', '.join(shared[:LISTED])}{more}: {ONE_RANGE}"]
+            if shared
+            else []
+        )
 
     def _entered(self) -> str:
         """One line: how many regions, and what stands at their borders."""

@@ -79,7 +79,8 @@ def assert_exact(form: Form, dtype: str, border: int, seed: int = 0) -> None:
     x, w = operands(form, dtype, seed)
     zero = jnp.asarray(border, jnp.int32)
     results = [
-        jax.jit(lambda x, w, z, k=k: KERNELS[k].run(form, Operand(x, z), Operand(w)))(x, w, zero) for k in ("xla", "reference")
+        jax.jit(lambda x, w, z, k=k: KERNELS[k].run(form, Operand(x, z), Operand(w)))(x, w, zero)
+        for k in ("xla", "reference")
     ]
     assert results[0].dtype == jnp.int32
     np.testing.assert_array_equal(*results)
@@ -165,7 +166,12 @@ def test_the_simulation_equals_the_reference_while_float_is_exact():
 def test_contractions_reach_the_integer_kernels(name):
     form = REAL_SHAPES[name]
     x, w = operands(form, "uint8")
-    text = jax.jit(lambda x, w: KERNELS["xla"].run(form, Operand(x, jnp.int32(3)), Operand(w))).lower(x, w).compile().as_text()
+    text = (
+        jax.jit(lambda x, w: KERNELS["xla"].run(form, Operand(x, jnp.int32(3)), Operand(w)))
+        .lower(x, w)
+        .compile()
+        .as_text()
+    )
     fused = [line for line in text.splitlines() if "ynn_fusion" in line and "= s32[" in line]
     assert fused
     assert not [line for line in text.splitlines() if " convolution(" in line and "= s32[" in line]
