@@ -287,7 +287,7 @@ def test_squeezenet_from_weights_to_labels(tmp_path, monkeypatch, call):
     assert json.loads(out)["eight_bit_share"] == 1
     base = "run net.q8x --image photos --top 1"
     assert call(f"{base} --preprocess {model}:preprocess --output own.jsonl")[0] == 0
-    assert call(f"{base} --channels bgr --mean 103.939 116.779 123.68 --output plain.jsonl")[0] == 0
+    assert call(f"{base} --channels bgr --mean 103.939,116.779,123.68 --output plain.jsonl")[0] == 0
     own, plain = ([(e["input"], e["top"]) for e in lines(f)] for f in ("own.jsonl", "plain.jsonl"))
     assert own == plain
     right = [int(Path(name).stem.split("_")[2]) == top[0]["class"] for name, top in own]

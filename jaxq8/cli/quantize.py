@@ -17,6 +17,7 @@ import numpy as np
 from jaxq8.calibration import calibrate
 from jaxq8.cli import options as shared
 from jaxq8.cli.inputs import Item, whole_batches
+from jaxq8.cli.lists import add_files, split
 from jaxq8.cli.models import Model, fitted
 from jaxq8.cli.problems import Failure, Misuse, foreign
 from jaxq8.cli.text import decibels, note, print_json, show_progress, size
@@ -69,10 +70,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "inputs: their shape, ranges, and the sample that the error is measured on"
     )
     shared.add_shape(command)
-    group.add_argument("--calibrate", nargs="+", default=[], metavar="FILE",
-                       help="photos, folders, .npy, .npz or .txt whose ranges become static")  # fmt: skip
-    group.add_argument("--sample", nargs="+", default=[], metavar="FILE",
-                       help=f"inputs to measure the error on (default: the first {MEASURED} of --calibrate)")  # fmt: skip
+    add_files(group, "--calibrate", metavar="FILE",
+              help="photos, folders, .npy, .npz or .txt whose ranges become static")  # fmt: skip
+    add_files(group, "--sample", metavar="FILE",
+              help=f"inputs to measure the error on (default: the first {MEASURED} of --calibrate)")  # fmt: skip
     group.add_argument(
         "--ranges", metavar="FILE.json", help="static ranges by site, as `jaxq8 inspect --ranges` prints them"
     )
@@ -85,7 +86,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     group.add_argument(
         "--fixed-batch", type=shared.positive, metavar="N", help="(.q8x) a program for batches of N only"
     )
-    group.add_argument("--platforms", default=",".join(PLATFORMS), metavar="NAMES",
+    group.add_argument("--platforms", type=split, default=list(PLATFORMS), metavar="NAMES",
                        help=f"(.q8x) what the program is for (default {','.join(PLATFORMS)})")  # fmt: skip
     shared.add_preparation(command)
     shared.add_output_form(command)
@@ -129,9 +130,10 @@ def _check(options: argparse.Namespace) -> None:
         raise Failure(f"--output {options.output}: is a folder; name a file")
     if not os.access(folder, os.W_OK):
         raise Failure(f"--output {options.output}: {folder} is not writable; choose another folder")
-    if unknown := set(options.platforms.split(",")) - {*PLATFORMS, "rocm"}:
+    if unknown := set(options.platforms) - {*PLATFORMS, "rocm"}:
         raise Misuse(
-            f"--platforms: {', '.join(sorted(unknown))} is unknown; known are {', '.join(PLATFORMS)}, rocm"
+            f"--platforms: {', '.join(sorted(unknown))} is unknown; known are {', '.join(PLATFORMS)}, rocm; "
+            "write --platforms cpu,cuda"
         )
 
 
@@ -177,7 +179,7 @@ def _write(
         return
     with foreign(f"exporting {model.name}", "write a .q8 instead, which runs with the model's code"):
         export(options.output, model.fn, encoded, *inputs, ranges=ranges, config=config,
-               platforms=options.platforms.split(","), symbolic_batch=False if options.fixed_batch else None)  # fmt: skip
+               platforms=options.platforms, symbolic_batch=False if options.fixed_batch else None)  # fmt: skip
 
 
 def _errors(options: argparse.Namespace, model: Model, made: Model, items: list[Item]) -> OutputErrors:
