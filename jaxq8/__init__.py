@@ -6,6 +6,7 @@ from jaxq8.config import Config, Spec
 from jaxq8.equalization import equalize
 from jaxq8.errors import (
     ArgumentError,
+    CalibrationWarning,
     FileError,
     QuantizationError,
     RangesError,
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "CalibrationWarning",
     "CodeBook",
     "Config",
     "ExportedModel",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gzip
 import os
 import shutil
 import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from jaxq8.cli.problems import Failure, Misuse, foreign
 from jaxq8.cli.text import decibels, note, print_json, show_progress, size
 from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
+from jaxq8.errors import CalibrationWarning
 from jaxq8.exporting import PLATFORMS, export
 from jaxq8.folding import fold_norms
 from jaxq8.observers import observer_names
@@ -143,10 +147,30 @@ def _ranges(options: argparse.Namespace, model: Model, config: Config, items: li
     if not items:
         return given
     batches = whole_batches(items, options.batch)
-    with foreign(f"calibrating {model.name}", "check that --calibrate holds inputs of this model"):
+    with (
+        foreign(f"calibrating {model.name}", "check that --calibrate holds inputs of this model"),
+        _files_of_batches(items, options.batch),
+    ):
         found = calibrate(model.fn, model.variables, batches, config=config, observer=options.observer,
                           progress=show_progress(options.quiet))  # fmt: skip
     return Ranges({**found, **(given or {})})
+
+
+@contextlib.contextmanager
+def _files_of_batches(items: Sequence[Item], size: int) -> Iterator[None]:
+    """Warnings of the block that speak of a batch name the inputs in it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        message = warning.message
+        if isinstance(message, CalibrationWarning):
+            first = message.batch * size + (message.example or 0)
+            last = first + 1 if message.example is not None else (message.batch + 1) * size
+            names = [item.name for item in items[first:last]]
+            shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+            message = f"--calibrate {shown}: {message}"
+        warnings.showwarning(message, warning.category, warning.filename, warning.lineno)
 
 
 def _read_ranges(path: str) -> Ranges:
