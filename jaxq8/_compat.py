@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -72,10 +74,18 @@ def source_line(eqn: Any) -> str:
     """``file.py:12`` of the user's line that made an equation; empty where JAX does not know."""
     traceback = eqn.source_info.traceback
     frames = traceback.frames if traceback is not None else ()
+    libraries = _library_folders()
     for frame in frames:
-        if not any(part in frame.file_name for part in ("/jax/", "/flax/", "/jaxq8/")):
-            return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
+        if not frame.file_name.startswith(libraries):
+            return f"{os.path.basename(frame.file_name)}:{frame.line_num}"
     return ""
+
+
+def _library_folders() -> tuple[str, ...]:
+    """Where the packages lie whose lines are not the user's; a folder of the user's may have the name of any of them."""
+    modules = (sys.modules.get(name) for name in ("jax", "flax", __name__.partition(".")[0]))
+    files = (getattr(module, "__file__", None) for module in modules)
+    return tuple(os.path.join(os.path.dirname(file), "") for file in files if file)
 
 
 @contextmanager
