@@ -79,7 +79,10 @@ def behind(value: Array, keep: tuple[int, ...]) -> jax.Array | None:
 
 
 def accumulated(value: Accumulator, vectors: Sequence[jax.Array], keep: tuple[int, ...]) -> jax.Array | None:
-    """The witness of an accumulator: NaN of a channel's scale is in all of them, that of a row in this row alone.
+    """The witness of an accumulator.
+
+    NaN of the data is in the scales of all channels, or in some where channels are data (`Accumulator.everywhere`); that of a
+    row is in this row alone.
 
     Args:
       value: The accumulator.
@@ -89,10 +92,12 @@ def accumulated(value: Accumulator, vectors: Sequence[jax.Array], keep: tuple[in
     if 0 in value.shape:
         return None
 
-    def first(a: Any) -> Any:
+    def some(a: Any) -> Any:
+        if not value.everywhere:
+            return in_data(a, keep)
         return a[tuple(slice(None) if axis in keep else slice(1) for axis in range(a.ndim))]
 
-    witness = sum(map(first, vectors), start=jnp.float32(0))
+    witness = sum(map(some, vectors), start=jnp.float32(0))
     return witness if value.rows is None else witness + in_data(value.rows, keep)
 
 

@@ -118,6 +118,8 @@ def _contract(
     kernel = "simulate" if ctx.run.exact else choice.kernel
     _, *before = ctx.run.transposed.get(id(w.values), (None, w.values, tuple(range(w.values.ndim))))
     result = accumulate(layout, x, w, kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype), before)
+    if ctx.site.weight is None and math.prod(w.scale.shape) > 1:
+        result = dataclasses.replace(result, everywhere=False)
     if ctx.run.exact:
         rounded = functools.partial(_rounded, ctx, operands, layout, spec, keep)
         ctx.run.probe.contracted(ctx.site.name, result, rounded)
@@ -304,9 +306,8 @@ def accumulate(
     if left.zero is not None:
         x_zero, sums = layout.row_scale(left.zero), layout.channel_sum(sums)
         sums = sums if right.zero is None else sums - w_zero * layout.form_terms
-        if is_outer(
-            x_zero, sums
-        ):  # an offset would be as large as the values: the integers are corrected instead
+        # Rows have zero points and scales of their own: the integers are corrected, an offset would be as large as they are.
+        if rows is not None or is_outer(x_zero, sums):
             values = values - x_zero.astype(values.dtype) * sums
         else:
             offset = -scale * (x_zero.astype(jnp.float32) * sums.astype(jnp.float32))
