@@ -1,0 +1,71 @@
+"""``python -m tests.programs --cases 500 --seed 1 --jobs 2``: exit status 1 if a program breaks a law."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import sys
+import time
+
+from tests.programs.laws import LAWS
+from tests.programs.program import from_json
+from tests.programs.search import Found, broken, search
+from tests.programs.settings import FLAGS
+from tests.programs.trial import Trial
+
+CHUNK = 50
+
+
+def main(arguments: list[str] | None = None) -> int:
+    # What is not compiled for the laws themselves (calibration, encoding) need not be fast either.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+    options = argparse.ArgumentParser(prog="python -m tests.programs", description=__doc__)
+    options.add_argument("--cases", type=int, default=200)
+    options.add_argument(
+        "--seed", type=int, default=0, help="of the first program; each is the seed of its number"
+    )
+    options.add_argument("--jobs", type=int, default=1, help="processes")
+    options.add_argument("--stop-after", type=int, help="end after that many failures")
+    options.add_argument("--law", choices=LAWS, action="append", help="check these laws only")
+    options.add_argument(
+        "--as-drawn", action="store_true", help="print programs as they were drawn, not made small"
+    )
+    options.add_argument("--program", type=from_json, help="one program, as printed; with --law")
+    chosen = options.parse_args(arguments)
+    if chosen.program:
+        trial = Trial(chosen.program)
+        found = [f"{law}: {line}" for law in chosen.law or LAWS for line in broken(trial, law) or ()]
+        print("\n".join(found) or "all laws hold")
+        return int(bool(found))
+    start, total = time.monotonic(), Found()
+    settings = {"small": not chosen.as_drawn, "stop_after": chosen.stop_after, "only": chosen.law}
+    chunks = [(min(CHUNK, chosen.seed + chosen.cases - s), s)
+              for s in range(chosen.seed, chosen.seed + chosen.cases, CHUNK)]  # fmt: skip
+    if chosen.jobs == 1:
+        for count, seed in chunks:
+            total.add(search(count, seed, say=lambda text: print(text, flush=True), **settings))
+            if chosen.stop_after is not None and len(total.reports) >= chosen.stop_after:
+                break
+    else:
+        context = multiprocessing.get_context("spawn")
+        # One task a process: XLA's memory for compiled programs is given back only with the process.
+        with concurrent.futures.ProcessPoolExecutor(
+            chosen.jobs, mp_context=context, max_tasks_per_child=1
+        ) as pool:
+            tasks = [pool.submit(search, count, seed, **settings) for count, seed in chunks]
+            for task in concurrent.futures.as_completed(tasks):
+                found = task.result()
+                print(*found.reports, sep="\n", end="", flush=True)
+                total.add(found)
+                if chosen.stop_after is not None and len(total.reports) >= chosen.stop_after:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    break
+    print(f"seeds {chosen.seed} to {chosen.seed + chosen.cases - 1}: {total.summary()}")
+    print(f"{time.monotonic() - start:.0f} seconds")
+    return int(bool(total.reports))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
