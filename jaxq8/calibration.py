@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jaxq8.config import Config, Spec
 from jaxq8.errors import ArgumentError, RangesError, SpecError
 from jaxq8.observers import Observer, State, get_observer
-from jaxq8.outliers import Magnitudes, batch_size, larger, magnitudes, nothing, outliers, warn
+from jaxq8.outliers import Magnitudes, larger, leading_sizes, magnitudes, nothing, outliers, warn
 from jaxq8.plan import Recorder
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
@@ -156,17 +156,17 @@ class _Observing(Probe):
 
     active = static = True
 
-    def __init__(self, choose: _Observers, examples: int | None):
+    def __init__(self, choose: _Observers, leading: tuple[int, ...]):
         super().__init__()
         self._choose = choose
-        self._examples = examples
+        self._leading = leading
 
     def see(self, name: str, value: Value, codes: QTensor) -> None:
         observer = self._choose(name)
         real = jnp.asarray(to_real(value), jnp.float32)
         finite = jnp.isfinite(jnp.sum(real * 0))
         state = observer.update(observer.init(), real) if real.size else observer.init()
-        self.add({name: (state, finite, magnitudes(real, self._examples))})
+        self.add({name: (state, finite, magnitudes(real, self._leading))})
 
     part = see
 
@@ -188,7 +188,7 @@ def _observe(
 ) -> tuple[dict[str, State], dict[str, jax.Array], dict[str, Magnitudes]]:  # fmt: skip
     """States of one batch by site, whether the site saw finite numbers only, and how large they were."""
     call = Call.trace(fn, (variables, *inputs), kwargs)
-    probe = _Observing(choose, batch_size(inputs))
+    probe = _Observing(choose, leading_sizes(inputs))
     call.evaluate(call.arguments.leaves, config, Ranges(), Recorder(), probe, exact=lambda name: True)
     order.update(dict.fromkeys(probe.seen))
     states, finite, sizes = ({n: kept[i] for n, kept in probe.seen.items()} for i in range(3))

@@ -118,12 +118,13 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
         value = _ready_to_measure(value, keep)
         scale, zero_point = affine(*_range_of(value, how, keep), how.spec, how.rounding)
         # Or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
-        scale, zero_point = stored((_checked_scale(value, scale, keep, how), zero_point))
+        scale, zero_point = stored((scale, zero_point))
     else:
         numbers = known_affine(*known, how.spec, how.rounding)
         scale, zero_point = _as_parameters(numbers, how, _kept_shape(value, keep))
     codes, vectors = _apply(value, scale, zero_point, how, numbers)
-    if numbers is not None and not how.saturate:
+    # A range that was measured is no witness: XLA:CPU's extremes may pass over NaN.
+    if not how.saturate:
         scale = nans.poisoned(scale, _witness(value, vectors, keep))
     return _coded(codes, scale, zero_point, how.spec, dtype)
 
@@ -299,18 +300,10 @@ def _known_or(known: float, measured: jax.Array, shape: tuple[int, ...]) -> jax.
     return jax.lax.stop_gradient(measured).reshape(shape)
 
 
-def _checked_scale(
-    value: Array | Accumulator, scale: jax.Array, keep: tuple[int, ...], how: Encoding
-) -> jax.Array:
-    """An argument that holds NaN or infinity must not become finite codes: XLA:CPU's extremes may pass over NaN."""
-    unchecked = isinstance(value, Array) and value.argument and not how.saturate
-    return nans.poisoned(scale, nans.in_data(to_real(value), keep)) if unchecked else scale
-
-
 def _witness(
     value: Array | Accumulator, vectors: tuple[jax.Array, ...], keep: tuple[int, ...]
 ) -> jax.Array | None:
-    """NaN where the value is, though its range is known."""
+    """NaN where the value is, whatever its range."""
     found = nans.behind(value, keep) if isinstance(value, Array) else nans.accumulated(value, vectors, keep)
     return None if found is None else jax.lax.stop_gradient(found)
 

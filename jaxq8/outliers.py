@@ -3,12 +3,14 @@
 Of every batch each site keeps two numbers: its largest magnitude, and what is usual in it, the median over the examples of
 each one's largest. At the end the largest of each batch is compared with the usual of all batches, so that one example in a
 batch and one batch among many are found by the same rule. The batch's first axis counts examples, as in the first input; where
-a site's value has no such axis (it was moved, or the function takes single examples), only whole batches are compared.
+a site's value has another number there (it was moved, or joined with other axes), only whole batches are compared.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,14 +46,14 @@ def nothing() -> Magnitudes:
     return Magnitudes(jnp.float32(0), jnp.float32(0), jnp.int32(-1))
 
 
-def magnitudes(x: jax.Array, examples: int | None) -> Magnitudes:
-    """Of one value of a site in a batch of so many examples; None where their number is not known."""
+def magnitudes(x: jax.Array, leading: tuple[int, ...]) -> Magnitudes:
+    """Of one value of a site in a batch whose first axes have these sizes together: see `leading_sizes`."""
+    examples = leading[0] if leading else 0
     if not x.size:
         return nothing()
-    if not examples or examples < 2 or x.ndim == 0 or x.shape[0] % examples:
+    if examples < 2 or x.ndim == 0 or x.shape[0] not in leading:
         largest = jnp.max(jnp.abs(x))
         return Magnitudes(largest, largest, jnp.int32(-1))
-    # Tokens of all examples may share the first axis.
     each = jnp.max(jnp.abs(x.reshape(examples, -1)), axis=1)
     ordered, zeros = jnp.sort(each), jnp.sum(each == 0)
     usual = ordered[jnp.minimum((zeros + examples - 1) // 2, examples - 1)]
@@ -66,10 +68,18 @@ def larger(first: Magnitudes, second: Magnitudes) -> Magnitudes:
     )
 
 
-def batch_size(inputs: Any) -> int | None:
-    """How many examples a batch has: the first axis of its first array."""
+def leading_sizes(inputs: Any) -> tuple[int, ...]:
+    """How many examples a batch has, by its first array, and how many rows they are with the axes behind joined to it.
+
+    Tokens of all examples may share the first axis of a value; an axis of channels that happens to be a multiple of the
+    number of examples is not one of them.
+
+    Example:
+      >>> leading_sizes(jnp.zeros((8, 128, 384)))
+      (8, 1024, 393216)
+    """
     shapes = (np.shape(leaf) for leaf in jax.tree.leaves(inputs) if hasattr(leaf, "shape"))
-    return next((shape[0] for shape in shapes if shape), None)
+    return tuple(itertools.accumulate(next((shape for shape in shapes if shape), ()), operator.mul))
 
 
 class Outlier(NamedTuple):

@@ -140,8 +140,8 @@ def test_a_real_net_and_its_photos():
 
 def test_median_without_zeros():
     x = jnp.array([[0.0, 0], [1, -2], [3, 0], [0, -50]])
-    assert tuple(map(float, magnitudes(x, 4))) == (50, 3, 3)
-    assert tuple(map(float, magnitudes(x[:3], 3))) == (3, 2, 2)
-    assert tuple(map(float, magnitudes(0 * x, 4)))[:2] == (0, 0)
-    for examples in (None, 1, 3):  # not an axis of examples
-        assert tuple(map(float, magnitudes(x, examples))) == (50, 50, -1)
+    assert tuple(map(float, magnitudes(x, (4,)))) == (50, 3, 3)
+    assert tuple(map(float, magnitudes(x[:3], (3,)))) == (3, 2, 2)
+    assert tuple(map(float, magnitudes(0 * x, (4,))))[:2] == (0, 0)
+    for leading in ((), (1, 4), (3, 12)):  # not an axis of examples
+        assert tuple(map(float, magnitudes(x, leading))) == (50, 50, -1)
