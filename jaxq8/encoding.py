@@ -125,7 +125,7 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
     codes, vectors = _apply(value, scale, zero_point, how, numbers)
     # A range that was measured is no witness: XLA:CPU's extremes may pass over NaN.
     if not how.saturate:
-        scale = nans.poisoned(scale, _witness(value, vectors, keep))
+        scale = nans.poisoned(scale, _witness(value, vectors, keep, numbers is None))
     return _coded(codes, scale, zero_point, how.spec, dtype)
 
 
@@ -301,10 +301,14 @@ def _known_or(known: float, measured: jax.Array, shape: tuple[int, ...]) -> jax.
 
 
 def _witness(
-    value: Array | Accumulator, vectors: tuple[jax.Array, ...], keep: tuple[int, ...]
+    value: Array | Accumulator, vectors: tuple[jax.Array, ...], keep: tuple[int, ...], measured: bool
 ) -> jax.Array | None:
     """NaN where the value is, whatever its range."""
-    found = nans.behind(value, keep) if isinstance(value, Array) else nans.accumulated(value, vectors, keep)
+    found = (
+        nans.accumulated(value, vectors, keep)
+        if isinstance(value, Accumulator)
+        else nans.behind(value, keep, measured)
+    )
     return None if found is None else jax.lax.stop_gradient(found)
 
 

@@ -46,14 +46,16 @@ def inherited(primitive: Any, operands: Sequence[Value], result: Any) -> tuple[O
     found = {id(o.array): o for operand in operands for o in origins(operand)}
     if primitive is SELECT:
         # A mask leaves some of each tensor; what leaves out all NaN of a tensor that is NaN everywhere is not thought of.
-        return tuple(found.values()) if all(o.everywhere for o in found.values()) else None
+        hidden = tuple(o._replace(masked=True) for o in found.values())
+        return hidden if all(o.everywhere for o in hidden) else None
     data = [o for o in found.values() if o.is_data]
     if data and (primitive not in LINEAR or any(certainly_less(result.size, o.array.size) for o in data)):
         return None
     scales = [o for o in found.values() if not o.is_data]
     # A sum of many layers has the scales of all: kept as one number, or every layer would read those of all before it.
     if len(scales) > MANY:
-        scales = [Origin(_total(scales), everywhere=all(o.everywhere for o in scales))]
+        everywhere, masked = all(o.everywhere for o in scales), any(o.masked for o in scales)
+        scales = [Origin(_total(scales), everywhere=everywhere, masked=masked)]
     return (*data, *scales)
 
 
@@ -68,11 +70,17 @@ def in_data(array: Any, keep: tuple[int, ...]) -> jax.Array:
     return jnp.sum(array * 0, axis=shared, keepdims=True)
 
 
-def behind(value: Array, keep: tuple[int, ...]) -> jax.Array | None:
-    """The witness of a float array, from its origins; from its data where slices along the axes `keep` count for themselves."""
+def behind(value: Array, keep: tuple[int, ...], measured: bool) -> jax.Array | None:
+    """The witness of a float array, from its origins.
+
+    From its data where slices along the axes `keep` count for themselves, and where its range is measured and a selection may
+    have taken NaN out: the data are read anyway then.
+    """
     known = origins(value)
     if not known or 0 in value.shape:
         return None
+    if measured and any(o.masked for o in known):
+        return in_data(value.array, keep)
     if keep and any(math.prod(jnp.shape(o.array)) != 1 for o in known):
         return in_data(value.array, keep)
     return _total(known).reshape((1,) * len(value.shape))

@@ -31,12 +31,14 @@ class Origin(NamedTuple):
     Attributes:
       array: A scale, or numbers.
       is_data: They are numbers, and may be infinite too.
+      masked: A selection stands between it and the value: it may have taken the NaN out.
       everywhere: NaN is in all of it, and in all of the value: the scale of a whole tensor, for each channel or not.
     """
 
     array: Any
     is_data: bool = False
     everywhere: bool = False
+    masked: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -81,6 +81,29 @@ def test_weights_by_unsigned_codes(weights):
     assert relative(x @ p["w"], found) < ROUNDING
 
 
+@pytest.mark.parametrize("kernels", ["xla", "reference", "simulate"])
+@pytest.mark.parametrize("fn", [lambda p, x: x @ p["w"], lambda p, x: p["w"].T @ x.T])
+def test_one_channel_and_rows_with_ranges_of_their_own(fn, kernels):
+    """The correction for the zero points of rows is one for each row, also where there is one channel alone."""
+    p, x = {"w": normal(12, 1)}, normal(24, 12) + 1
+    found = jax.jit(q8.quantize(fn, q8.Config(kernels=kernels)))(p, x)
+    assert relative(fn(p, x), found) < 2 * ROUNDING
+
+
+def test_one_step_computes_what_the_whole_sequence_does():
+    """Whether a product with a weight runs in eight bits does not depend on how many rows there are."""
+
+    def fn(p, x):
+        return jnp.tanh(x @ p[0]) @ p[1]
+
+    p, x = [normal(64, 128) / 8, normal(128, 64) / 11], normal(24, 64)
+    fast = jax.jit(q8.quantize(fn))
+    assert q8.explain(fn, p, x[:1]).eight_bit_share == 1
+    steps = jnp.concatenate([fast(p, row[None]) for row in x])
+    # Rows have ranges of their own: the codes are the same, and what is left is the rounding of float32.
+    assert relative(fast(p, x), steps) < 1e-5
+
+
 def test_an_operand_checks_its_codes():
     codes = jnp.zeros((4, 4), jnp.uint8)
     with pytest.raises(q8.errors.TensorError, match="signed codes of uint8"):
