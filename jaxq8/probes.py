@@ -41,8 +41,8 @@ class Probe:
     def reads(self, name: str, layout: Any, x: QTensor, w: QTensor) -> None:
         """Called for every contraction of exact values with its operands, and the layout that makes them canonical."""
 
-    def contracted(self, name: str, result: Accumulator, encoded: Callable[[], Accumulator]) -> None:
-        """Called for every contraction of exact values; `encoded` computes the same from codes."""
+    def contracted(self, name: str, result: Accumulator, encoded: Callable[[], jax.Array]) -> None:
+        """Called for every contraction of exact values; `encoded` computes the same real numbers from codes."""
 
     @property
     def seen(self) -> Seen:

@@ -147,6 +147,19 @@ def test_derivatives_through_parts_are_near_those_of_float():
     assert [relative(e, f) < 0.2 for e, f in zip(exact, found, strict=True)] == [True] * 3
 
 
+def test_bias_correction_knows_of_the_parts():
+    """It measures what the split product loses, not what one range for both parts would."""
+
+    def fn(p, x):
+        return both_unbounded(p["w"], x) + p["b"]
+
+    variables = {"w": P, "b": jnp.zeros(16)}
+    ranges = q8.calibrate(fn, variables, [X], config=ALWAYS, progress=False)
+    better = q8.correct_bias(fn, variables, [X], config=ALWAYS, ranges=ranges, progress=False)
+    found = jax.jit(q8.quantize(fn, ALWAYS, ranges=ranges))(better, X)
+    assert relative(fn(variables, X), found) < ROUNDING
+
+
 def test_nan_in_one_part_is_nan_in_the_result():
     ranges = q8.calibrate(convolved, P, [X], config=ALWAYS, progress=False)
     bad = X.at[0, 0, 0, 0].set(jnp.nan)

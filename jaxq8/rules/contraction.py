@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -98,14 +99,20 @@ def _contract(
         return _in_float(ctx, original, *obstacle, macs)
     w = ctx.eight_bit(weight, _weight_spec(config), _weight_axes(weight, config, layout), suffix=".rhs")
     join, axis = _join(ctx, activation, layout)
-    found = groups(ctx, ctx.site.name, join.parts) if join and not ctx.run.exact else []
+    found = groups(ctx, ctx.site.name, join.parts) if join else []
     facts: dict[str, Any] = {
         "shapes": shapes_of(ctx.eqn), "macs": macs, "kernel": f"{choice.kernel}: {choice.form}", "detail": choice.reason,
         "refused": choice.refused, "weights": _describe(w), "reads": _reads(activation),
         "joined": "" if join is None else _shared(ctx, join, found),
     }  # fmt: skip
-    if join is not None and len(found) > 1:
-        return _contract_parts(ctx, join, found, w, axis, layout_of, choice.kernel, facts)
+    split = (
+        None if join is None or len(found) < 2 else functools.partial(_of_parts, join, found, axis, layout_of)
+    )
+    if join is not None and split is not None and not ctx.run.exact:
+        total, described = split(ctx, config, w, choice.kernel)
+        reads = sorted(map(_reads, join.parts), key=lambda text: not text.startswith("float"))
+        ctx.record(True, activations=described, range="of each part", **facts | {"reads": reads[0]})
+        return Array(total.astype(ctx.eqn.outvars[0].aval.dtype), stored=False)
     spec = _activation_spec(ctx, config, layout)
     keep = layout.row_axes if spec.granularity == "row" else ()
     x = ctx.eight_bit(activation, spec, keep)
@@ -121,7 +128,7 @@ def _contract(
     if ctx.site.weight is None and math.prod(w.scale.shape) > 1:
         result = dataclasses.replace(result, everywhere=False)
     if ctx.run.exact:
-        rounded = functools.partial(_rounded, ctx, operands, layout, spec, keep)
+        rounded = functools.partial(_rounded, ctx, operands, layout, spec, keep, split)
         ctx.run.probe.contracted(ctx.site.name, result, rounded)
     return result
 
@@ -142,29 +149,26 @@ def _shared(ctx: Context, join: Join, found: Sequence[Group]) -> str:
     return "" if alike else f"{len(join.parts)} {SHARED}"
 
 
-def _contract_parts(
-    ctx: Context, join: Join, found: Sequence[Group], w: QTensor, axis: int,
-    layout_of: Callable[[Shape, Shape], Layout], kernel: str, facts: dict[str, Any],
-) -> Array:  # fmt: skip
-    """The sum of the products of parts that do not share a scale."""
-    total, dtype, described = None, np.dtype(ctx.eqn.outvars[0].aval.dtype), []
+def _of_parts(
+    join: Join, found: Sequence[Group], axis: int, layout_of: Callable[[Shape, Shape], Layout],
+    ctx: Context, config: Config, w: QTensor, kernel: str,
+) -> tuple[jax.Array, str]:  # fmt: skip
+    """The sum of the products of parts that do not share a scale, in float32, and what their codes are."""
+    total, described = jnp.float32(0), []
     for group in found:
         places = [join.places[i] for i in group.members]
         part, weight = together(join.parts, group, join.dimension), cut(w, places, axis)
         layout = layout_of(part.shape, weight.shape)
-        spec = _activation_spec(ctx, ctx.config, layout)
+        spec = _activation_spec(ctx, config, layout)
         spec = spec if group.range is None else dataclasses.replace(spec, granularity="tensor")
         keep = layout.row_axes if spec.granularity == "row" else ()
         name = part_name(ctx.site.name, group.members[0])
-        x = ctx.run_encode(part, name, ctx.config, spec, keep, fixed=group.range)
-        product = decode(accumulate(layout, x, weight, kernel))
-        total = product if total is None else total + product
+        x = ctx.run_encode(part, name, config, spec, keep, fixed=group.range)
+        total = total + decode(accumulate(layout, x, weight, kernel))
         described.append(_describe(x))
         for i, place in zip(group.members, places_within(join, group), strict=True):
             ctx.run.probe.part(part_name(ctx.site.name, i), join.parts[i], cut(x, [place], join.dimension))
-    ctx.record(True, activations="; ".join(described), range="of each part", **facts)
-    assert total is not None
-    return Array(total.astype(dtype), stored=False)
+    return total, "; ".join(described)
 
 
 def _rounded(
@@ -173,15 +177,18 @@ def _rounded(
     layout: Layout,
     spec: Spec,
     keep: tuple[int, ...],
-) -> Accumulator:
-    """A contraction from codes whose operands are exact: the error that this site alone adds."""
+    split: Callable[..., tuple[jax.Array, str]] | None,
+) -> jax.Array:
+    """A contraction from codes whose operands are exact, in float32: the error that this site alone adds."""
     inexact = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, exact=None, probe=Probe()))
     simulated = dataclasses.replace(inexact.config, kernels="simulate")
     activation, weight = operands
-    x = inexact.run_encode(activation, ctx.site.name, simulated, spec, keep)
     axes = _weight_axes(weight, simulated, layout)
     w = inexact.run_encode(weight, ctx.site.name + ".rhs", simulated, _weight_spec(simulated), axes)
-    return accumulate(layout, x, w, "simulate")
+    if split is not None:
+        return split(inexact, simulated, w, "simulate")[0]
+    x = inexact.run_encode(activation, ctx.site.name, simulated, spec, keep)
+    return decode(accumulate(layout, x, w, "simulate"))
 
 
 def _obstacle(
