@@ -19,8 +19,6 @@ CHUNK = 50
 
 
 def main(arguments: list[str] | None = None) -> int:
-    # What is not compiled for the laws themselves (calibration, encoding) need not be fast either.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
     options = argparse.ArgumentParser(prog="python -m tests.programs", description=__doc__)
     options.add_argument("--cases", type=int, default=200)
     options.add_argument(
@@ -68,4 +66,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # What is not compiled for the laws themselves (calibration, encoding) need not be fast either.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
     sys.exit(main())

@@ -88,12 +88,12 @@ def _conv_scan(d: Draft) -> Drawn | None:
     return x and ([x, d.weight((2, 3, 3, k, k), 9 * k)], {})
 
 
-@operation("conv_of_values", "lax.conv_general_dilated({0}, S({1}[:2, :2]), (1, 1), 'SAME', "
+@operation("conv_of_values", "lax.conv_general_dilated({0}, S({1}[:2, :2].swapaxes(2, 3)), (1, 1), 'SAME', "
            "dimension_numbers=('NHWC', 'HWIO', 'NHWC'))", 0.7)  # fmt: skip
 def _conv_of_values(d: Draft) -> Drawn | None:
     """The kernel of a convolution is a computed value."""
     x = d.any(lambda s: len(s) == 4)
-    w = x and d.any(lambda s: len(s) == 4 and s[2] == d.shapes[x][3])
+    w = x and d.any(lambda s: len(s) == 4 and s[3] == d.shapes[x][3])
     return (x and w and ([x, w], {})) or None
 
 

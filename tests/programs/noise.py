@@ -75,9 +75,15 @@ def norm(a: Any) -> float:
     return float(np.linalg.norm(np.asarray(a, np.float64).ravel()))
 
 
+def distance(a: Any, b: Any) -> float:
+    """The 2-norm of a difference; NaN where infinity meets infinity."""
+    with np.errstate(invalid="ignore"):
+        return norm(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+
+
 def largest(exact: list[Any], draws: list[list[Any]]) -> list[float]:
     """For each output the largest deviation of the draws."""
-    return [max(norm(e.astype(np.float64) - d[i]) for d in draws) for i, e in enumerate(exact)]
+    return [max(distance(e, d[i]) for d in draws) for i, e in enumerate(exact)]
 
 
 def deviations(
@@ -102,7 +108,7 @@ def differences(a: list[Any], b: list[Any], allowed: list[float], what: str = "o
         if one.shape != other.shape:
             found.append(f"{what} {i} has shape {other.shape}, not {one.shape}")
             continue
-        apart, size = norm(one.astype(np.float64) - other), norm(one) or 1.0
+        apart, size = distance(one, other), norm(one) or 1.0
         if not apart <= limit:
             found.append(f"{what} {i}: {apart / size:.3g} of its size apart, allowed {limit / size:.3g}")
     return found

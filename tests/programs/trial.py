@@ -104,11 +104,6 @@ class Trial:
         return noise.deviations(lambda steps: self.disturbed(x, steps), self.steps())
 
     @functools.cached_property
-    def plan(self) -> q8.Plan:
-        """What runs in eight bits."""
-        return q8.explain(self.f, self.p, self.x, config=self.settings.config(), ranges=self.ranges)
-
-    @functools.cached_property
     def ranges(self) -> Any:
         """Static ranges of this trial; None where each run finds its own."""
         if not self.settings.static:
