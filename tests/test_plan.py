@@ -167,7 +167,8 @@ def test_print_shows_every_site_aligned(plan):
     assert lines[0] == plan.summary()
     assert lines[0].startswith(f"{plan.eight_bit_share:.1%} of {plan.macs / 1e6:.1f} million multiply-adds")
     assert lines[1].endswith("float becomes codes after: an argument, div")
-    header, rows = lines[3], lines[5:]
+    assert lines[2].startswith("joined parts share a range at params/ConvNorm_3/conv/kernel:conv: ")
+    header, rows = lines[4], lines[6:]
     assert len(rows) == len(plan.sites)
     column = header.index("runs in")
     assert {row[column : column + 5].strip() for row in rows} == {
