@@ -6,6 +6,7 @@ from jaxq8.config import Config, Spec
 from jaxq8.equalization import equalize
 from jaxq8.errors import (
     ArgumentError,
+    CalibrationWarning,
     FileError,
     QuantizationError,
     RangesError,
@@ -14,6 +15,7 @@ from jaxq8.errors import (
     TensorError,
 )
 from jaxq8.exporting import ExportedModel, export, load_exported
+from jaxq8.flax_state import register as _register_with_flax
 from jaxq8.floats import load_float
 from jaxq8.folding import fold_norms
 from jaxq8.interpreter import register_rule
@@ -44,10 +46,13 @@ from jaxq8.trees import StoredTensor
 from jaxq8.tuning import Tuning, load_tuning, tune
 from jaxq8.weights import quantize_weights
 
+_register_with_flax()
+
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "CalibrationWarning",
     "CodeBook",
     "Config",
     "ExportedModel",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +30,7 @@ __all__ = [
     "Literal",
     "Primitive",
     "Var",
+    "apart",
     "bind",
     "name_stack",
     "open_jaxpr",
@@ -70,10 +74,18 @@ def source_line(eqn: Any) -> str:
     """``file.py:12`` of the user's line that made an equation; empty where JAX does not know."""
     traceback = eqn.source_info.traceback
     frames = traceback.frames if traceback is not None else ()
+    libraries = _library_folders()
     for frame in frames:
-        if not any(part in frame.file_name for part in ("/jax/", "/flax/", "/jaxq8/")):
-            return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}"
+        if not frame.file_name.startswith(libraries):
+            return f"{os.path.basename(frame.file_name)}:{frame.line_num}"
     return ""
+
+
+def _library_folders() -> tuple[str, ...]:
+    """Where the packages lie whose lines are not the user's; a folder of the user's may have the name of any of them."""
+    modules = (sys.modules.get(name) for name in ("jax", "flax", __name__.partition(".")[0]))
+    files = (getattr(module, "__file__", None) for module in modules)
+    return tuple(os.path.join(os.path.dirname(file), "") for file in files if file)
 
 
 @contextmanager
@@ -100,19 +112,29 @@ def trace(function: Any, arguments: Sequence[Any]) -> Any:
     return jax.make_jaxpr(function)(*arguments)
 
 
-@jax.jit
-def _identity(x: Any) -> Any:
-    return x
+def apart(function: Callable[..., Any], static: Sequence[str] = ()) -> Callable[..., Any]:
+    """`function` as a computation of its own in the compiled program: XLA fuses and folds nothing into it, nor it into others.
+
+    `lax.optimization_barrier` is removed before fusion; a call that must not be inlined stays.
+    """
+    compiled = jax.jit(function, static_argnames=static)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*args, **kwargs)
+
+    return call
 
 
+@apart
 def stored(x: Any) -> Any:
     """`x`, computed once and kept in memory.
 
     XLA:CPU computes a cheap elementwise producer again in the loop of each of its readers: nine times for the nine slices
-    of a 3x3 convolution. `lax.optimization_barrier` is removed before that happens; a call that must not be inlined stays.
+    of a 3x3 convolution.
     """
-    with set_xla_metadata(inlineable="false"):
-        return _identity(x)
+    return x
 
 
 def parameter(number: Any) -> Any:

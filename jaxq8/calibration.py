@@ -14,10 +14,13 @@ from tqdm import tqdm
 from jaxq8.config import Config, Spec
 from jaxq8.errors import ArgumentError, RangesError, SpecError
 from jaxq8.observers import Observer, State, get_observer
+from jaxq8.outliers import Magnitudes, larger, leading_sizes, magnitudes, nothing, outliers, warn
 from jaxq8.plan import Recorder
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Range, Ranges
+from jaxq8.rules.joined import are_unlike
+from jaxq8.sites import is_part, site_name, site_op
 from jaxq8.transform import Call, checked_config, settings_of
 from jaxq8.values import Value, to_real
 
@@ -34,9 +37,10 @@ def calibrate(
 ) -> Ranges:
     """Ranges of everything that `quantize(fn, config)` encodes, observed in float over batches of data.
 
-    One pass over the data serves all sites. Only the observers' states are kept, so memory does not grow with the number of
-    batches. Several runs (other data, other machines) are joined by `Ranges.merge`. A site that saw nothing, because it never
-    ran (a branch not taken) or read nothing but zeros, is left out, and finds its range while running.
+    One pass over the data serves all sites. Only the observers' states are kept, and three numbers a site and batch, so memory
+    does not grow with the size of batches. Several runs (other data, other machines) are joined by `Ranges.merge`. A site that
+    saw nothing, because it never ran (a branch not taken) or read nothing but zeros, is left out, and finds its range while
+    running.
 
     Args:
       fn: The function as it is given to `quantize`: ``model.apply``.
@@ -58,6 +62,10 @@ def calibrate(
         but zeros was seen.
       SpecError: No observer has that name.
 
+    Warns:
+      CalibrationWarning: An example, or a whole batch, is far larger than the others, and the range of a site holds it; the
+        message names site, batch and ratio.
+
     Example:
       >>> ranges = q8.calibrate(model.apply, variables, [images[:8], images[8:]])
       >>> fast = jax.jit(q8.quantize(model.apply, ranges=ranges))
@@ -68,9 +76,11 @@ def calibrate(
     step = jax.jit(lambda variables, inputs: _observe(fn, variables, inputs, kwargs, config, choose, order))
     merge = jax.jit(lambda old, new: _merged(old, new, choose))
     states: dict[str, State] = {}
+    sizes: list[dict[str, Magnitudes]] = []
     for index, inputs in enumerate(each_batch("calibrate", batches, "calibrating", progress)):
-        new, finite = step(variables, inputs)
+        new, finite, size = step(variables, inputs)
         _check_finite(finite, index)
+        sizes.append(jax.device_get(size))
         states = merge(states, new) if states else new
     if not states:
         why = (
@@ -81,12 +91,22 @@ def calibrate(
         raise RangesError(f"calibrate: this function has no site that runs in eight bits; {why}")
     found = jax.device_get(states)
     ranges = {name: _range(choose(name), found[name], choose.spec(name)) for name in order}
-    seen = Ranges({name: r for name, r in ranges.items() if r is not None})
+    seen = Ranges(_without_like_parts({name: r for name, r in ranges.items() if r is not None}))
     if not seen:
         raise RangesError(
             "calibrate: every site saw nothing but zeros; pass data like those that the model will see"
         )
+    warn(outliers(sizes, seen), stacklevel=2)
     return seen
+
+
+def _without_like_parts(ranges: dict[str, Range]) -> dict[str, Range]:
+    """Ranges of parts of joined values only where they differ: there a contraction is split (`rules.joined`)."""
+    parts: dict[str, list[Range]] = {}
+    for name, found in ranges.items():
+        if is_part(name):
+            parts.setdefault(site_name(name), []).append(found)
+    return {n: r for n, r in ranges.items() if not is_part(n) or are_unlike(parts[site_name(n)])}
 
 
 def each_batch(
@@ -131,31 +151,31 @@ class _Observers:
         return self.default if own == "minmax" else get_observer(own)
 
 
-def site_op(name: str) -> str:
-    """The operation that a site's name ends in: "conv" of ``params/Conv_0/kernel:conv#2.rhs``."""
-    return name.removesuffix(".rhs").split("#")[0].rsplit(":", 1)[-1]
-
-
 class _Observing(Probe):
     """Updates the observer of every site that is encoded."""
 
     active = static = True
 
-    def __init__(self, choose: _Observers):
+    def __init__(self, choose: _Observers, leading: tuple[int, ...]):
         super().__init__()
         self._choose = choose
+        self._leading = leading
 
     def see(self, name: str, value: Value, codes: QTensor) -> None:
         observer = self._choose(name)
         real = jnp.asarray(to_real(value), jnp.float32)
         finite = jnp.isfinite(jnp.sum(real * 0))
-        self.add({name: (observer.update(observer.init(), real) if real.size else observer.init(), finite)})
+        state = observer.update(observer.init(), real) if real.size else observer.init()
+        self.add({name: (state, finite, magnitudes(real, self._leading))})
+
+    part = see
 
     def join(self, name: str, first: Any, second: Any) -> Any:
-        return self._choose(name).merge(first[0], second[0]), first[1] & second[1]
+        merged = self._choose(name).merge(first[0], second[0])
+        return merged, first[1] & second[1], larger(first[2], second[2])
 
     def empty(self, name: str, like: Any) -> Any:
-        return self._choose(name).init(), jnp.bool_(True)
+        return self._choose(name).init(), jnp.bool_(True), nothing()
 
     def fold(self, name: str, stacked: Any) -> Any:
         start = self.empty(name, None)
@@ -165,13 +185,14 @@ class _Observing(Probe):
 def _observe(
     fn: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], config: Config,
     choose: _Observers, order: dict[str, None],
-) -> tuple[dict[str, State], dict[str, jax.Array]]:  # fmt: skip
-    """States of one batch by site, and whether the site saw finite numbers only."""
+) -> tuple[dict[str, State], dict[str, jax.Array], dict[str, Magnitudes]]:  # fmt: skip
+    """States of one batch by site, whether the site saw finite numbers only, and how large they were."""
     call = Call.trace(fn, (variables, *inputs), kwargs)
-    probe = _Observing(choose)
+    probe = _Observing(choose, leading_sizes(inputs))
     call.evaluate(call.arguments.leaves, config, Ranges(), Recorder(), probe, exact=lambda name: True)
     order.update(dict.fromkeys(probe.seen))
-    return {n: s for n, (s, _) in probe.seen.items()}, {n: f for n, (_, f) in probe.seen.items()}
+    states, finite, sizes = ({n: kept[i] for n, kept in probe.seen.items()} for i in range(3))
+    return states, finite, sizes
 
 
 def _merged(old: dict[str, State], new: dict[str, State], choose: _Observers) -> dict[str, State]:

@@ -118,14 +118,19 @@ def encode(value: Value, how: Encoding, keep: tuple[int, ...] | None = None) -> 
         value = _ready_to_measure(value, keep)
         scale, zero_point = affine(*_range_of(value, how, keep), how.spec, how.rounding)
         # Or XLA repeats in each loop that encodes or decodes all that leads from the range to the scale.
-        scale, zero_point = stored((_checked_scale(value, scale, keep, how), zero_point))
+        scale, zero_point = stored((scale, zero_point))
     else:
         numbers = known_affine(*known, how.spec, how.rounding)
         scale, zero_point = _as_parameters(numbers, how, _kept_shape(value, keep))
     codes, vectors = _apply(value, scale, zero_point, how, numbers)
-    if numbers is not None and not how.saturate:
-        scale = nans.poisoned(scale, _witness(value, vectors, keep))
-    return QTensor(codes, scale, zero_point, how.spec.bits, how.spec.is_symmetric, dtype)
+    # A range that was measured is no witness: XLA:CPU's extremes may pass over NaN.
+    if not how.saturate:
+        scale = nans.poisoned(scale, _witness(value, vectors, keep, numbers is None))
+    return _coded(codes, scale, zero_point, how.spec, dtype)
+
+
+def _coded(codes: Any, scale: Any, zero_point: Any, spec: Spec, dtype: Any) -> QTensor:
+    return QTensor(codes, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(dtype), spec.is_signed)
 
 
 def _as_parameters(numbers: tuple[np.ndarray, np.ndarray], how: Encoding, shape: tuple[int, ...]) -> Any:
@@ -177,7 +182,7 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
     if not how.saturate:
         for acc, (_, vectors) in zip(accumulators, parts, strict=True):
             scale = nans.poisoned(scale, nans.accumulated(acc, vectors, ()))
-    return QTensor(joined, scale, zero_point, how.spec.bits, how.spec.is_symmetric, np.dtype(values[0].dtype))
+    return _coded(joined, scale, zero_point, how.spec, values[0].dtype)
 
 
 def _exact(value: Value, how: Encoding, keep: tuple[int, ...]) -> QTensor:
@@ -221,7 +226,7 @@ def _learned(value: Value, how: Encoding, ends: LearnedRange) -> QTensor:
         0 if spec.is_symmetric else moving
     )
     codes = jnp.where(inside, codes, beyond)
-    return QTensor(codes, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(value.dtype))
+    return _coded(codes, scale, zero_point, spec, value.dtype)
 
 
 def _limits(value: Value, how: Encoding) -> tuple[jax.Array, jax.Array]:
@@ -295,19 +300,15 @@ def _known_or(known: float, measured: jax.Array, shape: tuple[int, ...]) -> jax.
     return jax.lax.stop_gradient(measured).reshape(shape)
 
 
-def _checked_scale(
-    value: Array | Accumulator, scale: jax.Array, keep: tuple[int, ...], how: Encoding
-) -> jax.Array:
-    """An argument that holds NaN or infinity must not become finite codes: XLA:CPU's extremes may pass over NaN."""
-    unchecked = isinstance(value, Array) and value.argument and not how.saturate
-    return nans.poisoned(scale, nans.in_data(to_real(value), keep)) if unchecked else scale
-
-
 def _witness(
-    value: Array | Accumulator, vectors: tuple[jax.Array, ...], keep: tuple[int, ...]
+    value: Array | Accumulator, vectors: tuple[jax.Array, ...], keep: tuple[int, ...], measured: bool
 ) -> jax.Array | None:
-    """NaN where the value is, though its range is known."""
-    found = nans.behind(value, keep) if isinstance(value, Array) else nans.accumulated(value, vectors, keep)
+    """NaN where the value is, whatever its range."""
+    found = (
+        nans.accumulated(value, vectors, keep)
+        if isinstance(value, Accumulator)
+        else nans.behind(value, keep, measured)
+    )
     return None if found is None else jax.lax.stop_gradient(found)
 
 
@@ -327,11 +328,20 @@ def _apply(
       The codes, and the small arrays that they were computed with, if the value is an accumulator.
     """
     zero = zero_point.astype(jnp.float32)
-    spec = how.spec
-    low, high = float(spec.qmin), float(spec.qmax)
-    if how.simulate or how.rounding.keyed or how.rounding.joint:
+    if how.rounding.keyed or how.rounding.joint:
         smalls = tuple(value.smalls.values()) if isinstance(value, Accumulator) else ()
         return _apply_plainly(value, scale, zero, how), smalls
+    codes, vectors = _apply_at_once(value, scale, zero, how, numbers)
+    if how.simulate:  # the same codes, in float, with the derivative of the plain steps
+        codes = straight_through(_apply_plainly(value, scale, zero, how), codes.astype(jnp.float32))
+    return codes, vectors
+
+
+def _apply_at_once(
+    value: Array | Accumulator, scale: jax.Array, zero: jax.Array, how: Encoding, numbers: Any
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    spec = how.spec
+    low, high = float(spec.qmin), float(spec.qmax)
     if isinstance(value, Array):
         multiplier, offset, data = 1.0 / scale, zero, value.array.astype(jnp.float32)
         if how.saturate:

@@ -1,4 +1,4 @@
-"""The one hierarchy of errors that jaxq8 raises.
+"""The one hierarchy of errors that jaxq8 raises, and the warnings that it gives.
 
 Every message says what was wrong, where (the site or the argument), and what to do about it.
 """
@@ -32,3 +32,20 @@ class RuleError(QuantizationError, ValueError):
 
 class FileError(QuantizationError, ValueError):
     """A file that cannot be read or written: missing, cut off, changed, of another kind, or of a newer version."""
+
+
+class CalibrationWarning(UserWarning):
+    """A few of the calibration data make the range of a site, and leave the others few codes.
+
+    Attributes:
+      site: The first site where it is so.
+      batch: Which batch has them.
+      ratio: How much larger they are than what is usual there.
+      example: Which example of the batch; None where that cannot be told.
+    """
+
+    def __init__(
+        self, message: str, site: str = "", batch: int = 0, ratio: float = 0.0, example: int | None = None
+    ):
+        super().__init__(message)
+        self.site, self.batch, self.ratio, self.example = site, batch, ratio, example

@@ -13,7 +13,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8._compat import stored
 from jaxq8.kernels.base import ConvForm, DotForm
 
 
@@ -51,6 +50,13 @@ class DotLayout:
     @property
     def form_terms(self) -> int:
         return self.form.k
+
+    def summed(self, axis: int) -> int | None:
+        """The axis of the weight that is summed together with an axis of the activation; None if that is not summed."""
+        _, _, k, _ = self.counts
+        b = self.counts[0]
+        summed = self.x_order[len(self.x_order) - k :]
+        return self.w_order[b + summed.index(axis)] if axis in summed else None
 
     def activation(self, codes: Any) -> Any:
         f = self.form
@@ -90,9 +96,7 @@ class DotLayout:
         return self._ordered(sums.reshape(leading + (1,) * m + self.sizes[b + m :]))
 
     def result(self, raw: Any) -> Any:
-        # In memory: XLA:CPU folds a transposition into the dot by exchanging its operands, and fails where one is uint8 and
-        # the other int8.
-        return self._ordered((stored(raw) if self.swapped else raw).reshape(self.sizes))
+        return self._ordered(raw.reshape(self.sizes))
 
     def _ordered(self, a: Any) -> Any:
         if not self.swapped:
@@ -136,6 +140,10 @@ class ConvLayout:
     @property
     def form_terms(self) -> int:
         return _prod(self.form.kernel) * (self.form.c_in // self.form.groups)
+
+    def summed(self, axis: int) -> int | None:
+        """The axis of the weight that is summed together with the channels of the activation; None for any other axis."""
+        return self.w_order[-2] if axis == self.x_order[-1] and self.form.groups == 1 else None
 
     def activation(self, codes: Any) -> Any:
         return jnp.transpose(codes, self.x_order)

@@ -36,9 +36,9 @@ from jaxq8.kernels.base import certainly_less
 from jaxq8.plan import Reason, Recorder, SiteRecord
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
-from jaxq8.ranges import LearnedRange, Ranges
+from jaxq8.ranges import LearnedRange, Range, Ranges
 from jaxq8.rounding import get_rounding
-from jaxq8.sites import Analysis, Path, Site, moved_only, operation
+from jaxq8.sites import Analysis, Path, Site, moved_only, operation, site_op
 from jaxq8.values import Accumulator, Array, Broadcast, Value, is_quantized, to_real
 
 # ``rule(ctx, *values, **params) -> Value``, a list of them for a primitive with several results, or NotImplemented.
@@ -97,6 +97,7 @@ class Run:
     exact: Callable[[str], Any] | None = None  # which encodings keep the real numbers: see `Encoding.exact`
     # Codes that are a transposition of others: id -> (they themselves, the others, the permutation).
     transposed: dict[int, tuple[Any, Any, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    joins: dict[int, Any] = dataclasses.field(default_factory=dict)  # what was joined: see `rules.joined`
 
     def site_config(self, site: Site) -> Config:
         return self.config.for_site(site.name, site.op)
@@ -153,10 +154,13 @@ class Context:
         return self.run_encode(value, name, self.config, spec or self.config.activations, keep)
 
     def run_encode(
-        self, value: Value, name: str, config: Config, spec: Spec, keep: tuple[int, ...] | None = None
-    ) -> QTensor:
-        """`eight_bit` under a given name: for values that are encoded on behalf of a later site."""
-        codes = self._encode_once(value, self._encoding(name, config, spec), keep)
+        self, value: Value, name: str, config: Config, spec: Spec, keep: tuple[int, ...] | None = None,
+        fixed: Range | None = None,
+    ) -> QTensor:  # fmt: skip
+        """`eight_bit` under a given name, for values that are encoded on behalf of a later site; `fixed` is their range."""
+        how = self._encoding(name, config, spec)
+        how = how if fixed is None else dataclasses.replace(how, fixed=fixed)
+        codes = self._encode_once(value, how, keep)
         here = self.run.analysis.sites.get(self.path)  # None where the argument of a function is encoded
         weight = here is not None and here.weight is not None and name.endswith(".rhs")
         if codes is not value and not weight:
@@ -172,14 +176,18 @@ class Context:
             self.encoded[key] = value, encoding.encode(value, how, keep)
         return self.encoded[key][1]
 
+    @property
+    def reader(self) -> str | None:
+        """The site that needs codes of the equation's result first, if one does."""
+        return self.run.analysis.wanted.get(self.path[:-1], {}).get(self.eqn.outvars[0])
+
     def encode_for_reader(self, value: Value) -> QTensor | None:
         """Codes of an operand that this equation only moves, where a later site needs codes of the result; else None."""
-        site = self.run.analysis.wanted.get(self.path[:-1], {}).get(self.eqn.outvars[0])
-        return None if site is None else self.encode_for(value, site)
+        return None if self.reader is None else self.encode_for(value, self.reader)
 
     def encode_for(self, value: Value, site: str) -> QTensor | None:
         """Codes with one scale on behalf of a later site; None for rows: a dot sums over axes that are its own affair."""
-        op = site.split("#")[0].rsplit(":", 1)[-1]
+        op = site_op(site)
         config = self.run.config.for_site(site, op)
         spec = config.activations
         if spec.granularity == "row" and op == "dot" and not self.run.is_static(site):
@@ -341,7 +349,7 @@ def float_fallback(ctx: Context, values: Sequence[Value], reason: Reason = Reaso
 
 def _record_decoded(ctx: Context, values: Sequence[Value], reason: Reason) -> None:
     if not ctx.quiet and any(is_quantized(v) for v in values):
-        ctx.record(False, reason, shapes=_shapes(ctx.eqn))
+        ctx.record(False, reason, shapes=shapes_of(ctx.eqn))
 
 
 def _is_view(value: Value) -> bool:
@@ -367,7 +375,8 @@ def _foldable(eqn: Any, values: Sequence[Value]) -> bool:
     return known and plain and math.prod(out.shape) == 1 and not callees(eqn)
 
 
-def _shapes(eqn: Any) -> str:
+def shapes_of(eqn: Any) -> str:
+    """Shapes of operands and first result, for the Plan: ``16x32, 32x64 -> 16x64``."""
     ins = ", ".join("x".join(map(str, v.aval.shape)) or "()" for v in eqn.invars if hasattr(v.aval, "shape"))
     return f"{ins} -> {'x'.join(map(str, eqn.outvars[0].aval.shape)) or '()'}" if eqn.outvars else ins
 

@@ -15,8 +15,7 @@ from jaxq8.values import INF, Accumulator, Array, decode
 
 def per_channel(acc: Accumulator) -> bool:
     """Whether scale and offset depend on nothing but the last axis."""
-    integers = jnp.issubdtype(acc.values.dtype, jnp.integer) and acc.rows is None
-    return integers and all(n == 1 for v in (acc.scale, acc.offset) for n in jnp.shape(v)[:-1])
+    return acc.rows is None and all(n == 1 for v in (acc.scale, acc.offset) for n in jnp.shape(v)[:-1])
 
 
 def accumulated_range(acc: Accumulator) -> tuple[jax.Array, jax.Array]:
@@ -25,7 +24,7 @@ def accumulated_range(acc: Accumulator) -> tuple[jax.Array, jax.Array]:
     Integers are reduced along rows, which XLA:CPU vectorises over channels, and only the vectors of extremes are scaled:
     several times faster than reducing the real numbers. Bounds that are known need no reduction.
     """
-    rows = acc.values.reshape(-1, acc.shape[-1])
+    rows = lax.stop_gradient(acc.values).reshape(-1, acc.shape[-1])
     need_least = not (acc.positive and acc.lo >= 0)
     scale, offset = (
         jnp.broadcast_to(v, v.shape[:-1] + acc.shape[-1:]).reshape(-1) for v in (acc.scale, acc.offset)

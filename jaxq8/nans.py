@@ -46,14 +46,16 @@ def inherited(primitive: Any, operands: Sequence[Value], result: Any) -> tuple[O
     found = {id(o.array): o for operand in operands for o in origins(operand)}
     if primitive is SELECT:
         # A mask leaves some of each tensor; what leaves out all NaN of a tensor that is NaN everywhere is not thought of.
-        return tuple(found.values()) if all(o.everywhere for o in found.values()) else None
+        hidden = tuple(o._replace(masked=True) for o in found.values())
+        return hidden if all(o.everywhere for o in hidden) else None
     data = [o for o in found.values() if o.is_data]
     if data and (primitive not in LINEAR or any(certainly_less(result.size, o.array.size) for o in data)):
         return None
     scales = [o for o in found.values() if not o.is_data]
     # A sum of many layers has the scales of all: kept as one number, or every layer would read those of all before it.
     if len(scales) > MANY:
-        scales = [Origin(_total(scales), everywhere=all(o.everywhere for o in scales))]
+        everywhere, masked = all(o.everywhere for o in scales), any(o.masked for o in scales)
+        scales = [Origin(_total(scales), everywhere=everywhere, masked=masked)]
     return (*data, *scales)
 
 
@@ -68,18 +70,27 @@ def in_data(array: Any, keep: tuple[int, ...]) -> jax.Array:
     return jnp.sum(array * 0, axis=shared, keepdims=True)
 
 
-def behind(value: Array, keep: tuple[int, ...]) -> jax.Array | None:
-    """The witness of a float array, from its origins; from its data where slices along the axes `keep` count for themselves."""
+def behind(value: Array, keep: tuple[int, ...], measured: bool) -> jax.Array | None:
+    """The witness of a float array, from its origins.
+
+    From its data where slices along the axes `keep` count for themselves, and where its range is measured and a selection may
+    have taken NaN out: the data are read anyway then.
+    """
     known = origins(value)
     if not known or 0 in value.shape:
         return None
+    if measured and any(o.masked for o in known):
+        return in_data(value.array, keep)
     if keep and any(math.prod(jnp.shape(o.array)) != 1 for o in known):
         return in_data(value.array, keep)
     return _total(known).reshape((1,) * len(value.shape))
 
 
 def accumulated(value: Accumulator, vectors: Sequence[jax.Array], keep: tuple[int, ...]) -> jax.Array | None:
-    """The witness of an accumulator: NaN of a channel's scale is in all of them, that of a row in this row alone.
+    """The witness of an accumulator.
+
+    NaN of the data is in the scales of all channels, or in some where channels are data (`Accumulator.everywhere`); that of a
+    row is in this row alone.
 
     Args:
       value: The accumulator.
@@ -89,10 +100,12 @@ def accumulated(value: Accumulator, vectors: Sequence[jax.Array], keep: tuple[in
     if 0 in value.shape:
         return None
 
-    def first(a: Any) -> Any:
+    def some(a: Any) -> Any:
+        if not value.everywhere:
+            return in_data(a, keep)
         return a[tuple(slice(None) if axis in keep else slice(1) for axis in range(a.ndim))]
 
-    witness = sum(map(first, vectors), start=jnp.float32(0))
+    witness = sum(map(some, vectors), start=jnp.float32(0))
     return witness if value.rows is None else witness + in_data(value.rows, keep)
 
 

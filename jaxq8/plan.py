@@ -12,6 +12,10 @@ from typing import Any
 from jaxq8.errors import QuantizationError
 
 PLAN_VERSION = 1
+LISTED = 4  # names in a warning
+# How `SiteRecord.joined` ends where parts have no ranges of their own, and what the Plan says of such sites.
+SHARED = "parts share a range"
+ONE_RANGE = "a part that is much smaller than the others keeps few codes; calibrate gives such parts ranges of their own"
 
 
 class Reason(enum.Enum):
@@ -52,6 +56,7 @@ class SiteRecord:
       reads: In which form a contraction finds its activation: "codes"; "int32", the accumulator of the contraction before;
         "int32, with elementwise arithmetic" (a residual sum, an activation function) in the pass that makes the codes; or
         "float: ..." with what made it.
+      joined: What a contraction does with the parts of a joined value: one product for each scale, or one range for all.
     """
 
     name: str
@@ -68,6 +73,7 @@ class SiteRecord:
     macs: int = 0
     source: str = ""
     reads: str = ""
+    joined: str = ""
 
     @property
     def why(self) -> str:
@@ -161,6 +167,7 @@ class Plan:
                 s.activations,
                 s.range,
                 s.reads,
+                s.joined,
                 _share(s, self),
                 "8 bit" if s.eight_bit else "float",
                 s.kernel if s.eight_bit else s.why,
@@ -175,13 +182,24 @@ class Plan:
             "activations",
             "range",
             "reads",
+            "joined parts",
             "macs",
             "runs in",
             "kernel, or why float",
         )
-        lines = [self.summary(), self._entered(), "", *table(header, rows)]
+        lines = [self.summary(), self._entered(), *self._warnings(), "", *table(header, rows)]
         lines += [f"override {pattern!r} matched no site" for pattern in self.unused_overrides]
         return "\n".join(lines)
+
+    def _warnings(self) -> list[str]:
+        """What may lose more than rounding does."""
+        shared = [s.name for s in self.sites if s.joined.endswith(SHARED)]
+        more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
+        return (
+            [f"joined parts share a range at {', '.join(shared[:LISTED])}{more}: {ONE_RANGE}"]
+            if shared
+            else []
+        )
 
     def _entered(self) -> str:
         """One line: how many regions, and what stands at their borders."""

@@ -35,11 +35,14 @@ class Probe:
     def see(self, name: str, value: Value, codes: QTensor) -> None:
         """Called for every value that is encoded, under the name of its range."""
 
+    def part(self, name: str, value: Value, codes: QTensor) -> None:
+        """Called for the parts of a joined value that a contraction reads, beside `see` for the whole of it."""
+
     def reads(self, name: str, layout: Any, x: QTensor, w: QTensor) -> None:
         """Called for every contraction of exact values with its operands, and the layout that makes them canonical."""
 
-    def contracted(self, name: str, result: Accumulator, encoded: Callable[[], Accumulator]) -> None:
-        """Called for every contraction of exact values; `encoded` computes the same from codes."""
+    def contracted(self, name: str, result: Accumulator, encoded: Callable[[], jax.Array]) -> None:
+        """Called for every contraction of exact values; `encoded` computes the same real numbers from codes."""
 
     @property
     def seen(self) -> Seen:

@@ -40,6 +40,8 @@ class QTensor:
       bits: Width of a code (static).
       symmetric: The zero point is known to be 0 (static).
       dtype: The float dtype that the tensor stands for (static).
+      signed: Codes are signed (static). None reads it from the dtype of integer codes; simulated codes, which are float32,
+        are those of a signed spec unless it is given.
     """
 
     values: Any
@@ -48,6 +50,12 @@ class QTensor:
     bits: int = 8
     symmetric: bool = False
     dtype: Any = np.dtype("float32")
+    signed: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.signed is None and hasattr(self.values, "dtype"):
+            unsigned = jnp.issubdtype(self.values.dtype, jnp.unsignedinteger)
+            object.__setattr__(self, "signed", not unsigned)
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         key = jax.tree_util.GetAttrKey
@@ -56,10 +64,14 @@ class QTensor:
             (key("scale"), self.scale),
             (key("zero_point"), self.zero_point),
         )
-        return children, (self.bits, self.symmetric, self.dtype)
+        return children, self._static
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        return (self.values, self.scale, self.zero_point), (self.bits, self.symmetric, self.dtype)
+        return (self.values, self.scale, self.zero_point), self._static
+
+    @property
+    def _static(self) -> tuple[Any, ...]:
+        return self.bits, self.symmetric, self.dtype, self.signed
 
     @classmethod
     def tree_unflatten(cls, static: Any, children: Any) -> QTensor:
@@ -207,11 +219,6 @@ class QTensor:
         for axis, (n, s) in enumerate(zip(self.shape, parameter.shape, strict=True)):
             parameter = parameter if s in (1, n) else jnp.repeat(parameter, n // s, axis)
         return parameter
-
-    @property
-    def signed(self) -> bool:
-        """Whether codes are signed."""
-        return not jnp.issubdtype(self.values.dtype, jnp.unsignedinteger)
 
     @property
     def spec(self) -> Spec:

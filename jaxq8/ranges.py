@@ -11,6 +11,7 @@ import difflib
 import functools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ RANGES_VERSION = 1
 
 
 LISTED = 8  # names in an error message
+_PART = re.compile(r"\.part\d+$")  # parts of a joined value: `sites.part_name`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Ranges(Mapping[str, Range]):
         Raises:
           RangesError: Naming every unknown site and the nearest known names.
         """
-        unknown = sorted(set(self) - set(known))
+        unknown = sorted(name for name in self if name not in known and _PART.sub("", name) not in known)
         if unknown:
             free = sorted(set(known) - set(self))
             without = [n for n in free if n.split("#")[0].endswith((":dot", ":conv"))]

@@ -73,9 +73,9 @@ class _Shifts(Probe):
 
     active = static = False
 
-    def contracted(self, name: str, result: Accumulator, encoded: Callable[[], Accumulator]) -> None:
+    def contracted(self, name: str, result: Accumulator, encoded: Callable[[], jax.Array]) -> None:
         if not self._inside:
-            self.add({name: decode(result) - decode(encoded())})
+            self.add({name: decode(result) - encoded()})
 
     @property
     def _inside(self) -> bool:

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8.calibration import each_batch, site_op
+from jaxq8.calibration import each_batch
 from jaxq8.config import Config
 from jaxq8.errors import ArgumentError
 from jaxq8.plan import Recorder, table
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
 from jaxq8.ranges import Ranges
+from jaxq8.sites import site_op
 from jaxq8.transform import Call, settings_of
 from jaxq8.values import Value, to_real
 
@@ -258,6 +259,8 @@ class _Keeping(Probe):
             self.add({name: (codes.dequantize().astype(jnp.float32), *ends)})
         else:
             self.add({name: to_real(value).astype(jnp.float32)})
+
+    part = see
 
 
 def _sites(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,29 @@ CARRIES_CODES = {
 
 
 Axes = tuple[tuple[int, ...], ...]
+
+# What a site's second activation, and parts of a value that was joined before the site reads it, add to its name.
+_SUFFIX = re.compile(r"\.(rhs|part\d+)$")
+
+
+def site_name(name: str) -> str:
+    """The site behind a name of one of its operands: ``head:dot`` of ``head:dot.rhs`` and ``head:dot.part1``."""
+    return _SUFFIX.sub("", name)
+
+
+def site_op(name: str) -> str:
+    """The operation that a site's name ends in: "conv" of ``params/Conv_0/kernel:conv#2.rhs``."""
+    return site_name(name).split("#")[0].rsplit(":", 1)[-1]
+
+
+def is_part(name: str) -> bool:
+    """Whether a name is that of one part of a joined value."""
+    return site_name(name) != name and not name.endswith(".rhs")
+
+
+def part_name(site: str, index: int) -> str:
+    """The name of the range of one part of a joined value that a site reads."""
+    return f"{site}.part{index}"
 
 
 def operation(primitive: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,6 +116,4 @@ def integer_codes(variables: Any) -> Any:
 def _integer(q: Any) -> Any:
     if not isinstance(q, QTensor) or not jnp.issubdtype(q.values.dtype, jnp.floating):
         return q
-    storage = Spec(bits=q.bits, symmetric=q.symmetric).storage
-    integers = jnp.round(q.values).astype(storage)
-    return QTensor(integers, q.scale, q.zero_point, q.bits, q.symmetric, q.dtype)
+    return dataclasses.replace(q, values=jnp.round(q.values).astype(q.spec.storage))

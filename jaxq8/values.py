@@ -31,12 +31,14 @@ class Origin(NamedTuple):
     Attributes:
       array: A scale, or numbers.
       is_data: They are numbers, and may be infinite too.
+      masked: A selection stands between it and the value: it may have taken the NaN out.
       everywhere: NaN is in all of it, and in all of the value: the scale of a whole tensor, for each channel or not.
     """
 
     array: Any
     is_data: bool = False
     everywhere: bool = False
+    masked: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,6 +102,8 @@ class Accumulator:
       dtype: The float dtype that it stands for.
       positive: Every scale is known to be positive (until a batch norm multiplies it by who knows what): the largest
         integer is then the largest real.
+      everywhere: NaN in scale or offset is in all of it: the vectors along channels are those of weights, which have none. Not
+        so where channels are data (the right operand of a product of two activations, a gate for each channel).
       straight: The clips act on values and not on derivatives (while simulated: a custom derivative has said all about them).
     """
 
@@ -112,6 +116,7 @@ class Accumulator:
     positive: bool = True
     straight: bool = False
     rows: Any = None
+    everywhere: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -173,7 +178,8 @@ def origins(value: Value) -> tuple[Origin, ...]:
     if isinstance(value, QTensor):
         return (Origin(value.scale, everywhere=math.prod(value.scale.shape) == 1),)
     if isinstance(value, Accumulator):
-        return tuple(Origin(v, everywhere=value.rows is None) for v in value.smalls.values())
+        everywhere = value.rows is None and value.everywhere
+        return tuple(Origin(v, everywhere=everywhere) for v in value.smalls.values())
     data = value.small if isinstance(value, Broadcast) else value.array
     if isinstance(data, np.ndarray | np.generic) or not jnp.issubdtype(value.dtype, jnp.inexact):
         return ()

@@ -16,7 +16,7 @@ from jaxq8.errors import ArgumentError, TensorError
 from jaxq8.modes import ENCODES_WEIGHTS
 from jaxq8.qtensor import QTensor, is_concrete
 from jaxq8.rounding import get_rounding, straight_through
-from jaxq8.sites import Analysis, WeightUse
+from jaxq8.sites import Analysis, WeightUse, site_op
 
 # Smaller leaves are not worth a scale per channel (TensorFlow's quantize_weights leaves tensors below 1024 elements float).
 MINIMUM_SIZE = 256
@@ -101,7 +101,7 @@ def is_weight(leaf: Any, use: WeightUse, config: Config) -> bool:
 
 def site_config(config: Config, site: str) -> Config:
     """The configuration of a site, known by its name alone."""
-    return config.for_site(site, site.split("#")[0].rsplit(":", 1)[-1])
+    return config.for_site(site, site_op(site))
 
 
 def _encode(leaf: Any, use: WeightUse, config: Config, name: str) -> Any:

@@ -127,6 +127,48 @@ def test_bad_numbers_pass_whatever_stands_between_two_sites(between, bad):
             assert np.isfinite(np.delete(found, 2, 0)).all()
 
 
+def gated(v, x):
+    """A gate for each channel, as in squeeze and excite: NaN of the data is in the scale of one channel."""
+    images, gate = x
+    return conv({"k": v["k2"]}, jax.nn.relu(conv(v, images) * gate[:, None, None, :]))
+
+
+def right_operand(v, x):
+    """Data as the right operand: its channels have scales of their own."""
+    return (jax.nn.relu(v["w"][:6, :6]) @ x).T @ v["w"][:6]
+
+
+def rows_of_volumes(v, x):
+    """A row-wise product behind a convolution in three dimensions: extremes of its rows pass over NaN in XLA:CPU."""
+    wide = v["k"][:2, :2, None]
+    h = jax.lax.conv_general_dilated(
+        x, wide, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+    return h @ v["w"][:16, :8]
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(
+    ("fn", "x"),
+    [
+        (gated, (normal(1, 6, 6, 8), normal(1, 16))),
+        (right_operand, normal(6, 32)),
+        (rows_of_volumes, normal(1, 10, 4, 12, 8)),
+    ],
+)
+def test_bad_numbers_in_one_channel_or_row_are_not_lost(fn, x, static, where):
+    v = {**DENSE, **CONV, "k2": normal(3, 3, 16, 4)}
+    ranges = q8.calibrate(fn, v, [(x,)], config=ALWAYS, progress=False) if static else None
+    leaves, tree = jax.tree.flatten(x)
+    leaves[-1] = leaves[-1].at[(0 if where == "first" else -1,) * leaves[-1].ndim].set(np.nan)
+    bad = jax.tree.unflatten(tree, leaves)
+    expected = np.isnan(fn(v, bad))
+    found = np.isnan(jax.jit(q8.quantize(fn, ALWAYS, ranges=ranges))(v, bad))
+    assert expected.any()
+    assert not (expected & ~found).any()
+
+
 @pytest.mark.parametrize("static", [False, True])
 def test_numbers_that_the_function_takes_out_are_not_looked_for(static):
     """A mask of minus infinity, and NaN that is replaced."""

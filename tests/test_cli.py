@@ -236,6 +236,19 @@ def test_diff(at, call):
     assert call("diff net.q8 net.q8")[:2] == (0, "0 of 4 tensors differ\n")
 
 
+@pytest.mark.parametrize("batch", [8, 1, 3])
+def test_an_example_that_stretches_ranges_is_named(at, call, tmp_path, batch):
+    data = np.load("x.npy")
+    data[4] *= 1000
+    np.save(tmp_path / "x.npy", data)
+    line = f"quantize net.py:load {' '.join(SMALL)} --calibrate {tmp_path}/x.npy --batch {batch} --output {tmp_path}/m.q8"
+    status, _, err = call(line)
+    assert status == 0
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"jaxq8: warning: --calibrate {tmp_path}/x.npy[4]: calibrate: ")
+    assert "times as large as is usual at params/first/kernel:dot" in err
+
+
 def test_bench(at, call):
     status, out, _ = call(
         "bench net.py:load net.q8x --input-shape 1,32 --kernels xla --batches 1 3 --rounds 2 --json"

@@ -19,6 +19,7 @@ from PIL import Image
 import jaxq8 as q8
 from examples import assets
 from jaxq8.cli import main, photos
+from tests.fidelity import SAME_ANSWERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = 20
@@ -287,12 +288,12 @@ def test_squeezenet_from_weights_to_labels(tmp_path, monkeypatch, call):
     assert json.loads(out)["eight_bit_share"] == 1
     base = "run net.q8x --image photos --top 1"
     assert call(f"{base} --preprocess {model}:preprocess --output own.jsonl")[0] == 0
-    assert call(f"{base} --channels bgr --mean 103.939 116.779 123.68 --output plain.jsonl")[0] == 0
+    assert call(f"{base} --channels bgr --mean 103.939,116.779,123.68 --output plain.jsonl")[0] == 0
     own, plain = ([(e["input"], e["top"]) for e in lines(f)] for f in ("own.jsonl", "plain.jsonl"))
     assert own == plain
     right = [int(Path(name).stem.split("_")[2]) == top[0]["class"] for name, top in own]
     assert len(right) == PHOTOS
-    assert sum(right) >= 14  # float has 15
+    assert sum(right) >= 15 - (PHOTOS - SAME_ANSWERS)  # float has 15
 
 
 @pytest.mark.assets

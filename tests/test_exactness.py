@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxq8 as q8
-from jaxq8.kernels import KERNELS, processor, run_with_sums
+from jaxq8.kernels import KERNELS, Operand, processor, run_with_sums
 from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form
 from jaxq8.kernels.select import candidate, select
 from jaxq8.selfcheck import codes as random_codes
@@ -79,7 +79,8 @@ def assert_exact(form: Form, dtype: str, border: int, seed: int = 0) -> None:
     x, w = operands(form, dtype, seed)
     zero = jnp.asarray(border, jnp.int32)
     results = [
-        jax.jit(lambda x, w, z, k=k: KERNELS[k].run(form, x, w, z))(x, w, zero) for k in ("xla", "reference")
+        jax.jit(lambda x, w, z, k=k: KERNELS[k].run(form, Operand(x, z), Operand(w)))(x, w, zero)
+        for k in ("xla", "reference")
     ]
     assert results[0].dtype == jnp.int32
     np.testing.assert_array_equal(*results)
@@ -142,7 +143,7 @@ def test_the_longest_sum_is_exact_and_a_longer_one_is_refused():
     form = DotForm(0, 8, MAXIMUM_TERMS, 8)
     x = jnp.full((form.m, form.k), 255, jnp.uint8)
     w = jnp.full((form.k, form.n), -127, jnp.int8)
-    assert int(KERNELS["xla"].run(form, x, w, 0)[0, 0]) == -255 * 127 * MAXIMUM_TERMS
+    assert int(KERNELS["xla"].run(form, Operand(x), Operand(w))[0, 0]) == -255 * 127 * MAXIMUM_TERMS
     longer = DotForm(0, 8, MAXIMUM_TERMS + 1, 8)
     assert select(longer, "xla").kernel == "float"
     assert "can overflow" in select(longer, "xla").reason
@@ -151,8 +152,10 @@ def test_the_longest_sum_is_exact_and_a_longer_one_is_refused():
 def test_the_simulation_equals_the_reference_while_float_is_exact():
     form = REAL_SHAPES["3x3"]
     x, w = operands(form, "uint8")
-    exact = KERNELS["reference"].run(form, x, w, 3)
-    simulated = KERNELS["simulate"].run(form, x.astype(jnp.float32), w.astype(jnp.float32), 3.0)
+    exact = KERNELS["reference"].run(form, Operand(x, np.int32(3)), Operand(w))
+    simulated = KERNELS["simulate"].run(
+        form, Operand(x.astype(jnp.float32), np.int32(3), signed=False), Operand(w.astype(jnp.float32))
+    )
     np.testing.assert_array_equal(exact, simulated.astype(jnp.int32))
 
 
@@ -163,7 +166,12 @@ def test_the_simulation_equals_the_reference_while_float_is_exact():
 def test_contractions_reach_the_integer_kernels(name):
     form = REAL_SHAPES[name]
     x, w = operands(form, "uint8")
-    text = jax.jit(lambda x, w: KERNELS["xla"].run(form, x, w, jnp.int32(3))).lower(x, w).compile().as_text()
+    text = (
+        jax.jit(lambda x, w: KERNELS["xla"].run(form, Operand(x, jnp.int32(3)), Operand(w)))
+        .lower(x, w)
+        .compile()
+        .as_text()
+    )
     fused = [line for line in text.splitlines() if "ynn_fusion" in line and "= s32[" in line]
     assert fused
     assert not [line for line in text.splitlines() if " convolution(" in line and "= s32[" in line]
@@ -183,8 +191,8 @@ def test_sums_of_weights_that_ride_along_are_exact(form, dtype, mixed, monkeypat
     """The row of ones, on processors with mixed dots and without, compiled; forms without it take the sums by themselves."""
     monkeypatch.setattr("jaxq8.kernels.dot.mixed_dots_are_fast", lambda: mixed)
     x, w = random_codes(form, dtype)
-    found, sums = jax.jit(lambda x, w: run_with_sums("xla", form, x, w, jnp.int32(3)))(x, w)
-    np.testing.assert_array_equal(found, KERNELS["reference"].run(form, x, w, jnp.int32(3)))
+    found, sums = jax.jit(lambda x, w: run_with_sums("xla", form, Operand(x, jnp.int32(3)), Operand(w)))(x, w)
+    np.testing.assert_array_equal(found, KERNELS["reference"].run(form, Operand(x, jnp.int32(3)), Operand(w)))
     wide = np.asarray(w, np.int64)
     axes = (-1 if form.transposed else -2) if isinstance(form, DotForm) else tuple(range(wide.ndim - 1))
     np.testing.assert_array_equal(np.ravel(sums), np.ravel(wide.sum(axes)))

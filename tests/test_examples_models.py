@@ -65,7 +65,9 @@ def test_top_five_and_likelihood_are_the_known_ones(network, logits):
     best = np.argsort(-found, axis=1)[:, :5]
     assert (best == np.array(LABELS)[:, None]).any(axis=1).sum() == TOP5_RIGHT[network]
     nll = -jax.nn.log_softmax(found)[np.arange(20), np.array(LABELS)].mean()
-    assert round(float(nll), 4) == NLL[network]
+    assert float(nll) == pytest.approx(
+        NLL[network], abs=5e-4
+    )  # float sums are ordered as each processor wants
 
 
 @needs_demo

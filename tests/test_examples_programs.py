@@ -17,15 +17,15 @@ from examples import (
     side_by_side,
     similarity_data,
 )
+from tests.fidelity import COSINE, JUDGEMENT, LITE0, SAME_ANSWERS, SQUEEZENET
 
 needs_demo = pytest.mark.skipif(
     not assets.is_installed("demo"), reason="run `make assets`: weights are missing"
 )
 needs_full = pytest.mark.skipif(not assets.is_installed("full"), reason="run `make assets`: data are missing")
-# The least signal to quantization noise of the logits, in dB, and the most bytes, as a share of the float
-# bytes. Lite0: 4,608,992 weights of one byte, 85,032 floats (batch norms, one bias), and a scale and a zero
-# point for each of 22,008 output channels, over 18,776,096 bytes, are 0.273.
-BARS = {"lite0": (19, 0.273), "squeezenet": (34, 0.26)}
+# The bars of fidelity, and the most bytes, as a share of the float bytes. Lite0: 4,608,992 weights of one byte, 85,032 floats
+# (batch norms, one bias), and a scale and a zero point for each of 22,008 output channels, over 18,776,096 bytes, are 0.273.
+BARS = {"lite0": (LITE0, 0.273), "squeezenet": (SQUEEZENET, 0.26)}
 
 
 @pytest.mark.assets
@@ -34,9 +34,9 @@ BARS = {"lite0": (19, 0.273), "squeezenet": (34, 0.26)}
 def test_eight_bits_answer_as_float_does(name, monkeypatch):
     monkeypatch.setattr(label_image, "REPEATS", 1)
     outcome = label_image.run(name, photos.labelled())
-    noise, share = BARS[name]
-    assert outcome.agrees.sum() >= 19
-    assert side_by_side.sqnr_db(*outcome.logits) >= noise
+    bars, share = BARS[name]
+    assert outcome.agrees.sum() >= SAME_ANSWERS
+    assert side_by_side.sqnr_db(*outcome.logits) >= bars.dynamic
     assert outcome.size[1] <= share * outcome.size[0]
     assert outcome.eight_bit_share >= 0.99
 
@@ -90,8 +90,8 @@ def test_minilm_in_eight_bits_keeps_vectors_and_judgement():
     encoders, data = sentence_similarity.load(), similarity_data.wordsim353()
     exact, fast = sentence_similarity.encode(encoders, data.texts, "words")
     scores = [similarity_data.spearman(data.cosines(vectors), data.scores) for vectors in (exact, fast)]
-    assert np.mean(np.sum(exact * fast, axis=1)) >= 0.995
-    assert scores[1] >= scores[0] - 0.005
+    assert np.mean(np.sum(exact * fast, axis=1)) >= COSINE
+    assert scores[1] >= scores[0] - JUDGEMENT
     assert encoders.eight_bit_share >= 0.95
     assert encoders.size[1] <= 0.26 * encoders.size[0]
 
@@ -135,19 +135,21 @@ def test_static_ranges_of_an_encoder_keep_its_judgement(capsys):
     rows = dict(re.findall(r"^ *(\S.*?)  +([-\d. ]+)$", capsys.readouterr().out, re.M))
     word, lee, _ = map(float, rows["float"].split())
     found = list(map(float, rows["static, min/max"].split()))
-    assert abs(found[0] - word) <= 0.005
-    assert abs(found[1] - lee) <= 0.01
+    assert abs(found[0] - word) <= JUDGEMENT
+    assert abs(found[1] - lee) <= JUDGEMENT
 
 
 @pytest.mark.slow
 @pytest.mark.assets
 @needs_demo
-@pytest.mark.parametrize(("name", "plain", "best"), [("SqueezeNet", 33, 36), ("EfficientNet-Lite0", 19, 22)])
-def test_static_ranges_of_a_photo_net(name, plain, best, capsys):
+@pytest.mark.parametrize(("name", "bars"), [("SqueezeNet", SQUEEZENET), ("EfficientNet-Lite0", LITE0)])
+def test_static_ranges_of_a_photo_net(name, bars, capsys):
     """Plain min/max, and the best repairs: SQNR in dB, and how many of 20 answers are float's."""
     calibrated.print_net(name, calibrated.NETS[name])
     rows = dict(re.findall(r"^ *(\S.*?)  +([-\d. ]+)$", capsys.readouterr().out, re.M))
     db, same, _ = map(float, rows["static, min/max"].split())
-    assert db >= plain
-    assert same >= 19
-    assert max(float(row.split()[0]) for title, row in rows.items() if "dynamic" not in title) >= best
+    assert db >= bars.static
+    assert same >= SAME_ANSWERS
+    assert (
+        max(float(row.split()[0]) for title, row in rows.items() if "dynamic" not in title) >= bars.repaired
+    )

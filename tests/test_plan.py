@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import jaxq8 as q8
 from jaxq8.plan import table
 from jaxq8.sites import OPERATIONS
+from tests.small import ALWAYS, PAIR, X
 from tests.zoo import ZOO
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_cnn_plan.json"
@@ -165,7 +167,8 @@ def test_print_shows_every_site_aligned(plan):
     assert lines[0] == plan.summary()
     assert lines[0].startswith(f"{plan.eight_bit_share:.1%} of {plan.macs / 1e6:.1f} million multiply-adds")
     assert lines[1].endswith("float becomes codes after: an argument, div")
-    header, rows = lines[3], lines[5:]
+    assert lines[2].startswith("joined parts share a range at params/ConvNorm_3/conv/kernel:conv: ")
+    header, rows = lines[4], lines[6:]
     assert len(rows) == len(plan.sites)
     column = header.index("runs in")
     assert {row[column : column + 5].strip() for row in rows} == {
@@ -232,3 +235,22 @@ def test_golden_plan_agrees_with_the_shapes_of_the_network():
         "Dense_0/kernel:dot": 32 * 10,
     }
     assert {k: v for k, v in macs.items() if v} == {f"params/{k}": 2 * v for k, v in expected.items()}
+
+
+@pytest.mark.parametrize(
+    "folder", ["/home/me/jax/", "/work/flax/nets/", "/src/jaxq8/tests/", "C:/jaxq8/jax/flax/"]
+)
+def test_lines_of_users_are_known_in_folders_with_names_of_libraries(folder):
+    """A clone of this repository, or a project beside it, may be called as an installed package is."""
+    names: dict = {}
+    exec(compile("def fn(v, x):\n    return x @ v['w']\n", f"{folder}net.py", "exec"), names)
+    plan = q8.explain(names["fn"], PAIR, X, config=ALWAYS)
+    assert plan["w:dot"].source == "net.py:2"
+
+
+def test_lines_of_libraries_are_not_the_users():
+    layer = nn.Dense(64)
+    plan = q8.explain(lambda v, x: layer.apply(v, x), layer.init(jax.random.key(0), X), X, config=ALWAYS)
+    assert plan["params/kernel:dot"].source.startswith("test_plan.py:")
+    plan = q8.explain(lambda v, x: jnp.matmul(x, v["w"]), PAIR, X, config=ALWAYS)
+    assert plan["w:dot"].source.startswith("test_plan.py:")

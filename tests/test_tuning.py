@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from jaxq8.kernels import KERNELS, select, tuned
+from jaxq8.kernels import KERNELS, Operand, select, tuned
 from jaxq8.selfcheck import CASES, codes
 from tests.small import normal
 
@@ -123,5 +123,9 @@ def test_whatever_can_be_chosen_is_exact(name):
             if form.macs > 3e7:
                 continue  # seconds in plain integers; the self-check has them
             found = jax.jit(lambda x, w, entry=entry, form=form: entry.run(form, x, w, np.int32(77)))(x, w)
-            exact = KERNELS["reference"].run(form, x, w, np.int32(77)) if exact is None else exact
+            exact = (
+                KERNELS["reference"].run(form, Operand(x, np.int32(77)), Operand(w))
+                if exact is None
+                else exact
+            )
             np.testing.assert_array_equal(found, exact, err_msg=f"{entry.name} of {form}")

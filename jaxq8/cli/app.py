@@ -23,6 +23,7 @@ from jaxq8.cli import (
     run,
     selfchecking,
 )
+from jaxq8.cli.lists import joined
 from jaxq8.cli.problems import FAILED, MISUSED, STOPPED, Misuse, short
 from jaxq8.errors import QuantizationError
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       0
     """
     try:
-        options = parser().parse_args(arguments)
+        options = parser().parse_args(joined(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as done:  # argparse has printed what is wrong, or the help
         return int(done.code or 0)
     with warnings.catch_warnings():

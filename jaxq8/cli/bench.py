@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxq8.cli import options as shared
+from jaxq8.cli.lists import add_list
 from jaxq8.cli.models import Model, fitted, load_model
 from jaxq8.cli.problems import Misuse, foreign
 from jaxq8.cli.text import print_json, show_progress
@@ -35,14 +36,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
     shared.add_weights(command)
     shared.add_config(command)
     shared.add_shape(command)
-    command.add_argument(
-        "--batches",
-        type=shared.positive,
-        nargs="+",
-        default=[1],
-        metavar="N",
-        help="sizes of batches (default 1)",
-    )
+    add_list(command, "--batches", shared.positive, "a positive integer", "1,8", [1], metavar="N",
+             help="sizes of batches: 1,8 or 1 8 (default 1)")  # fmt: skip
     command.add_argument(
         "--rounds", type=shared.positive, default=20, metavar="N", help="calls of each (default 20)"
     )

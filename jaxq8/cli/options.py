@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxq8.cli.inputs import Item, Reader, imported, stacked
+from jaxq8.cli.lists import add_files, add_list, split
 from jaxq8.cli.models import Model, load_model
 from jaxq8.cli.photos import Photos
 from jaxq8.cli.problems import Misuse
@@ -37,12 +39,10 @@ def add_weights(command: argparse.ArgumentParser) -> None:
 def add_inputs(command: argparse.ArgumentParser, batch: int = 1) -> None:
     """Inputs and how they are prepared."""
     group = command.add_argument_group("inputs")
-    group.add_argument("--image", nargs="+", default=[], metavar="PHOTO", help="photos, or folders of photos")
-    group.add_argument("--input", nargs="+", default=[], metavar="X.npy",
-                       help=".npy, or .npz with the model's inputs in order; the first axis counts examples")  # fmt: skip
-    group.add_argument(
-        "--text", nargs="+", default=[], metavar="FILE.txt", help="one text a line; needs --preprocess"
-    )
+    add_files(group, "--image", metavar="PHOTO", help="photos, or folders of photos")
+    add_files(group, "--input", metavar="X.npy",
+              help=".npy, or .npz with the model's inputs in order; the first axis counts examples")  # fmt: skip
+    add_files(group, "--text", metavar="FILE.txt", help="one text a line; needs --preprocess")
     group.add_argument(
         "--batch", type=positive, default=batch, metavar="N", help=f"examples a call (default {batch})"
     )
@@ -54,10 +54,13 @@ def add_preparation(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("preparation of photos and texts")
     group.add_argument("--preprocess", metavar="MODULE:FUNCTION",
                        help="of a photo (PIL.Image) to an array with no batch axis, or of a list of texts")  # fmt: skip
-    group.add_argument("--size", type=positive, nargs="+", metavar="N", help="height and width of photos")
-    group.add_argument("--mean", type=float, nargs="+", default=[0.0], metavar="M",
-                       help="subtracted from the 0..255 of photos; one, or one a channel")  # fmt: skip
-    group.add_argument("--std", type=float, nargs="+", default=[1.0], metavar="S", help="divides after that")
+    add_list(group, "--size", positive, "a positive integer", "224,224", metavar="N",
+             help="height and width of photos: 224, or 224,320")  # fmt: skip
+    add_list(group, "--mean", float, "a number", "123,117,104", [0.0], metavar="M",
+             help="subtracted from the 0..255 of photos; one, or one a channel: 123,117,104 or 123 117 104")  # fmt: skip
+    add_list(
+        group, "--std", float, "a number", "58,57,57", [1.0], metavar="S", help="divides after that; likewise"
+    )
     group.add_argument(
         "--channels", choices=["rgb", "bgr"], default="rgb", help="order of the channels (default rgb)"
     )
@@ -66,7 +69,8 @@ def add_preparation(command: argparse.ArgumentParser) -> None:
 def add_shape(command: argparse.ArgumentParser) -> None:
     """Shapes of the inputs, for who has no example of them."""
     command.add_argument("--input-shape", action="append", type=shape, default=[], metavar="1,224,224,3[:DTYPE]",
-                         help="shape with the axis of the batch, and dtype, of one input; repeat it for more")  # fmt: skip
+                         help="shape with the axis of the batch, and dtype, of one input, with commas or spaces; "
+                         "repeat it for more")  # fmt: skip
 
 
 def add_config(command: argparse.ArgumentParser) -> None:
@@ -90,7 +94,7 @@ def add_config(command: argparse.ArgumentParser) -> None:
     group.add_argument("--kernels", default="auto", metavar="NAME",
                        help="auto (float where eight bits do not pay), xla (never float), reference, simulate")  # fmt: skip
     group.add_argument("--override", nargs="+", action="append", default=[], metavar="PATTERN FIELD=VALUE",
-                       help="other settings for sites whose name matches: '*/head/*' mode=off, op:dot bits=4; "
+                       help="other settings for sites whose name matches: '*/head/*' mode=off, op:dot bits=4,mode=weights; "
                        "fields: mode, bits, rounding, kernels; may be repeated")  # fmt: skip
 
 
@@ -112,7 +116,7 @@ def shape(text: str) -> jax.ShapeDtypeStruct:
     """``1,224,224,3`` or ``1,64:int32``."""
     sizes, _, dtype = text.partition(":")
     try:
-        return jax.ShapeDtypeStruct(tuple(int(n) for n in sizes.split(",")), np.dtype(dtype or "float32"))
+        return jax.ShapeDtypeStruct(tuple(int(n) for n in split(sizes)), np.dtype(dtype or "float32"))
     except (ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not like 1,224,224,3 or 1,64:int32 ({error})"
@@ -140,7 +144,7 @@ def model_of(options: argparse.Namespace) -> Model:
 
 def config_of(options: argparse.Namespace) -> Config:
     """The configuration that the options describe."""
-    overrides = tuple((entry[0], _changes(entry, options)) for entry in options.override)
+    overrides = tuple(_override(entry, options) for entry in options.override)
     changes = _bits(options.bits, options.group, options.mode)
     return Config(
         mode=options.mode, rounding=options.rounding, attention=options.attention, kernels=options.kernels,
@@ -156,8 +160,13 @@ def _bits(bits: int, group: int | None, mode: str) -> dict[str, Any]:
     return {"weights": Spec(bits=bits, symmetric=True, granularity="channel")}
 
 
-def _changes(entry: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    pattern, *fields = entry
+def _override(entry: Sequence[str], options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    # Commas part fields too: those before a FIELD=, and at the end of a word. Others belong to the pattern.
+    words = [part for word in entry for part in re.split(r"\s*,\s*(?=\w+=)", word.removesuffix(","))]
+    return words[0], _changes(words[0], words[1:], options)
+
+
+def _changes(pattern: str, fields: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for field in fields:
         name, equals, value = field.partition("=")
@@ -176,6 +185,8 @@ def _changes(entry: Sequence[str], options: argparse.Namespace) -> dict[str, Any
 def reader_of(options: argparse.Namespace, expected: Sequence[Any] = ()) -> Reader:
     """How this command line turns files into examples; `expected` are shapes of inputs, where known."""
     size: Any = None
+    if len(options.size or ()) > 2:
+        raise Misuse("--size: give one number, or two, height and width, such as --size 224,320")
     if options.size:
         size = (options.size[0], options.size[-1])
     elif expected and len(expected[0].shape) == 4:
@@ -184,7 +195,7 @@ def reader_of(options: argparse.Namespace, expected: Sequence[Any] = ()) -> Read
         size = None
     for name in ("mean", "std"):
         if len(getattr(options, name)) not in (1, 3):
-            raise Misuse(f"--{name}: give one number, or three, one a channel")
+            raise Misuse(f"--{name}: give one number, or three, one a channel, such as --{name} 123,117,104")
     photos = Photos(size, tuple(options.mean), tuple(options.std), options.channels == "bgr")
     return Reader(photos, imported(options.preprocess))
 

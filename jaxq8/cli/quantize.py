@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gzip
 import os
 import shutil
 import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,13 @@ import numpy as np
 from jaxq8.calibration import calibrate
 from jaxq8.cli import options as shared
 from jaxq8.cli.inputs import Item, whole_batches
+from jaxq8.cli.lists import add_files, split
 from jaxq8.cli.models import Model, fitted
 from jaxq8.cli.problems import Failure, Misuse, foreign
 from jaxq8.cli.text import decibels, note, print_json, show_progress, size
 from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
+from jaxq8.errors import CalibrationWarning
 from jaxq8.exporting import PLATFORMS, export
 from jaxq8.folding import fold_norms
 from jaxq8.observers import observer_names
@@ -69,10 +74,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "inputs: their shape, ranges, and the sample that the error is measured on"
     )
     shared.add_shape(command)
-    group.add_argument("--calibrate", nargs="+", default=[], metavar="FILE",
-                       help="photos, folders, .npy, .npz or .txt whose ranges become static")  # fmt: skip
-    group.add_argument("--sample", nargs="+", default=[], metavar="FILE",
-                       help=f"inputs to measure the error on (default: the first {MEASURED} of --calibrate)")  # fmt: skip
+    add_files(group, "--calibrate", metavar="FILE",
+              help="photos, folders, .npy, .npz or .txt whose ranges become static")  # fmt: skip
+    add_files(group, "--sample", metavar="FILE",
+              help=f"inputs to measure the error on (default: the first {MEASURED} of --calibrate)")  # fmt: skip
     group.add_argument(
         "--ranges", metavar="FILE.json", help="static ranges by site, as `jaxq8 inspect --ranges` prints them"
     )
@@ -85,7 +90,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     group.add_argument(
         "--fixed-batch", type=shared.positive, metavar="N", help="(.q8x) a program for batches of N only"
     )
-    group.add_argument("--platforms", default=",".join(PLATFORMS), metavar="NAMES",
+    group.add_argument("--platforms", type=split, default=list(PLATFORMS), metavar="NAMES",
                        help=f"(.q8x) what the program is for (default {','.join(PLATFORMS)})")  # fmt: skip
     shared.add_preparation(command)
     shared.add_output_form(command)
@@ -129,9 +134,10 @@ def _check(options: argparse.Namespace) -> None:
         raise Failure(f"--output {options.output}: is a folder; name a file")
     if not os.access(folder, os.W_OK):
         raise Failure(f"--output {options.output}: {folder} is not writable; choose another folder")
-    if unknown := set(options.platforms.split(",")) - {*PLATFORMS, "rocm"}:
+    if unknown := set(options.platforms) - {*PLATFORMS, "rocm"}:
         raise Misuse(
-            f"--platforms: {', '.join(sorted(unknown))} is unknown; known are {', '.join(PLATFORMS)}, rocm"
+            f"--platforms: {', '.join(sorted(unknown))} is unknown; known are {', '.join(PLATFORMS)}, rocm; "
+            "write --platforms cpu,cuda"
         )
 
 
@@ -141,10 +147,30 @@ def _ranges(options: argparse.Namespace, model: Model, config: Config, items: li
     if not items:
         return given
     batches = whole_batches(items, options.batch)
-    with foreign(f"calibrating {model.name}", "check that --calibrate holds inputs of this model"):
+    with (
+        foreign(f"calibrating {model.name}", "check that --calibrate holds inputs of this model"),
+        _files_of_batches(items, options.batch),
+    ):
         found = calibrate(model.fn, model.variables, batches, config=config, observer=options.observer,
                           progress=show_progress(options.quiet))  # fmt: skip
     return Ranges({**found, **(given or {})})
+
+
+@contextlib.contextmanager
+def _files_of_batches(items: Sequence[Item], size: int) -> Iterator[None]:
+    """Warnings of the block that speak of a batch name the inputs in it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        message = warning.message
+        if isinstance(message, CalibrationWarning):
+            first = message.batch * size + (message.example or 0)
+            last = first + 1 if message.example is not None else (message.batch + 1) * size
+            names = [item.name for item in items[first:last]]
+            shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+            message = f"--calibrate {shown}: {message}"
+        warnings.showwarning(message, warning.category, warning.filename, warning.lineno)
 
 
 def _read_ranges(path: str) -> Ranges:
@@ -177,7 +203,7 @@ def _write(
         return
     with foreign(f"exporting {model.name}", "write a .q8 instead, which runs with the model's code"):
         export(options.output, model.fn, encoded, *inputs, ranges=ranges, config=config,
-               platforms=options.platforms.split(","), symbolic_batch=False if options.fixed_batch else None)  # fmt: skip
+               platforms=options.platforms, symbolic_batch=False if options.fixed_batch else None)  # fmt: skip
 
 
 def _errors(options: argparse.Namespace, model: Model, made: Model, items: list[Item]) -> OutputErrors:

@@ -7,12 +7,15 @@ import math
 from typing import Any, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxq8._compat import InconclusiveSize
+from jaxq8.kernels.operand import Operand
 
-# 255 * 127 * K must stay below 2**31: an int32 accumulator holds this many products of full-range codes.
-MAXIMUM_TERMS = (2**31 - 1) // (255 * 127)
+# An int32 accumulator holds this many products of full-range codes, and their corrections: both operands may be any distance
+# up to 255 away from their zero points (a product of two activations, a weight with a zero point).
+MAXIMUM_TERMS = (2**31 - 1) // (255 * 255)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,18 +117,25 @@ class Kernel(Protocol):
     def supports(self, form: Form) -> str | None:
         """None if the kernel runs this form, else why not."""
 
-    def run(self, form: Form, x: Any, w: Any, x_zero: Any) -> Any:
+    def run(self, form: Form, x: Operand, w: Operand) -> Any:
         """The sum over each window of ``x_code * w_code``, without any correction for zero points.
 
         Args:
           form: Shapes, strides and padding.
-          x: uint8 or int8 codes in canonical layout.
-          w: int8 codes in canonical layout.
-          x_zero: The code (a scalar) that fills borders and holes.
+          x: Codes in canonical layout; of a convolution with one zero point, which fills borders and holes.
+          w: Signed codes in canonical layout.
 
         Returns:
           int32 (float32 for the simulation).
+
+        Raises:
+          TensorError: The weight's codes are unsigned.
         """
+
+
+def border(form: Form, x: Operand) -> Any:
+    """The code that fills borders and holes; 0 in dots, which have none."""
+    return x.border if isinstance(form, ConvForm) else np.int32(0)
 
 
 def filled(form: ConvForm, x: Any, x_zero: Any) -> Any:

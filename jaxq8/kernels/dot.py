@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
+from jaxq8._compat import apart
 from jaxq8.kernels.barred import is_barred
 from jaxq8.kernels.base import DotForm, Form, certainly_less
 from jaxq8.kernels.processor import mixed_dots_are_fast
@@ -120,14 +121,25 @@ def _column_sum(w: Any, transposed: bool) -> Any:
 def _mixed(x: Any, w: Any, transposed: bool = False) -> Any:
     """uint8 x int8; without this precision JAX widens mixed operands to int32 first."""
     unsigned = x if x.dtype == jnp.uint8 else as_unsigned(x)
-    out = lax.dot_general(
-        unsigned,
+    out = _mixed_product(unsigned, w, transposed=transposed)
+    return out if x.dtype == jnp.uint8 else out - 128 * _column_sum(w, transposed)
+
+
+@functools.partial(apart, static=("transposed",))
+def _mixed_product(x: Any, w: Any, *, transposed: bool) -> Any:
+    """The only place where a product of uint8 and int8 is made.
+
+    It is a computation apart, because XLA moves transpositions of its operands and its result into a product that it can
+    see (the algebraic simplifier writes ``(a b)^T`` as ``b^T a^T``, layout assignment and transpose folding do likewise), and
+    then XLA:CPU refuses the product of int8 and uint8 that comes out (RET_CHECK, SameElementType).
+    """
+    return lax.dot_general(
+        x,
         w,
         _numbers(x, transposed),
         precision=lax.DotAlgorithmPreset.DEFAULT,
         preferred_element_type=jnp.int32,
     )
-    return out if x.dtype == jnp.uint8 else out - 128 * _column_sum(w, transposed)
 
 
 def _signed(x: Any, w: Any, transposed: bool = False) -> Any:

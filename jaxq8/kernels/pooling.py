@@ -18,17 +18,24 @@ MAXIMUM_POSITIONS = 32
 
 
 def max_pool(
-    x: Any, lowest: Any, *, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
+    x: Any, lowest: int, *, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
 ) -> Any:
-    """The maximum over each window of codes; borders and holes hold `lowest`."""
+    """The maximum over each window of codes; borders and holes hold `lowest`, the smallest code."""
+    least = jnp.asarray(lowest, x.dtype)
     x = stored(
-        lax.pad(stored(x), lowest, [(a, b, d - 1) for (a, b), d in zip(padding, base_dilation, strict=True)])
+        lax.pad(stored(x), least, [(a, b, d - 1) for (a, b), d in zip(padding, base_dilation, strict=True)])
     )
-    if math.prod(window) > MAXIMUM_POSITIONS or is_barred("max_pool"):
-        return lax.reduce_window(
-            x, lowest, lax.max, window, strides, "VALID", window_dilation=window_dilation
-        )
+    simulated = jnp.issubdtype(x.dtype, jnp.floating)
+    if simulated:  # XLA's maximum has one winner in its derivative, as in float, and only where it begins at minus infinity
+        least = jnp.asarray(-jnp.inf, x.dtype)
+    if simulated or math.prod(window) > MAXIMUM_POSITIONS or is_barred("max_pool"):
+        return lax.reduce_window(x, least, lax.max, window, strides, "VALID", window_dilation=window_dilation)
     return _combined(x, jnp.maximum, window, strides, window_dilation)
+
+
+def widened(x: Any) -> Any:
+    """Codes in a type that holds their sums: int32, or float32 as they are carried while simulated."""
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.int32)
 
 
 def sum_pool(
@@ -36,7 +43,7 @@ def sum_pool(
 ) -> Any:
     """The int32 sum over each window of codes; borders hold `zero`, the zero point."""
     x = stored(lax.pad(stored(x), zero, [(a, b, 0) for a, b in padding]))
-    wide = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.int32)
+    wide = widened(x)
     if math.prod(window) > MAXIMUM_POSITIONS or is_barred("sum_pool"):
         none = jnp.zeros((), wide.dtype)
         return lax.reduce_window(

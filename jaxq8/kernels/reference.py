@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxq8.kernels.base import MAXIMUM_TERMS, DotForm, Form, filled
+from jaxq8.kernels.base import MAXIMUM_TERMS, DotForm, Form, border, filled
+from jaxq8.kernels.operand import Operand, checked_weight
 
 
 def plain(form: Form, x: Any, w: Any, x_zero: Any, dtype: Any) -> Any:
@@ -41,5 +42,5 @@ class Reference:
     def supports(self, form: Form) -> str | None:
         return f"{form.terms} terms can overflow int32" if form.terms > MAXIMUM_TERMS else None
 
-    def run(self, form: Form, x: Any, w: Any, x_zero: Any) -> Any:
-        return plain(form, x, w, x_zero, jnp.int32)
+    def run(self, form: Form, x: Operand, w: Operand) -> Any:
+        return plain(form, x.codes, checked_weight(w).codes, border(form, x), jnp.int32)

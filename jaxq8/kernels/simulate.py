@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxq8.kernels import float_forms
-from jaxq8.kernels.base import ConvForm, Form
+from jaxq8.kernels.base import ConvForm, Form, border
+from jaxq8.kernels.operand import Operand, checked_weight
 from jaxq8.kernels.reference import plain
 
 
@@ -19,8 +20,8 @@ class Simulate:
     def supports(self, form: Form) -> str | None:
         return None
 
-    def run(self, form: Form, x: Any, w: Any, x_zero: Any) -> Any:
+    def run(self, form: Form, x: Operand, w: Operand) -> Any:
+        codes, weights = x.codes.astype(jnp.float32), checked_weight(w).codes.astype(jnp.float32)
         if isinstance(form, ConvForm) and form.depthwise and float_forms.pays(form):
-            x, w = x.astype(jnp.float32), w.astype(jnp.float32)
-            return float_forms.depthwise(form, x, w, x_zero)
-        return plain(form, x, w, x_zero, jnp.float32)
+            return float_forms.depthwise(form, codes, weights, x.border)
+        return plain(form, codes, weights, border(form, x), jnp.float32)

@@ -124,7 +124,7 @@ def _descend(net: _Net, p: Parameters, data: Iterable[Any], steps: int, rate: fl
 class _Outputs(Probe):
     """Keeps what every contraction outside of loops gives."""
 
-    def contracted(self, name: str, result: Accumulator, encoded: Callable[[], Accumulator]) -> None:
+    def contracted(self, name: str, result: Accumulator, encoded: Callable[[], jax.Array]) -> None:
         if len(self._frames) == 1:
             self.add({name: decode(result)})
 

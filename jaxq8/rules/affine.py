@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +11,26 @@ import jax.numpy as jnp
 from jaxq8._compat import primitives
 from jaxq8.interpreter import Context, float_fallback, rule
 from jaxq8.qtensor import QTensor
-from jaxq8.values import INF, Accumulator, Array, Broadcast, Value, aligned, bounds, constant, is_outer
+from jaxq8.values import (
+    INF,
+    Accumulator,
+    Array,
+    Broadcast,
+    Value,
+    aligned,
+    bounds,
+    constant,
+    is_outer,
+    origins,
+)
+
+
+def _by(acc: Accumulator | None, other: Value) -> Accumulator | None:
+    """What arithmetic with a vector has made of an accumulator: NaN in a vector of data may be in one channel alone."""
+    shape = jnp.shape(other.small) if isinstance(other, Broadcast) else other.shape
+    if acc is None or math.prod(shape) == 1 or not origins(other):
+        return acc
+    return dataclasses.replace(acc, everywhere=False)
 
 
 def _free(acc: Accumulator) -> bool:
@@ -85,6 +105,7 @@ def add(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
         if isinstance(acc, Accumulator) and _free(acc):
             vector = aligned(other, acc.shape)
             shifted = _shifted(acc, vector) if vector is not None and _keeps_shape(ctx, acc) else None
+            shifted = _by(shifted, other)
             if shifted is not None:
                 return shifted
     return _symbolic(ctx, x, y) or _sum(ctx, x, y, 1.0)
@@ -99,6 +120,7 @@ def sub(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
             shifted = None
             if vector is not None:
                 shifted = _shifted(acc, vector, -1.0) if acc is x else _shifted(_negated(acc), vector)
+                shifted = _by(shifted, other)
             if shifted is not None:
                 return shifted
     return _symbolic(ctx, x, y) or _sum(ctx, x, y, -1.0)
@@ -134,7 +156,7 @@ def div(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
         vector = aligned(y, x.shape)
         if c is not None and c > 0:
             return _times_constant(x, 1 / c)
-        scaled = _scaled(x, 1 / vector) if vector is not None and _free(x) else None
+        scaled = _by(_scaled(x, 1 / vector), y) if vector is not None and _free(x) else None
         if scaled is not None:
             return scaled
     lo, hi = bounds(x)
@@ -158,7 +180,7 @@ def _times(ctx: Context, value: Value, other: Value) -> Value | None:
     if c is not None and c > 0:
         return _times_constant(value, c)
     vector = aligned(other, value.shape)
-    return _scaled(value, vector) if vector is not None and _free(value) else None
+    return _by(_scaled(value, vector), other) if vector is not None and _free(value) else None
 
 
 def _product(ctx: Context, x: Value, y: Value) -> Array:

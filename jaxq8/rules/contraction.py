@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,15 +16,16 @@ from jaxq8 import modes
 from jaxq8._compat import primitives, source_line
 from jaxq8.config import Config, Spec
 from jaxq8.forms import ConvLayout, DotLayout, conv_layout, dot_layout
-from jaxq8.interpreter import Context, _shapes, float_fallback, rule
-from jaxq8.kernels import KERNELS, run_with_sums
+from jaxq8.interpreter import Context, float_fallback, rule, shapes_of
+from jaxq8.kernels import KERNELS, Operand, run_with_sums
 from jaxq8.kernels.base import DotForm, Form
 from jaxq8.kernels.select import select
-from jaxq8.plan import Reason
+from jaxq8.plan import SHARED, Reason
 from jaxq8.probes import Probe
 from jaxq8.qtensor import QTensor
-from jaxq8.sites import RAGGED_DOT, ragged_dimensions
-from jaxq8.values import Accumulator, Array, Value, bounds, is_outer
+from jaxq8.rules.joined import Group, Join, cut, groups, join_of, places_within, together, unlike
+from jaxq8.sites import RAGGED_DOT, part_name, ragged_dimensions
+from jaxq8.values import Accumulator, Array, Value, bounds, decode, is_outer
 
 # A parameter that is neither here nor None is one that this rule does not know the meaning of: the site stays float.
 DOT_PARAMS = {"dimension_numbers", "precision", "preferred_element_type"}
@@ -33,11 +35,20 @@ CONV_PARAMS = {
 }  # fmt: skip
 
 
+Shape = tuple[int, ...]
+Layout = DotLayout | ConvLayout
+
+
 @rule(primitives.dot_general_p)
 def dot_general(ctx: Context, x: Value, y: Value, *, dimension_numbers: Any, **params: Any) -> Value:
     """Any dot: the weight (or, of two activations, the right operand) gets a scale per channel, the other one per tensor."""
     swapped = ctx.site.weight == 0
-    layout = dot_layout(dimension_numbers, x.shape, y.shape, swapped, ctx.site.weight is not None)
+    is_weight = ctx.site.weight is not None
+
+    def layout(activation: Shape, weight: Shape) -> DotLayout:
+        left, right = (weight, activation) if swapped else (activation, weight)
+        return dot_layout(dimension_numbers, left, right, swapped, is_weight)
+
     unhandled = _unhandled(params, DOT_PARAMS)
     return _contract(ctx, (y, x) if swapped else (x, y), layout, (x, y), unhandled, params)
 
@@ -50,7 +61,7 @@ def conv_general_dilated(ctx: Context, x: Value, w: Value, **params: Any) -> Val
         channels = w.shape[params["dimension_numbers"].rhs_spec[0]]
         macs = math.prod(ctx.eqn.outvars[0].aval.shape) * (math.prod(w.shape) // max(channels, 1))
         return _in_float(ctx, (x, w), Reason.BATCH_GROUPS, "", macs * ctx.run.repeats)
-    layout = conv_layout(params, x.shape, w.shape)
+    layout = functools.partial(conv_layout, params)
     return _contract(ctx, (x, w), layout, (x, w), unhandled, params)
 
 
@@ -72,12 +83,13 @@ def _float_mode(config: Config) -> tuple[Reason, str] | None:
 
 
 def _contract(
-    ctx: Context, operands: tuple[Value, Value], layout: DotLayout | ConvLayout, original: tuple[Value, Value],
-    unhandled: set[str], params: Any,
+    ctx: Context, operands: tuple[Value, Value], layout_of: Callable[[Shape, Shape], Layout],
+    original: tuple[Value, Value], unhandled: set[str], params: Any,
 ) -> Value:  # fmt: skip
     """Decides, encodes both operands, runs the kernel, and wraps the result as an Accumulator."""
     config = ctx.config
     activation, weight = operands
+    layout = layout_of(activation.shape, weight.shape)
     obstacle = _obstacle(ctx, operands, config, unhandled, params)
     choice = select(layout.form, config.kernels if config.mode != "simulate" else "simulate")
     macs = layout.form.macs * ctx.run.repeats
@@ -85,41 +97,98 @@ def _contract(
         obstacle = (Reason.NOT_FASTER, choice.reason)
     if obstacle is not None:
         return _in_float(ctx, original, *obstacle, macs)
+    w = ctx.eight_bit(weight, _weight_spec(config), _weight_axes(weight, config, layout), suffix=".rhs")
+    join, axis = _join(ctx, activation, layout)
+    found = groups(ctx, ctx.site.name, join.parts) if join else []
+    facts: dict[str, Any] = {
+        "shapes": shapes_of(ctx.eqn), "macs": macs, "kernel": f"{choice.kernel}: {choice.form}", "detail": choice.reason,
+        "refused": choice.refused, "weights": _describe(w), "reads": _reads(activation),
+        "joined": "" if join is None else _shared(ctx, join, found),
+    }  # fmt: skip
+    split = (
+        None if join is None or len(found) < 2 else functools.partial(_of_parts, join, found, axis, layout_of)
+    )
+    if join is not None and split is not None and not ctx.run.exact:
+        total, described = split(ctx, config, w, choice.kernel)
+        reads = sorted(map(_reads, join.parts), key=lambda text: not text.startswith("float"))
+        ctx.record(True, activations=described, range="of each part", **facts | {"reads": reads[0]})
+        return Array(total.astype(ctx.eqn.outvars[0].aval.dtype), stored=False)
     spec = _activation_spec(ctx, config, layout)
     keep = layout.row_axes if spec.granularity == "row" else ()
     x = ctx.eight_bit(activation, spec, keep)
-    w = ctx.eight_bit(weight, _weight_spec(config), _weight_axes(weight, config, layout), suffix=".rhs")
-    ctx.record(
-        True, shapes=_shapes(ctx.eqn), macs=macs, kernel=f"{choice.kernel}: {choice.form}", detail=choice.reason,
-        refused=choice.refused, weights=_describe(w), activations=_describe(x), range=_origin(ctx, activation),
-        reads=_reads(activation),
-    )  # fmt: skip
+    ctx.record(True, activations=_describe(x), range=_origin(ctx, activation), **facts)
+    if join is not None and ctx.run.probe.active:
+        for i, (part, place) in enumerate(zip(join.parts, join.places, strict=True)):
+            ctx.run.probe.part(part_name(ctx.site.name, i), part, cut(x, [place], join.dimension))
     if ctx.run.exact:
         ctx.run.probe.reads(ctx.site.name, layout, x, w)
     kernel = "simulate" if ctx.run.exact else choice.kernel
     _, *before = ctx.run.transposed.get(id(w.values), (None, w.values, tuple(range(w.values.ndim))))
     result = accumulate(layout, x, w, kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype), before)
+    if ctx.site.weight is None and math.prod(w.scale.shape) > 1:
+        result = dataclasses.replace(result, everywhere=False)
     if ctx.run.exact:
-        rounded = functools.partial(_rounded, ctx, operands, layout, spec, keep)
+        rounded = functools.partial(_rounded, ctx, operands, layout, spec, keep, split)
         ctx.run.probe.contracted(ctx.site.name, result, rounded)
     return result
+
+
+def _join(ctx: Context, activation: Value, layout: Layout) -> tuple[Join | None, int]:
+    """What the activation was joined from, and the axis of the weight that is summed along with the parts."""
+    join = join_of(ctx, activation)
+    axis = None if join is None else layout.summed(join.dimension)
+    return (None, 0) if axis is None else (join, axis)
+
+
+def _shared(ctx: Context, join: Join, found: Sequence[Group]) -> str:
+    """What a site does with joined parts, for the Plan."""
+    if len(found) > 1:
+        return f"{len(found)} products: {unlike(found)}"
+    names = (part_name(ctx.site.name, i) for i in range(len(join.parts)))
+    alike = all(name in ctx.run.ranges for name in names)
+    return "" if alike else f"{len(join.parts)} {SHARED}"
+
+
+def _of_parts(
+    join: Join, found: Sequence[Group], axis: int, layout_of: Callable[[Shape, Shape], Layout],
+    ctx: Context, config: Config, w: QTensor, kernel: str,
+) -> tuple[jax.Array, str]:  # fmt: skip
+    """The sum of the products of parts that do not share a scale, in float32, and what their codes are."""
+    total, described = jnp.float32(0), []
+    for group in found:
+        places = [join.places[i] for i in group.members]
+        part, weight = together(join.parts, group, join.dimension), cut(w, places, axis)
+        layout = layout_of(part.shape, weight.shape)
+        spec = _activation_spec(ctx, config, layout)
+        spec = spec if group.range is None else dataclasses.replace(spec, granularity="tensor")
+        keep = layout.row_axes if spec.granularity == "row" else ()
+        name = part_name(ctx.site.name, group.members[0])
+        x = ctx.run_encode(part, name, config, spec, keep, fixed=group.range)
+        total = total + decode(accumulate(layout, x, weight, kernel))
+        described.append(_describe(x))
+        for i, place in zip(group.members, places_within(join, group), strict=True):
+            ctx.run.probe.part(part_name(ctx.site.name, i), join.parts[i], cut(x, [place], join.dimension))
+    return total, "; ".join(described)
 
 
 def _rounded(
     ctx: Context,
     operands: tuple[Value, Value],
-    layout: DotLayout | ConvLayout,
+    layout: Layout,
     spec: Spec,
     keep: tuple[int, ...],
-) -> Accumulator:
-    """A contraction from codes whose operands are exact: the error that this site alone adds."""
+    split: Callable[..., tuple[jax.Array, str]] | None,
+) -> jax.Array:
+    """A contraction from codes whose operands are exact, in float32: the error that this site alone adds."""
     inexact = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, exact=None, probe=Probe()))
     simulated = dataclasses.replace(inexact.config, kernels="simulate")
     activation, weight = operands
-    x = inexact.run_encode(activation, ctx.site.name, simulated, spec, keep)
     axes = _weight_axes(weight, simulated, layout)
     w = inexact.run_encode(weight, ctx.site.name + ".rhs", simulated, _weight_spec(simulated), axes)
-    return accumulate(layout, x, w, "simulate")
+    if split is not None:
+        return split(inexact, simulated, w, "simulate")[0]
+    x = inexact.run_encode(activation, ctx.site.name, simulated, spec, keep)
+    return decode(accumulate(layout, x, w, "simulate"))
 
 
 def _obstacle(
@@ -158,11 +227,11 @@ def _in_float(ctx: Context, operands: Sequence[Value], reason: Reason, detail: s
     values = modes.prepare(ctx, operands)
     if reason is Reason.DTYPE and _is_eight_bit_already(ctx, values):
         ctx.record(
-            True, detail=detail, shapes=_shapes(ctx.eqn), macs=macs, kernel="as written: integers already"
+            True, detail=detail, shapes=shapes_of(ctx.eqn), macs=macs, kernel="as written: integers already"
         )
     else:
         stored = next((_describe(v) for v in operands if isinstance(v, QTensor)), "")
-        ctx.record(False, reason, detail=detail, shapes=_shapes(ctx.eqn), macs=macs, weights=stored)
+        ctx.record(False, reason, detail=detail, shapes=shapes_of(ctx.eqn), macs=macs, weights=stored)
     result: Value | None = modes.better_float(ctx, values)
     if result is None:
         result = float_fallback(dataclasses.replace(ctx, quiet=True), values)[0]
@@ -175,7 +244,7 @@ def _is_eight_bit_already(ctx: Context, values: Sequence[Value]) -> bool:
     return narrow and ctx.eqn.outvars[0].aval.dtype == jnp.int32
 
 
-def _activation_spec(ctx: Context, config: Config, layout: DotLayout | ConvLayout) -> Spec:
+def _activation_spec(ctx: Context, config: Config, layout: Layout) -> Spec:
     """Rows (tokens) have scales of their own only where rows are summed separately, in dots, and ranges are measured."""
     spec = config.activations
     rows = spec.granularity == "row" and bool(layout.row_axes) and not ctx.run.is_static(ctx.site.name)
@@ -191,7 +260,7 @@ def _weight_spec(config: Config) -> Spec:
     return dataclasses.replace(spec, bits=8, granularity=shared, group=0, levels="even", symmetric=True)
 
 
-def _weight_axes(weight: Value, config: Config, layout: DotLayout | ConvLayout) -> tuple[int, ...]:
+def _weight_axes(weight: Value, config: Config, layout: Layout) -> tuple[int, ...]:
     """Scales per output channel; codes that come with the weight keep the scales they have."""
     if isinstance(weight, QTensor):
         return tuple(a for a in layout.channel_axes if weight.scale.shape[a] != 1)
@@ -199,7 +268,7 @@ def _weight_axes(weight: Value, config: Config, layout: DotLayout | ConvLayout) 
 
 
 def accumulate(
-    layout: DotLayout | ConvLayout,
+    layout: Layout,
     x: QTensor,
     w: QTensor,
     kernel: str,
@@ -224,41 +293,35 @@ def accumulate(
       dtype: Float dtype that the result stands for.
       before: The weight's codes before they were transposed, and the permutation; None if there is nothing to gain.
     """
-    codes = layout.activation(x.values)
     form: Form
-    form, wx = _weight_as_it_lies(layout, before) or (layout.form, layout.weight(w.values))
-    x_zero, w_zero = layout.row_scale(x.zero_point), layout.channel_scale(w.zero_point)
-    if (
-        wx.dtype == jnp.uint8
-    ):  # kernels take int8 weights: the code is the byte minus 128, and so is its zero point
-        wx, w_zero = (wx ^ 128).view(jnp.int8), w_zero - 128
+    form, lying = _weight_as_it_lies(layout, before) or (layout.form, layout.weight(w.values))
+    left, right = Operand.of(x, layout.activation(x.values)), Operand.of(w, lying).as_signed()
     run = KERNELS[kernel].run
-    bordered = isinstance(layout, ConvLayout) and not x.symmetric
-    border = x.zero_point.reshape(()) if bordered else np.int32(0)
-    if x.symmetric:
-        raw, sums = run(form, codes, wx, border), None
+    if left.zero is None:
+        raw, sums = run(form, left, right), None
     else:
-        raw, sums = run_with_sums(kernel, form, codes, wx, border)
+        raw, sums = run_with_sums(kernel, form, left, right)
     values = layout.result(raw)
     rows, scale = layout.row_scale(x.scale), layout.channel_scale(w.scale)
     if all(n == 1 for n in jnp.shape(rows)):
         rows, scale = None, rows * scale
     offset = jnp.zeros((1,) * values.ndim, jnp.float32)
-    if not w.symmetric:
-        values = values - w_zero * layout.result(run(form, codes, jnp.ones_like(wx), border))
-    if not x.symmetric:
-        sums = layout.channel_sum(sums)
-        sums = sums if w.symmetric else sums - w_zero * layout.form_terms
-        if is_outer(
-            x_zero, sums
-        ):  # an offset would be as large as the values: the integers are corrected instead
+    if right.zero is not None:
+        w_zero = layout.channel_scale(right.zero) if jnp.ndim(right.zero) else right.zero
+        ones = Operand(jnp.ones_like(right.codes), signed=True)
+        values = values - w_zero * layout.result(run(form, left, ones))
+    if left.zero is not None:
+        x_zero, sums = layout.row_scale(left.zero), layout.channel_sum(sums)
+        sums = sums if right.zero is None else sums - w_zero * layout.form_terms
+        # Rows have zero points and scales of their own: the integers are corrected, an offset would be as large as they are.
+        if rows is not None or is_outer(x_zero, sums):
             values = values - x_zero.astype(values.dtype) * sums
         else:
             offset = -scale * (x_zero.astype(jnp.float32) * sums.astype(jnp.float32))
     return Accumulator(values, scale, offset, dtype=dtype, rows=rows)
 
 
-def _weight_as_it_lies(layout: DotLayout | ConvLayout, before: Any) -> tuple[DotForm, Any] | None:
+def _weight_as_it_lies(layout: Layout, before: Any) -> tuple[DotForm, Any] | None:
     return layout.operand(*before) if before is not None and isinstance(layout, DotLayout) else None
 
 

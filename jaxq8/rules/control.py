@@ -169,7 +169,7 @@ def _stackable(value: Value) -> Any:
         return to_real(value)
     length = value.shape[0]
     scale, zero = (jnp.broadcast_to(a, (length, *a.shape[1:])) for a in (value.scale, value.zero_point))
-    return QTensor(value.values, scale, zero, value.bits, value.symmetric, value.dtype)
+    return dataclasses.replace(value, scale=scale, zero_point=zero)
 
 
 def _where_going(going: Any, new: Any, old: Any) -> Any:

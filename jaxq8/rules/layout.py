@@ -10,11 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8._compat import primitives, stored
+from jaxq8._compat import primitives
 from jaxq8.interpreter import Context, float_fallback, rule
 from jaxq8.kernels.base import certainly_less
 from jaxq8.plan import Reason
 from jaxq8.qtensor import QTensor
+from jaxq8.rules import joined
 from jaxq8.values import Accumulator, Array, Broadcast, Value, bounds, constant
 
 
@@ -52,10 +53,6 @@ def _through(ctx: Context, x: Value) -> Array:
 @rule(primitives.transpose_p)
 def transpose(ctx: Context, x: Value, *, permutation: Any, **params: Any) -> Value:
     """Codes, scales and zero points are transposed alike."""
-    if isinstance(x, Accumulator):
-        # In memory: XLA:CPU folds a transposition into the dot by exchanging its operands, and fails where one is
-        # uint8 and the other int8.
-        x = dataclasses.replace(x, values=stored(x.values))
     result = moved(x, lambda a: jnp.transpose(a, permutation))
     if isinstance(x, QTensor) and isinstance(
         result, QTensor
@@ -209,16 +206,29 @@ def pad(ctx: Context, x: Value, fill: Value, *, padding_config: Any, **params: A
 @rule(primitives.concatenate_p)
 def concatenate(ctx: Context, *values: Value, dimension: int, **params: Any) -> Value:
     """Parts with one common scale are joined as codes; accumulators are first encoded with the range that holds them all."""
-    if not any(isinstance(v, QTensor | Accumulator) for v in values):
-        return NotImplemented
     weights = _joined_weights(values, dimension)
     if weights is not None:
         return weights
-    joined = _joined_codes(ctx, values, dimension)
-    if joined is None:
+    result = _joined(ctx, values, dimension)
+    if ctx.reader is not None:
+        joined.remember(ctx, result, values, dimension)
+    return result
+
+
+def _joined(ctx: Context, values: tuple[Value, ...], dimension: int) -> Value:
+    if not any(isinstance(v, QTensor | Accumulator) for v in values):
+        return float_fallback(ctx, values)[0]
+    unlike = "" if ctx.reader is None else joined.unlike(joined.groups(ctx, ctx.reader, values))
+    if unlike and ctx.config.mode in ("eightbit", "simulate"):
+        ctx.record(
+            True, shapes=f"{len(values)} parts", kernel="none: parts are read one by one", detail=unlike
+        )
+        return float_fallback(dataclasses.replace(ctx, quiet=True), values)[0]
+    codes = _joined_codes(ctx, values, dimension)
+    if codes is None:
         return float_fallback(ctx, values, Reason.PER_CHANNEL)[0]
     ctx.record(True, shapes=f"{len(values)} parts", activations="as encoded", kernel="copy of codes")
-    return joined
+    return codes
 
 
 def _joined_weights(values: tuple[Value, ...], dimension: int) -> QTensor | None:
@@ -226,14 +236,14 @@ def _joined_weights(values: tuple[Value, ...], dimension: int) -> QTensor | None
     if not all(isinstance(v, QTensor) and v.scale.shape[dimension] == v.shape[dimension] for v in values):
         return None
     parts: list[Any] = list(values)
-    same = len({(q.bits, q.symmetric, str(q.values.dtype), q.scale.shape[:dimension], q.scale.shape[dimension + 1 :])
+    same = len({(q.bits, q.symmetric, q.signed, str(q.values.dtype), q.scale.shape[:dimension], q.scale.shape[dimension + 1 :])
                 for q in parts}) == 1  # fmt: skip
     if not same:
         return None
     codes, scale, zero = (
         jnp.concatenate([getattr(q, f) for q in parts], dimension) for f in ("values", "scale", "zero_point")
     )
-    return QTensor(codes, scale, zero, parts[0].bits, parts[0].symmetric, parts[0].dtype)
+    return dataclasses.replace(parts[0], values=codes, scale=scale, zero_point=zero)
 
 
 def _joined_codes(ctx: Context, values: tuple[Value, ...], dimension: int) -> QTensor | None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxq8._compat import primitives
-from jaxq8.interpreter import Context, _shapes, float_fallback, rule
+from jaxq8.interpreter import Context, float_fallback, rule, shapes_of
 from jaxq8.kernels import pooling
 from jaxq8.qtensor import QTensor
 from jaxq8.values import INF, Accumulator, Array, Value, bounds
@@ -35,12 +35,11 @@ def max_pool(ctx: Context, x: Value, **params: Any) -> Value:
         lo, hi = bounds(x)
         return dataclasses.replace(result, lo=lo, hi=hi)  # type: ignore[arg-type]
     ctx.record(
-        True, shapes=_shapes(ctx.eqn), kernel="maximum of shifted codes", activations=f"{codes.bits} bits"
+        True, shapes=shapes_of(ctx.eqn), kernel="maximum of shifted codes", activations=f"{codes.bits} bits"
     )
-    if jnp.issubdtype(codes.values.dtype, jnp.floating):  # simulated codes: JAX's own form has a derivative
-        return dataclasses.replace(codes, values=primitives.reduce_window_max_p.bind(codes.values, **params))
-    lowest = jnp.asarray(codes.spec.qmin, codes.values.dtype)
-    return dataclasses.replace(codes, values=pooling.max_pool(codes.values, lowest, **_window(params)))
+    return dataclasses.replace(
+        codes, values=pooling.max_pool(codes.values, codes.spec.qmin, **_window(params))
+    )
 
 
 @rule(primitives.reduce_window_sum_p)
@@ -51,7 +50,7 @@ def sum_pool(ctx: Context, x: Value, **params: Any) -> Value:
         return NotImplemented
     zero = codes.zero_point.reshape(()).astype(codes.values.dtype)
     sums = pooling.sum_pool(codes.values, zero, **_window(params))
-    ctx.record(True, shapes=_shapes(ctx.eqn), kernel="int32 sum of codes", activations=f"{codes.bits} bits")
+    ctx.record(True, shapes=shapes_of(ctx.eqn), kernel="int32 sum of codes", activations=f"{codes.bits} bits")
     return _sum_of(codes, sums, math.prod(params["window_dimensions"]))
 
 
@@ -76,11 +75,10 @@ def reduce_sum(ctx: Context, x: Value, *, axes: Any, **params: Any) -> Value:
     """Global average pooling reads codes and sums them in int32."""
     if not isinstance(x, QTensor) or not _one_scale(x) or params.get("out_sharding") is not None:
         return _reduced_real(ctx, x, nonnegative=True)
-    kind = jnp.int32 if not jnp.issubdtype(x.values.dtype, jnp.floating) else x.values.dtype
     terms = math.prod([x.shape[a] for a in axes])
     if terms * 255 >= 2**31:
         return NotImplemented
-    return _sum_of(x, jnp.sum(x.values, axis=tuple(axes), dtype=kind), terms)
+    return _sum_of(x, jnp.sum(pooling.widened(x.values), axis=tuple(axes)), terms)
 
 
 def _reduced_real(ctx: Context, x: Value, nonnegative: bool) -> Value:
