@@ -39,7 +39,8 @@ test-all: lint assets  ## all tests
 # whose subject is not JAX (the command line, the format of files, learned rounding, published rows of numbers). LLVM optimises
 # little, which halves the time of compiling (not at all is level 0, where XLA:CPU reads memory that it has not written).
 NO_JAX := benchmarks cli cli_errors cli_lists cli_run codebook conformance_onnx conformance_tf differential docs examples_data \
-  examples_programs examples_readers files flax_state laboratory learned observers outliers reconstruct rounding rounding_lab tuning
+  examples_programs examples_readers files flax_state generate joins laboratory learned observers operands outliers reconstruct \
+  repairs rounding rounding_lab simulation tuning
 test-oldest: $(OLDEST)/.test  ## the tests of the library with the oldest dependencies (.ci/oldest.txt)
 	@HYPOTHESIS_PROFILE=quick XLA_FLAGS=--xla_backend_optimization_level=1 $(OLDEST)/bin/python $(PYTEST) \
 	  -m "not slow and not assets" $(NO_JAX:%=--ignore=tests/test_%.py) $(ARGS)
