@@ -197,8 +197,11 @@ def test_with_strict_promotion():
         jax.grad(loss(q8.quantize(dense, ALWAYS)))(variables, x)
 
 
+@pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("name", ["tiny_cnn", "tiny_resnet", "tiny_depthwise"])
-def test_networks_under_strict_settings(name):
+def test_networks_under_strict_settings(name, mixed, monkeypatch):
+    """With both signs of activations in dots, whatever this processor prefers."""
+    monkeypatch.setattr("jaxq8.kernels.dot.mixed_dots_are_fast", lambda: mixed)
     fn, variables, inputs = ZOO[name].build(jax.random.key(0))
     with jax.numpy_rank_promotion("raise"):
         jax.eval_shape(q8.quantize(fn, ALWAYS), variables, *inputs)

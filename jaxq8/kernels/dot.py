@@ -62,15 +62,15 @@ def rows_are_split(x: Any) -> bool:
 def _mixed_and_sums(x: Any, w: Any, transposed: bool) -> tuple[Any, Any]:
     unsigned = x if x.dtype == jnp.uint8 else as_unsigned(x)
     out = _mixed(_with_ones(unsigned), w, transposed)
-    values, sums = out[:-1], out[-1]
-    return (values if x.dtype == jnp.uint8 else values - 128 * sums), sums
+    values, sums = out[:-1], out[-1:]  # of one rank: JAX may be told to refuse other broadcasts
+    return (values if x.dtype == jnp.uint8 else values - 128 * sums), sums[0]
 
 
 def _signed_and_sums(x: Any, w: Any, transposed: bool) -> tuple[Any, Any]:
     signed = as_signed(x) if x.dtype == jnp.uint8 else x
     out = _plain(_with_ones(signed), w, transposed)
-    values, sums = out[:-1], out[-1]
-    return (values + 128 * sums if x.dtype == jnp.uint8 else values), sums
+    values, sums = out[:-1], out[-1:]
+    return (values + 128 * sums if x.dtype == jnp.uint8 else values), sums[0]
 
 
 def _with_ones(x: Any) -> Any:
