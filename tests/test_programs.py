@@ -23,13 +23,17 @@ from tests.programs.shrink import shrink
 from tests.programs.trial import Trial
 
 CHUNK = 8
-PROGRAMS = 200
-RUN = (
-    24 if os.environ.get("HYPOTHESIS_PROFILE") == "quick" else PROGRAMS
-)  # with the oldest dependencies a few
+PROGRAMS = 400
+# The default run has those that take a few minutes on two cores, `make test-all` all; with the oldest dependencies a few.
+DEFAULT = 24 if os.environ.get("HYPOTHESIS_PROFILE") == "quick" else 104
 
 
-@pytest.mark.parametrize("seed", range(0, RUN, CHUNK))
+def seeds():
+    starts = range(0, PROGRAMS, CHUNK)
+    return [pytest.param(s, marks=[] if s < DEFAULT else pytest.mark.slow) for s in starts]
+
+
+@pytest.mark.parametrize("seed", seeds())
 def test_random_programs_obey_every_law(seed):
     found = search(CHUNK, seed, budget=20)
     assert found.programs == CHUNK
