@@ -238,7 +238,7 @@ def test_golden_plan_agrees_with_the_shapes_of_the_network():
 
 
 @pytest.mark.parametrize(
-    "folder", ["/home/me/jax/", "/work/flax/nets/", "/src/jaxq8/tests/", "C:/jaxq8/jax/flax/"]
+    "folder", ["/home/me/jax/", "/data/flax/nets/", "/src/jaxq8/tests/", "C:/jaxq8/jax/flax/"]
 )
 def test_lines_of_users_are_known_in_folders_with_names_of_libraries(folder):
     """A clone of this repository, or a project beside it, may be called as an installed package is."""
