@@ -17,7 +17,7 @@ rows           larger images                                        measured on 
 On AMX, plain AVX2 and Arm the same table is used; only the sign of the activation in dots differs (`kernels.processor`).
 On a Xeon with AMX whole models were measured with it (`python -m benchmarks`, static ranges, batch 1, against XLA's float32):
 ResNet-50 4.9x, MobileNetV2 17x, SqueezeNet 3.1x, Inception-v3 3.8x, MiniLM 2.0x, BERT-base 3.0x. Which form is fastest for one
-layer was not measured there (`jaxq8.tune` does it). AVX2 runs all tests and was not timed; Arm was never run.
+layer was not measured there (`jaxq8.tune` does it). AVX2 ran the tests, file by file, and was not timed; Arm was never run.
 """
 
 from __future__ import annotations
