@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 import jaxq8 as q8
 from benchmarks.models import REAL
-from jaxq8.arguments import path_name
+from jaxq8.analysis.arguments import path_name
 from jaxq8.cli import main as jaxq8_main
 
 MODULES = {

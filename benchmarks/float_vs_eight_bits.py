@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import jaxq8 as q8
-from jaxq8.plan import table
+from jaxq8.display.text_table import table
 from tests.zoo import ZOO
 
 REAL = ("efficientnet_lite0", "squeezenet")

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 import jaxq8 as q8
 from jaxq8._compat import open_jaxpr
-from jaxq8.callees import callees
+from jaxq8.analysis.inner_functions import callees
 from tests.zoo import ZOO
 from tests.zoo.cnn import ResNet
 from tests.zoo.transformer import Encoder

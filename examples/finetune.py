@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jaxq8 as q8
 from examples import assets
-from jaxq8.qtensor import is_qtensor
+from jaxq8.numerics.qtensor import is_qtensor
 
 BATCH = 100
 COLUMNS = (

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jaxq8 as q8
 from examples import assets, photos, similarity_data
 from examples.models import efficientnet_lite, minilm, squeezenet
-from jaxq8.laboratory import same_answer, sqnr_by_example
+from jaxq8.learning.laboratory import same_answer, sqnr_by_example
 
 IMAGE_NETS = {"EfficientNet-Lite0": efficientnet_lite, "SqueezeNet 1.1": squeezenet}
 STEPS = {"MiniLM": 800, "EfficientNet-Lite0": 160}

@@ -1,4 +1,4 @@
-"""What the user chooses: `Spec` (how one tensor is represented) and `Config` (how a function is quantized)."""
+"""`Config`: what the user chooses about how a function is quantized."""
 
 from __future__ import annotations
 
@@ -6,113 +6,16 @@ import dataclasses
 import fnmatch
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
-
-import jax.numpy as jnp
+from typing import Any
 
 from jaxq8.errors import SpecError
-from jaxq8.observers import observer_names
-from jaxq8.ranges import Range
-from jaxq8.rounding import RoundingFunction, get_rounding
+from jaxq8.numerics.ranges import Range
+from jaxq8.numerics.rounding import RoundingFunction, get_rounding
+from jaxq8.numerics.spec import Spec
 
-GRANULARITIES = ("tensor", "channel", "row", "group")
-LEVELS = ("even", "kmeans")
 MODES = ("eightbit", "weights", "weights_rounded", "round", "simulate", "off")
 KERNELS = ("auto", "xla", "reference", "simulate")
 NONFINITE = ("propagate", "saturate")
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """How real numbers are represented by codes.
-
-    Attributes:
-      bits: Width of a code, 2 to 8 (32 for accumulators).
-      signed: Codes are signed. None chooses: signed if symmetric, else unsigned.
-      symmetric: Zero point 0. None means False.
-      granularity: What shares a scale: the whole "tensor", each "channel" (last axis unless another is named), or each
-        "row" (all axes but the last: a token of a sequence), or (weights) each "group" of neighbours along an axis that is
-        summed over, in each channel.
-      range: A fixed `Range`, or the name of the observer that `calibrate` uses (`jaxq8.observers`); without calibration
-        every range holds the extremes of the data.
-      include_zero: Widen every range to contain zero (always wanted; False reproduces the 2016 conversion of ranges that do
-        not hold zero, whose zero point lies outside the codes).
-      group: How many neighbours a group has (32, 64, 128); only with granularity "group".
-      levels: Where the values that codes stand for lie: "even" steps, or (weights of 2 to 6 bits, one list for the tensor or
-        for each channel) where "kmeans" puts them: see `CodeBook`.
-
-    Raises:
-      SpecError: A value is unknown or out of bounds; the message lists what is allowed.
-
-    Example:
-      >>> Spec(bits=8, symmetric=True).qmin
-      -127
-    """
-
-    bits: int = 8
-    signed: bool | None = None
-    symmetric: bool | None = None
-    granularity: Literal["tensor", "channel", "row", "group"] = "tensor"
-    range: str | Range = "minmax"
-    include_zero: bool = True
-    group: int = 0
-    levels: Literal["even", "kmeans"] = "even"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or self.bits not in (2, 3, 4, 5, 6, 7, 8, 32):
-            raise SpecError(f"Spec(bits={self.bits!r}): bits must be 2 to 8, or 32 for accumulators")
-        if self.granularity not in GRANULARITIES:
-            raise SpecError(f"Spec(granularity={self.granularity!r}): known are {', '.join(GRANULARITIES)}")
-        if (self.granularity == "group") != (self.group > 0):
-            raise SpecError(
-                f"Spec(granularity={self.granularity!r}, group={self.group}): give the size of groups with granularity "
-                "'group', and only there"
-            )
-        if self.levels not in LEVELS:
-            raise SpecError(f"Spec(levels={self.levels!r}): known are {', '.join(LEVELS)}")
-        if self.has_book and (self.bits > 6 or self.granularity not in ("tensor", "channel")):
-            raise SpecError(
-                f"Spec(bits={self.bits}, granularity={self.granularity!r}, levels='kmeans'): a code book has 2 to 6 bits, "
-                "and is that of a 'tensor' or a 'channel'"
-            )
-        if not isinstance(self.range, Range) and self.range not in observer_names():
-            raise SpecError(
-                f"Spec(range={self.range!r}): use a Range(minimum, maximum) or an observer: {', '.join(observer_names())}"
-            )
-
-    @property
-    def has_book(self) -> bool:
-        """Whether the values are listed in a code book."""
-        return self.levels == "kmeans"
-
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether the zero point is 0 by construction."""
-        return bool(self.symmetric)
-
-    @property
-    def is_signed(self) -> bool:
-        """Whether codes are signed, with the default resolved."""
-        return self.is_symmetric if self.signed is None else self.signed
-
-    @property
-    def qmin(self) -> int:
-        """Smallest code; a symmetric signed one leaves out the most negative, so that negation stays inside."""
-        if not self.is_signed:
-            return 0
-        return -(2 ** (self.bits - 1)) + (1 if self.is_symmetric else 0)
-
-    @property
-    def qmax(self) -> int:
-        """Largest code."""
-        return 2 ** (self.bits - 1) - 1 if self.is_signed else 2**self.bits - 1
-
-    @property
-    def storage(self) -> jnp.dtype:
-        """dtype that holds one code."""
-        if self.bits > 8:
-            return jnp.dtype("int32" if self.is_signed else "uint32")
-        return jnp.dtype("int8" if self.is_signed else "uint8")
 
 
 WEIGHTS = Spec(symmetric=True, granularity="channel")

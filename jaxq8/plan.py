@@ -6,9 +6,10 @@ import collections
 import dataclasses
 import enum
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+from jaxq8.display.text_table import table
 from jaxq8.errors import QuantizationError
 
 PLAN_VERSION = 1
@@ -249,12 +250,3 @@ def _read_site(entry: dict[str, Any]) -> SiteRecord:
 
 def _share(site: SiteRecord, plan: Plan) -> str:
     return f"{site.macs / plan.macs:.1%}" if site.macs and plan.macs else ""
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned text columns; a column without content is left out."""
-    shown = [c for c in range(len(header)) if any(row[c] for row in rows)]
-    cells = [[str(row[c]) for c in shown] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]

@@ -12,7 +12,7 @@ import hypothesis
 import jax
 import pytest
 
-from jaxq8 import observers, rounding
+from jaxq8.numerics import observers, rounding
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxq8.forms import ConvLayout, DotLayout, conv_layout, dot_layout
-from jaxq8.kernels.base import ConvForm, Form
+from jaxq8.evaluation.rules.contraction import accumulate
+from jaxq8.kernels.canonical import ConvLayout, DotLayout, conv_layout, dot_layout
+from jaxq8.kernels.forms import ConvForm, Form
 from jaxq8.kernels.reference import plain
 from jaxq8.kernels.select import FORMS
-from jaxq8.qtensor import QTensor
-from jaxq8.rules.contraction import accumulate
+from jaxq8.numerics.qtensor import QTensor
 
 Case = dict[str, Any]
 # Forms that can run more than the planner gives them.

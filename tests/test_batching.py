@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from jaxq8 import batching
-from jaxq8.transform import Call
+from jaxq8.analysis import batch_axis
+from jaxq8.analysis.traced_call import Call
 from tests.zoo import ZOO
 
 X = jax.random.normal(jax.random.key(0), (8, 6, 5))
@@ -46,7 +46,7 @@ TOGETHER = {
 
 def independent(fn) -> bool:
     call = Call.trace(fn, ({"w": W}, X), {})
-    return batching.independent(call.as_inputs, [len(call.consts) + i for i in call.examples])
+    return batch_axis.independent(call.as_inputs, [len(call.consts) + i for i in call.examples])
 
 
 @pytest.mark.parametrize("name", APART)
@@ -69,13 +69,13 @@ def test_examples_that_meet_are_never_parted(name):
 def test_models(name, apart):
     fn, variables, inputs = ZOO[name].build(jax.random.key(0), 8)
     call = Call.trace(fn, (variables, *inputs), {})
-    assert batching.independent(call.as_inputs, [len(call.consts) + i for i in call.examples]) == apart
+    assert batch_axis.independent(call.as_inputs, [len(call.consts) + i for i in call.examples]) == apart
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(batching, "LARGE_BYTES", 1000)
-    monkeypatch.setattr(batching, "BLOCK_BYTES", 40000)
+    monkeypatch.setattr(batch_axis, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(batch_axis, "BLOCK_BYTES", 40000)
 
 
 def test_blocks_give_what_the_whole_batch_gives(small_blocks):

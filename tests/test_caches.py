@@ -9,8 +9,8 @@ import pytest
 from jax import lax
 
 import jaxq8 as q8
-from jaxq8 import caches
 from jaxq8._compat import open_jaxpr, primitives
+from jaxq8.analysis import decoder_caches
 from tests.small import ALWAYS, BOUNDARY_DB, assert_equal, normal, sqnr_db
 from tests.zoo import ZOO
 
@@ -123,14 +123,14 @@ def stacked(monkeypatch):
 
     def call(function):
         with monkeypatch.context() as patch:
-            patch.setattr(caches, "chains", lambda jaxpr: [])
+            patch.setattr(decoder_caches, "chains", lambda jaxpr: [])
             return function()
 
     return call
 
 
 def found(function, *args):
-    return caches.chains(open_jaxpr(jax.make_jaxpr(function)(*args))[0])
+    return decoder_caches.chains(open_jaxpr(jax.make_jaxpr(function)(*args))[0])
 
 
 @pytest.mark.parametrize("name", MATCHED)
@@ -308,7 +308,9 @@ def test_real_arrays_are_not_updated_one_by_one(monkeypatch):
     """Outside of a compiled function each update would be a copy of the whole array."""
     args = WEIGHTS, X, CACHE, jnp.int32(2)
     compiled = jax.jit(q8.quantize(step, ALWAYS))(*args)
-    monkeypatch.setattr(caches.Caches, "result", lambda *a: pytest.fail("an update of the whole array"))
+    monkeypatch.setattr(
+        decoder_caches.Caches, "result", lambda *a: pytest.fail("an update of the whole array")
+    )
     assert sqnr_db(compiled, q8.quantize(step, ALWAYS)(*args)) > BOUNDARY_DB
 
 
@@ -359,6 +361,6 @@ def test_an_exported_program_of_any_batch(tmp_path):
 def test_the_decoder_of_the_zoo_has_two_chains():
     apply, variables, inputs = ZOO["tiny_decoder"].build(jax.random.key(0), 2)
     jaxpr = open_jaxpr(jax.make_jaxpr(apply)(variables, *inputs))[0]
-    assert [chain.ordered for chain in caches.chains(jaxpr)] == [True, True]
+    assert [chain.ordered for chain in decoder_caches.chains(jaxpr)] == [True, True]
     updates = [e for e in jaxpr.eqns if e.primitive is primitives.dynamic_update_slice_p]
-    assert sum(len(chain.updates) for chain in caches.chains(jaxpr)) == len(updates)
+    assert sum(len(chain.updates) for chain in decoder_caches.chains(jaxpr)) == len(updates)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import jaxq8 as q8
-from jaxq8.container import CHECKSUM_KEY, DOCUMENT_KEY, checksum
+from jaxq8.files.container import CHECKSUM_KEY, DOCUMENT_KEY, checksum
 from tests.small import PAIR, X, dense, normal, sqnr_db
 
 BOOK = q8.Spec(bits=3, granularity="channel", levels="kmeans")

@@ -18,8 +18,8 @@ import pytest
 from jax import lax
 
 import jaxq8 as q8
-from jaxq8.qtensor import encode
-from jaxq8.rounding import get_rounding
+from jaxq8.numerics.qtensor import encode
+from jaxq8.numerics.rounding import get_rounding
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # building the cases of other operations overflows on purpose

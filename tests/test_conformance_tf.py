@@ -22,8 +22,8 @@ import pytest
 from jax import lax
 
 import jaxq8 as q8
-from jaxq8.qtensor import extremes
-from jaxq8.rounding import Rounding, bucket_centers
+from jaxq8.numerics.qtensor import extremes
+from jaxq8.numerics.rounding import Rounding, bucket_centers
 
 INT32 = (-(2**31), 2**31 - 1)
 FLOAT_ERROR = 2.0**-22  # of float32 numbers up to 2

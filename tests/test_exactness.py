@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxq8 as q8
-from jaxq8.kernels import KERNELS, Operand, processor, run_with_sums
-from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form
+from jaxq8.kernels import processor
+from jaxq8.kernels.forms import MAXIMUM_TERMS, ConvForm, DotForm, Form
+from jaxq8.kernels.registry import KERNELS, Operand, run_with_sums
 from jaxq8.kernels.select import candidate, select
-from jaxq8.selfcheck import codes as random_codes
+from jaxq8.machine.selfcheck import codes as random_codes
 
 
 def conv(batch, size, c_in, kernel, c_out, stride=1, padding=None, groups=1, holes=1, dilation=1) -> ConvForm:

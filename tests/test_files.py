@@ -23,8 +23,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxq8 as q8
-from jaxq8.container import CHECKSUM_KEY, DOCUMENT_KEY, checksum
-from jaxq8.packing import pack, packed_size, unpack
+from jaxq8.files.bit_packing import pack, packed_size, unpack
+from jaxq8.files.container import CHECKSUM_KEY, DOCUMENT_KEY, checksum
 from tests.zoo import ZOO
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,7 +292,7 @@ def test_other_files(tmp_path):
 KILLED = """
 import os, sys, signal
 import numpy as np
-import jaxq8 as q8, jaxq8.container as container
+import jaxq8 as q8, jaxq8.files.container as container
 step = sys.argv[2]
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -328,7 +328,7 @@ def test_failed_save_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     q8.save(tmp_path / "m.q8", {"w": 1})
-    monkeypatch.setattr("jaxq8.container.save_file", full)
+    monkeypatch.setattr("jaxq8.files.container.save_file", full)
     with pytest.raises(q8.FileError, match="No space left"):
         q8.save(tmp_path / "m.q8", {"w": 2})
     assert os.listdir(tmp_path) == ["m.q8"]

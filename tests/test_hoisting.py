@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from jaxq8 import hoisting
 from jaxq8._compat import open_jaxpr, primitives
-from jaxq8.callees import callees
-from jaxq8.rules import control
+from jaxq8.analysis import scan_hoisting
+from jaxq8.analysis.inner_functions import callees
+from jaxq8.evaluation.rules import control
 from tests.small import ALWAYS, BOUNDARY_DB, SQNR_DB, normal, sqnr_db
 
 STEPS = 6
@@ -98,7 +98,7 @@ def test_weights_that_are_slices_stay(in_the_loop):
 
 
 def test_results_too_large_for_memory_stay(monkeypatch):
-    monkeypatch.setattr(hoisting, "MAXIMUM_BYTES", 4 * STEPS * 3 * 40 - 1)
+    monkeypatch.setattr(scan_hoisting, "MAXIMUM_BYTES", 4 * STEPS * 3 * 40 - 1)
     assert eight_bit_dots(jax.make_jaxpr(q8.quantize(cell, ALWAYS))(WEIGHTS, XS)).count(False) == 0
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from jaxq8.forms import conv_layout
-from jaxq8.learned import get_method
-from jaxq8.learned.moments import as_columns, read_rows
+from jaxq8.kernels.canonical import conv_layout
+from jaxq8.learning.layer_moments import as_columns, read_rows
+from jaxq8.learning.rounding_problems import get_method
 from tests.small import PAIR, dense, normal, sqnr_db
 
 FOUR = q8.Config(kernels="xla", weights=q8.Spec(bits=4, symmetric=True, granularity="channel"))

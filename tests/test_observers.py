@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from jaxq8.observers import BINS, Counts, Known, MovingAverage, Percentile, get_observer, squared_error
+from jaxq8.numerics.observers import (
+    BINS,
+    Counts,
+    Known,
+    MovingAverage,
+    Percentile,
+    get_observer,
+    squared_error,
+)
 
 SPEC = q8.Spec()
 OBSERVERS = {name: get_observer(name) for name in q8.observer_names()}

@@ -9,8 +9,8 @@ import pytest
 from small import normal
 
 import jaxq8 as q8
-from jaxq8.kernels import KERNELS, Operand
-from jaxq8.kernels.base import DotForm
+from jaxq8.kernels.forms import DotForm
+from jaxq8.kernels.registry import KERNELS, Operand
 
 # A missing correction for the zero point is an error of the size of the result; rounding to eight bits stays below this.
 ROUNDING = 0.01

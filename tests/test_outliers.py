@@ -14,7 +14,7 @@ import jaxq8 as q8
 from examples import assets, photos
 from examples.calibrated import prepared
 from examples.models import squeezenet
-from jaxq8.outliers import FACTOR, magnitudes
+from jaxq8.calibration.outliers import FACTOR, magnitudes
 from tests.small import ALWAYS, PAIR, dense, normal
 
 X = normal(8, 32)

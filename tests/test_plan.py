@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxq8 as q8
-from jaxq8.plan import table
-from jaxq8.sites import OPERATIONS
+from jaxq8.analysis.sites import OPERATIONS
+from jaxq8.display.text_table import table
 from tests.small import ALWAYS, PAIR, X
 from tests.zoo import ZOO
 

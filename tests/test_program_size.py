@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from jaxq8.ranges import affine, known_affine
-from jaxq8.rounding import get_rounding
+from jaxq8.numerics.rounding import get_rounding
+from jaxq8.numerics.scales import affine, known_affine
 
 WIDTH = 64
 

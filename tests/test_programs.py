@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import jaxq8 as q8
-from jaxq8.rules import contraction
+from jaxq8.evaluation.rules import contraction
 from tests.programs.__main__ import main
 from tests.programs.draft import draw
 from tests.programs.laws import LAWS

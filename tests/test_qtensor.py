@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import jaxq8 as q8
-from jaxq8.qtensor import kept_axes, validate
+from jaxq8.numerics.qtensor import kept_axes, validate
 
 # Few shapes, so that what is compiled for one example serves the next.
 SHAPES = st.sampled_from([(), (7,), (2, 1, 5)])

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxq8 as q8
-from jaxq8.ranges import affine
-from jaxq8.rounding import get_rounding
+from jaxq8.numerics.rounding import get_rounding
+from jaxq8.numerics.scales import affine
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 RANGES = st.tuples(FINITE, FINITE).map(lambda ends: q8.Range(min(ends), max(ends)))

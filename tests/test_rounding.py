@@ -16,8 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import jaxq8 as q8
-from jaxq8 import rounding
-from jaxq8.rounding import Rounding, get_rounding, straight_through
+from jaxq8.numerics import rounding
+from jaxq8.numerics.rounding import Rounding, get_rounding, straight_through
 
 HALF = Fraction(1, 2)
 

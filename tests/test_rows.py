@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
+from jaxq8.evaluation.values import is_outer
 from jaxq8.kernels import float_forms, processor
-from jaxq8.values import is_outer
 from tests.small import ALWAYS, SQNR_DB, normal, sqnr_db
 
 X, W, V = normal(6, 32), normal(32, 24) / 6, normal(24, 16) / 5

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from jaxq8 import selfcheck
 from jaxq8.cli import main
 from jaxq8.kernels import barred, select
-from jaxq8.selfcheck import CASES
+from jaxq8.machine import selfcheck
+from jaxq8.machine.selfcheck import CASES
 from tests.small import normal, sqnr_db
 
 CONV = {"w": normal(3, 3, 32, 32) / 17}
@@ -105,7 +105,7 @@ def selfcheck_module():
     assert callable(
         selfcheck
     )  # the name of the module is that of the function; the module itself is not hidden by it
-    return sys.modules["jaxq8.selfcheck"]
+    return sys.modules["jaxq8.machine.selfcheck"]
 
 
 def test_looking_without_barring(monkeypatch):

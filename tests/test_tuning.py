@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from jaxq8.kernels import KERNELS, Operand, select, tuned
-from jaxq8.selfcheck import CASES, codes
+from jaxq8.kernels import select, tuned
+from jaxq8.kernels.registry import KERNELS, Operand
+from jaxq8.machine.selfcheck import CASES, codes
 from tests.small import normal
 
 CONV = {"w": normal(3, 3, 32, 32) / 17, "u": normal(32, 24) / 6}
@@ -82,7 +83,7 @@ def test_a_barred_form_is_not_taken_however_fast_it_was(measured):
 def test_a_file_brings_the_times_back_and_spares_the_measuring(measured, monkeypatch):
     tuning, path = measured
     assert q8.load_tuning(path).times == tuning.times
-    monkeypatch.setattr("jaxq8.tuning._timed", lambda form, seconds: pytest.fail("measured again"))
+    monkeypatch.setattr("jaxq8.machine.tuning._timed", lambda form, seconds: pytest.fail("measured again"))
     assert q8.tune(network, CONV, IMAGE, path=path, progress=False).times == tuning.times
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from jaxq8.qtensor import is_qtensor
+from jaxq8.numerics.qtensor import is_qtensor
 from tests.zoo import ZOO
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import jaxq8
+from jaxq8._version import __version__
 from jaxq8.cli import (
     bench,
     comparison,
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         prog="jaxq8", description="Eight-bit models from JAX functions: make, look into, compare and run them.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    top.add_argument("--version", action="version", version=f"jaxq8 {jaxq8.__version__}")
+    top.add_argument("--version", action="version", version=f"jaxq8 {__version__}")
     top.add_argument("--traceback", action="store_true", help="show Python's traceback of an error")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:

@@ -18,7 +18,7 @@ from jaxq8.cli.lists import add_list
 from jaxq8.cli.models import Model, fitted, load_model
 from jaxq8.cli.problems import Misuse, foreign
 from jaxq8.cli.text import print_json, show_progress
-from jaxq8.plan import table
+from jaxq8.display.text_table import table
 from jaxq8.weights import quantize_weights
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 
+from jaxq8.calibration.compare import Report, compare
 from jaxq8.cli import options as shared
 from jaxq8.cli.inputs import Item, whole_batches
 from jaxq8.cli.models import Model, fitted, load_model
 from jaxq8.cli.problems import FAILED, Misuse, foreign
 from jaxq8.cli.text import decibels, note, show_progress
-from jaxq8.report import Report, compare
 from jaxq8.transform import quantize
 
 

@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 from jaxq8.cli.files import contents, real
 from jaxq8.cli.problems import Failure, Misuse
 from jaxq8.cli.text import print_json, size
-from jaxq8.container import replacement
+from jaxq8.files.container import replacement
+from jaxq8.files.float_models import nested
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -73,8 +74,6 @@ def _npz(path: str, arrays: Arrays) -> None:
 
 def _msgpack(path: str, arrays: Arrays) -> None:
     from flax.serialization import msgpack_serialize  # Flax takes longer to import than all else
-
-    from jaxq8.floats import nested
 
     with open(path, "wb") as file:
         file.write(msgpack_serialize(nested(arrays, path)))

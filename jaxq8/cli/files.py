@@ -12,16 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxq8.arguments import path_name
+from jaxq8.analysis.arguments import path_name
 from jaxq8.cli.problems import Failure
-from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
-from jaxq8.container import DOCUMENT_KEY, Container, open_safetensors
 from jaxq8.errors import FileError
-from jaxq8.floats import load_float
-from jaxq8.ranges import Ranges
-from jaxq8.serialize import settings
-from jaxq8.trees import StoredTensor, is_stored, read_tree
+from jaxq8.files.container import DOCUMENT_KEY, Container, open_safetensors
+from jaxq8.files.float_models import load_float
+from jaxq8.files.tree_records import StoredTensor, is_stored, read_tree
+from jaxq8.files.weights_file import settings
+from jaxq8.numerics.codebook import is_encoded
+from jaxq8.numerics.ranges import Ranges
 
 OURS = {".q8": "variables", ".q8x": "program"}
 

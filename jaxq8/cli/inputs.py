@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxq8.cli.models import attribute
 from jaxq8.cli.photos import Photos, is_photo
 from jaxq8.cli.problems import Failure, Misuse, foreign, short
 from jaxq8.errors import QuantizationError
@@ -253,8 +254,6 @@ def whole_batches(items: Sequence[Item], size: int, expected: Sequence[Any] = ()
 
 def imported(name: str | None) -> Callable[..., Any] | None:
     """The function of --preprocess."""
-    from jaxq8.cli.models import attribute
-
     if name is None:
         return None
     function = attribute(name)

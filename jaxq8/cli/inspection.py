@@ -10,8 +10,8 @@ import numpy as np
 from jaxq8.cli.files import Contents, Tensor, contents
 from jaxq8.cli.problems import Failure
 from jaxq8.cli.text import print_json, size
-from jaxq8.codebook import is_encoded
-from jaxq8.plan import table
+from jaxq8.display.text_table import table
+from jaxq8.numerics.codebook import is_encoded
 
 BINS, BAR = 16, 50
 

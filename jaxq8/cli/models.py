@@ -18,16 +18,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxq8.arguments import path_name
+from jaxq8.analysis.arguments import path_name
 from jaxq8.cli.problems import Failure, Misuse, foreign
-from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
 from jaxq8.errors import FileError
-from jaxq8.exporting import ExportedModel, load_exported
-from jaxq8.floats import load_float
+from jaxq8.files.exported_program import ExportedModel, load_exported
+from jaxq8.files.float_models import load_float
+from jaxq8.files.weights_file import load
 from jaxq8.kernels.processor import compiler_options
-from jaxq8.ranges import Ranges
-from jaxq8.serialize import load
+from jaxq8.numerics.codebook import is_encoded
+from jaxq8.numerics.ranges import Ranges
 from jaxq8.transform import quantize
 
 READABLE = (".q8", ".safetensors", ".npz", ".msgpack")

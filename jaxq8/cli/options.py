@@ -16,7 +16,8 @@ from jaxq8.cli.lists import add_files, add_list, split
 from jaxq8.cli.models import Model, load_model
 from jaxq8.cli.photos import Photos
 from jaxq8.cli.problems import Misuse
-from jaxq8.config import MODES, Config, Spec
+from jaxq8.config import MODES, Config
+from jaxq8.numerics.spec import Spec
 
 
 def add_model(

@@ -17,23 +17,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxq8.calibration import calibrate
+from jaxq8.calibration.batch_norm_folding import fold_norms
+from jaxq8.calibration.calibrate import calibrate
+from jaxq8.calibration.compare import OutputErrors, compare
 from jaxq8.cli import options as shared
 from jaxq8.cli.inputs import Item, whole_batches
 from jaxq8.cli.lists import add_files, split
 from jaxq8.cli.models import Model, fitted
 from jaxq8.cli.problems import Failure, Misuse, foreign
 from jaxq8.cli.text import decibels, note, print_json, show_progress, size
-from jaxq8.codebook import is_encoded
 from jaxq8.config import Config
 from jaxq8.errors import CalibrationWarning
-from jaxq8.exporting import PLATFORMS, export
-from jaxq8.folding import fold_norms
-from jaxq8.observers import observer_names
+from jaxq8.files.exported_program import PLATFORMS, export
+from jaxq8.files.weights_file import save
+from jaxq8.numerics.codebook import is_encoded
+from jaxq8.numerics.observers import observer_names
+from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Plan
-from jaxq8.ranges import Ranges
-from jaxq8.report import OutputErrors, compare
-from jaxq8.serialize import save
 from jaxq8.transform import explain, quantize
 from jaxq8.weights import quantize_weights
 

@@ -11,7 +11,7 @@ import jax
 from jaxq8.cli import options as shared
 from jaxq8.cli.problems import FAILED
 from jaxq8.cli.text import print_json
-from jaxq8.selfcheck import selfcheck
+from jaxq8.machine.selfcheck import selfcheck
 
 
 def add(commands: Any) -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ def bar_forms(*names: str) -> None:
     The environment variable JAXQ8_BARRED_FORMS (names separated by commas) bars forms as well.
 
     Args:
-      *names: Of the table that `jaxq8.selfcheck` prints: "dot", "patches", ..., "encode".
+      *names: Of the table that `jaxq8.machine.selfcheck` prints: "dot", "patches", ..., "encode".
 
     Raises:
       SpecError: A name is unknown; the message lists the known ones.

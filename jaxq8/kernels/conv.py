@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxq8._compat import stored
-from jaxq8.kernels.base import ConvForm, DotForm, certainly_less, filled
 from jaxq8.kernels.dot import as_signed, dot, dot_and_sums
+from jaxq8.kernels.forms import ConvForm, DotForm, filled
 from jaxq8.kernels.reference import channels_last
+from jaxq8.numerics.sizes import certainly_less
 
 # More bytes of patches than this are made in parts: temporary memory that large is mapped afresh on every call.
 PATCH_BYTES = 16 << 20

@@ -11,8 +11,9 @@ from jax import export, lax
 
 from jaxq8._compat import apart
 from jaxq8.kernels.barred import is_barred
-from jaxq8.kernels.base import DotForm, Form, certainly_less
+from jaxq8.kernels.forms import DotForm, Form
 from jaxq8.kernels.processor import mixed_dots_are_fast
+from jaxq8.numerics.sizes import certainly_less
 
 
 def as_signed(x: Any) -> Any:

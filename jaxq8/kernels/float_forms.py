@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxq8.kernels import conv
-from jaxq8.kernels.base import ConvForm, certainly_less
+from jaxq8.kernels.forms import ConvForm
 from jaxq8.kernels.reference import plain
+from jaxq8.numerics.sizes import certainly_less
 
 
 def pays(form: ConvForm) -> bool:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxq8.errors import TensorError
-
-if TYPE_CHECKING:
-    from jaxq8.qtensor import QTensor
+from jaxq8.numerics.qtensor import QTensor
 
 # 128 turns the bytes 0..255 into the codes -128..127.
 CENTRE = 128

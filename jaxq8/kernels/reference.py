@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxq8.kernels.base import MAXIMUM_TERMS, DotForm, Form, border, filled
+from jaxq8.kernels.forms import MAXIMUM_TERMS, DotForm, Form, border, filled
 from jaxq8.kernels.operand import Operand, checked_weight
 
 

@@ -28,8 +28,9 @@ from typing import Any
 
 from jaxq8.kernels import conv, dot, tuned
 from jaxq8.kernels.barred import BARRED, is_barred
-from jaxq8.kernels.base import MAXIMUM_TERMS, ConvForm, DotForm, Form, certainly_less
+from jaxq8.kernels.forms import MAXIMUM_TERMS, ConvForm, DotForm, Form
 from jaxq8.kernels.processor import capability
+from jaxq8.numerics.sizes import certainly_less
 
 # A contraction with fewer multiply-adds takes a few microseconds in any type: encoding costs more than it saves. Counted for
 # one image, so that it does not depend on the size of a batch.

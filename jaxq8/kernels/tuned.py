@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 
-from jaxq8.kernels.base import Form
+from jaxq8.kernels.forms import Form
 
 _choices: dict[Form, Mapping[str, float]] = {}
 _noted: ContextVar[dict[Form, None] | None] = ContextVar("noted", default=None)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxq8 as q8
-from jaxq8 import batching
+from jaxq8.analysis import batch_axis
 from tests.programs import noise
 from tests.programs.operations import TABLE
 from tests.programs.settings import QUICK
@@ -157,14 +157,14 @@ def _blocks(t: Trial) -> list[str] | None:
     """A batch in blocks of examples, its ranges known, is the batch."""
     if not t.settings.static or t.ranges is None:
         return None
-    limits = batching.LARGE_BYTES, batching.BLOCK_BYTES
-    batching.LARGE_BYTES, batching.BLOCK_BYTES = 0, 0
+    limits = batch_axis.LARGE_BYTES, batch_axis.BLOCK_BYTES
+    batch_axis.LARGE_BYTES, batch_axis.BLOCK_BYTES = 0, 0
     try:
         if q8.explain(t.f, t.p, t.x, config=t.settings.config(), ranges=t.ranges).blocks < 2:
             return None
         blocks = jax.jit(t.quantized(), compiler_options=t.settings.options)(t.p, t.x)
     finally:
-        batching.LARGE_BYTES, batching.BLOCK_BYTES = limits
+        batch_axis.LARGE_BYTES, batch_axis.BLOCK_BYTES = limits
     return t.differences(t.fast, blocks)
 
 

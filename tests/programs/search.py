@@ -13,7 +13,7 @@ import jax
 
 import jaxq8 as q8
 from jaxq8._compat import open_jaxpr
-from jaxq8.callees import callees
+from jaxq8.analysis.inner_functions import callees
 from tests.programs.draft import draw
 from tests.programs.laws import LAWS
 from tests.programs.program import Program

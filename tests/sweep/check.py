@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxq8 as q8
-from jaxq8.transform import Call
+from jaxq8.analysis.traced_call import Call
 from tests.small import ALWAYS, SQNR_DB, sqnr_db
 from tests.sweep.data import LEFT, RIGHT, X
 from tests.sweep.table import Case

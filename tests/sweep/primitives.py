@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from jaxq8._compat import primitives
-from jaxq8.callees import CONTROL, INLINED, SHARD_MAP
-from jaxq8.interpreter import RULES
+from jaxq8.analysis.inner_functions import CONTROL, INLINED, SHARD_MAP
+from jaxq8.evaluation.interpreter import RULES
 from tests.sweep.data import X
 from tests.sweep.table import Case
 

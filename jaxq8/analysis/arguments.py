@@ -1,0 +1,127 @@
+"""Arguments of a quantized function: which are data, which are static, which are weights, and what they are called."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8.errors import ArgumentError
+from jaxq8.numerics.codebook import CodeBook, as_codes, is_encoded, validate_book
+from jaxq8.numerics.qtensor import QTensor, describe, validate
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """A call's arguments, taken apart.
+
+    Attributes:
+      leaves: The array-like leaves (arrays, tracers, ShapeDtypeStructs, QTensors; code books as QTensors), in order.
+      paths: Their names: ``params/Dense_0/kernel``.
+      weights: Which of them belong to the argument that holds the model's variables.
+      rebuild: ``rebuild(leaves) -> (args, kwargs)`` with the static leaves put back.
+    """
+
+    leaves: tuple[Any, ...]
+    paths: tuple[str, ...]
+    weights: tuple[bool, ...]
+    rebuild: Any
+
+
+def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
+    """Separates arrays from everything else; Python numbers, strings and other objects stay static.
+
+    The weights are the leaves of the first argument if it is a container (a dict of variables, an NNX state, a tuple) and
+    not the only positional one or not a bare array.
+
+    Raises:
+      ArgumentError: A QTensor or CodeBook is malformed.
+    """
+    flat, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)), is_leaf=is_encoded)
+    dynamic = [i for i, (_, leaf) in enumerate(flat) if is_arraylike(leaf)]
+    container = bool(args) and not is_arraylike(args[0])
+    leaves, paths, weights = [], [], []
+    for i in dynamic:
+        path, leaf = flat[i]
+        if isinstance(leaf, QTensor) and hasattr(leaf.values, "dtype"):
+            validate(leaf, path_name(path[1:]) or "argument")
+        if isinstance(leaf, CodeBook):
+            validate_book(leaf, path_name(path[1:]) or "argument")
+        leaves.append(as_codes(leaf))
+        in_first = path[0] == jax.tree_util.SequenceKey(0) and path[1] == jax.tree_util.SequenceKey(0)
+        paths.append(path_name(path[2:]) or path_name(path[1:]))
+        weights.append(container and in_first)
+
+    # What closes over it may live longer than a trace: it must hold no tracer.
+    static = [None if is_arraylike(leaf) else leaf for _, leaf in flat]
+
+    def rebuild(new: Sequence[Any]) -> Any:
+        full = list(static)
+        for i, leaf in zip(dynamic, new, strict=True):
+            full[i] = leaf
+        return jax.tree_util.tree_unflatten(tree, full)
+
+    return Arguments(tuple(leaves), tuple(paths), tuple(weights), rebuild)
+
+
+def is_arraylike(x: Any) -> bool:
+    """Whether an argument leaf is data to trace."""
+    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | QTensor | CodeBook)
+
+
+def stand_in(leaf: Any) -> Any:
+    """The abstract float array that a leaf stands for while the function is traced."""
+    if isinstance(leaf, QTensor):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "biufcV":
+        raise ArgumentError(
+            f"argument of dtype {leaf.dtype} ({describe(leaf)}) is not an array that JAX can compute with"
+        )
+    return (
+        jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        if isinstance(leaf, np.ndarray | np.generic)
+        else leaf
+    )
+
+
+def take_results_apart(results: Any) -> tuple[list[Any], Any]:
+    """(leaves, structure) of what a function returns.
+
+    Raises:
+      ArgumentError: A leaf is neither an array nor a number; the message names it.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(results):
+        if not is_arraylike(leaf) and not isinstance(leaf, bool | int | float | complex):
+            raise ArgumentError(
+                f"the function returned a {type(leaf).__name__}{_place(path)}: results are arrays and numbers, as under "
+                "jax.jit; return the rest from outside of it"
+            )
+    return jax.tree_util.tree_flatten(results)
+
+
+def _place(path: Sequence[Any]) -> str:
+    return f" at {path_name(path)}" if path else ""
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """``params/Dense_0/kernel`` from a key path; the value inside an NNX variable adds nothing."""
+    parts = []
+    for key in path:
+        part = next((str(getattr(key, a)) for a in ("key", "name", "idx") if hasattr(key, a)), str(key))
+        inside_variable = isinstance(key, jax.tree_util.GetAttrKey) and part in (
+            "value",
+            "raw_value",
+            "_value",
+        )
+        if not inside_variable:
+            parts.append(part.strip("."))
+    return "/".join(parts)
+
+
+def as_array(leaf: Any) -> Any:
+    """A leaf as something that JAX computes with."""
+    return leaf if isinstance(leaf, QTensor | jax.ShapeDtypeStruct) else jnp.asarray(leaf)

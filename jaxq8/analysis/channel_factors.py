@@ -1,0 +1,313 @@
+"""Where factors per channel may move: tensors that only pass through operations which commute with them.
+
+Between the weights that make a tensor and the weights that read it there may be biases, batch norm, relu, pooling, residual
+sums and concatenations: a positive factor per channel passes through all of them. The tensors that must share their factors
+form a *component*; at its borders weights, biases and scales are multiplied or divided.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxq8._compat import Literal, primitives
+from jaxq8.analysis.flat_function import Chains, Node, Ref, channel_axis
+from jaxq8.analysis.sites import CONTRACTIONS
+
+
+class _Stuck(Exception):
+    """A component touches an operation that does not commute with factors per channel."""
+
+
+@dataclasses.dataclass
+class Component:
+    """Tensors that share factors, and what is multiplied (+1) or divided (-1) by them at its borders.
+
+    Attributes:
+      ids: Tensor -> (its channel axis, the component's channel for each of its channels).
+      changes: (leaf, axis of the leaf, power of s, channels).
+      consumers: (site name, leaf, axis of the leaf, channels): the weights that read the component.
+    """
+
+    ids: dict[Ref, tuple[int, np.ndarray]] = dataclasses.field(default_factory=dict)
+    changes: list[tuple[int, int, int, np.ndarray]] = dataclasses.field(default_factory=list)
+    consumers: list[tuple[str, int, int, np.ndarray]] = dataclasses.field(default_factory=list)
+    parents: list[int] = dataclasses.field(default_factory=list)
+
+    def fresh(self, count: int) -> np.ndarray:
+        start = len(self.parents)
+        self.parents += range(start, start + count)
+        return np.arange(start, start + count)
+
+    def root(self, channel: int) -> int:
+        while self.parents[channel] != channel:
+            channel = self.parents[channel]
+        return channel
+
+    def roots(self, channels: np.ndarray) -> np.ndarray:
+        return np.array([self.root(int(c)) for c in channels])
+
+
+class _Flood:
+    """Grows one component from a tensor until every border is a weight, a vector, or something that does not commute."""
+
+    def __init__(self, chains: Chains):
+        self.chains = chains
+        self.sites = dict(chains.contractions())
+        self.component = Component()
+        self._queue: list[Ref] = []
+        self._done: set[tuple[Node, Ref]] = set()
+        self._changed: set[tuple[Node, int]] = set()
+
+    def grow(self, start: Ref, axis: int) -> Component:
+        self._tie(start, axis, self.component.fresh(start[1].aval.shape[axis]))
+        while self._queue:
+            ref = self._queue.pop()
+            if ref in self.chains.outputs or ref not in self.chains.makers:
+                raise _Stuck("an argument or a result")
+            for node in [self.chains.makers[ref], *self.chains.readers[ref]]:
+                if (node, ref) not in self._done:
+                    self._done.add((node, ref))
+                    self._visit(node, ref)
+        return self.component
+
+    def _tie(self, ref: Ref | None, axis: int, ids: np.ndarray) -> None:
+        """Declares the channels of a tensor; if they were known already, both must be the same."""
+        if ref is None:
+            raise _Stuck("a constant")
+        known = self.component.ids.get(ref)
+        if known is None:
+            self.component.ids[ref] = (axis, ids)
+            self._queue.append(ref)
+            return
+        if known[0] != axis:
+            raise _Stuck("two axes of one tensor")
+        for a, b in zip(known[1], ids, strict=True):
+            self.component.parents[self.component.root(int(a))] = self.component.root(int(b))
+
+    def _visit(self, node: Node, ref: Ref) -> None:
+        axis, ids = self.component.ids[ref]
+        visit = _VISITS.get(node.primitive)
+        if visit is None:
+            raise _Stuck(str(node.primitive))
+        visit(self, node, ref, axis, ids)
+
+    def change(self, node: Node, leaf: int | None, axis: int, power: int, ids: np.ndarray) -> None:
+        if leaf is None:
+            raise _Stuck("a vector that is no leaf")
+        if (node, leaf) not in self._changed:  # a sum is visited from both of its sides
+            self._changed.add((node, leaf))
+            self.component.changes.append((leaf, axis, power, ids))
+
+    def others(self, node: Node, ref: Ref) -> list[Ref | None]:
+        return [r for r in (*node.inputs, *node.outputs) if r != ref]
+
+    # One method for each kind of operation.
+
+    def contraction(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        site = self.sites.get(node)
+        if site is None or site.weight is None:
+            raise _Stuck("a product of two activations")
+        trail = self.chains.trails[node.inputs[site.weight]]  # type: ignore[index]
+        if len(trail.sources) != 1:
+            raise _Stuck("joined weights")
+        leaf, axes = trail.sources[0]
+        out = node.outputs[0] == ref
+        if out and axis != channel_axis(node):
+            raise _Stuck("not the channel axis")
+        dim = weight_axis(node, site.weight, axis, out)
+        if dim is None or len(axes[dim]) != 1:
+            raise _Stuck("grouped or merged channels")
+        self.change(node, leaf, axes[dim][0], -1 if out else 1, ids)
+        if not out:
+            self.component.consumers.append((site.name, leaf, axes[dim][0], ids))
+
+    def sum(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        for other in self.others(node, ref):
+            leaf = self.chains.vector(other, axis) if other is not None else None
+            if leaf is not None:
+                self.change(node, leaf, 0, -1, ids)
+            else:
+                self._tie(other, axis, ids)
+
+    def product(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        """By a constant nothing changes; by a vector of leaves the vector takes the factor and the component ends."""
+        others = [r for r in node.inputs if r != ref]
+        if any(isinstance(v, Literal) for v in node.eqn.invars):
+            self._tie(next(r for r in self.others(node, ref) if r is not None), axis, ids)
+            return
+        made = node.outputs[0] == ref
+        candidates = node.inputs if made else others
+        leaf = next((f for f in (self.factor(r, axis, len(ids)) for r in candidates) if f is not None), None)
+        if node.primitive is primitives.div_p:
+            raise _Stuck("a quotient")
+        self.change(node, leaf, 0, -1 if made else 1, ids)
+
+    def factor(self, ref: Ref | None, axis: int, size: int) -> int | None:
+        """A vector leaf along the channel axis that a tensor is proportional to."""
+        if ref is None:
+            return None
+        if ref in self.chains.trails:
+            return self.chains.vector(ref, axis)
+        node = self.chains.makers.get(ref)
+        if node is None or self.chains.only_reader(ref) is None:
+            return None
+        if node.primitive is primitives.mul_p:  # layer norm's scale * rsqrt(variance)
+            return next((f for f in (self.factor(r, axis, size) for r in node.inputs) if f is not None), None)
+        if node.primitive in _BROADCASTS and np.prod(_small_shape(node)) == size:  # a vector, batch norm's
+            source = node.inputs[0]
+            axes = [d for d, n in enumerate(_small_shape(node)) if n == size]
+            return self.factor(source, axes[0], size) if axes else None
+        return None
+
+    def clip(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        literals = [v for v in node.eqn.invars if isinstance(v, Literal)]
+        if len(literals) == 1 and np.all(np.asarray(literals[0].val) == 0):
+            self.same(node, ref, axis, ids)
+        else:
+            raise _Stuck("a clip at a number other than zero")
+
+    def same(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        self._tie(next(r for r in self.others(node, ref) if r is not None), axis, ids)
+
+    def window(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        if node.eqn.params["window_dimensions"][axis] != 1:
+            raise _Stuck("a window over channels")
+        self.same(node, ref, axis, ids)
+
+    def pad(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        fill = node.eqn.invars[1]
+        zero = isinstance(fill, Literal) and np.all(np.asarray(fill.val) == 0)
+        if not zero or node.eqn.params["padding_config"][axis] != (0, 0, 0):
+            raise _Stuck("a border that is not zero")
+        self.same(node, ref, axis, ids)
+
+    def reduction(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        axes = node.eqn.params["axes"]
+        kept = [a for a in range(len(node.inputs[0][1].aval.shape)) if a not in axes]  # type: ignore[index]
+        if node.outputs[0] == ref:
+            self._tie(node.inputs[0], kept[axis], ids)
+        elif axis in kept:
+            self._tie(node.outputs[0], kept.index(axis), ids)
+        else:
+            raise _Stuck("a reduction over channels")
+
+    def layout(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        """reshape: only where the channels are, and stay, the whole last axis."""
+        shapes = [r[1].aval.shape for r in (node.inputs[0], node.outputs[0])]  # type: ignore[index]
+        made = node.outputs[0] == ref
+        own, other = shapes[made], shapes[not made]
+        if axis != len(own) - 1 or own[-1] != other[-1]:
+            raise _Stuck("channels that are reshaped")
+        self._tie(node.inputs[0] if made else node.outputs[0], len(other) - 1, ids)
+
+    def concatenation(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        dimension, out = node.eqn.params["dimension"], node.outputs[0]
+        if dimension != axis:
+            for other in self.others(node, ref):
+                self._tie(other, axis, ids)
+            return
+        if out not in self.component.ids:
+            self._tie(out, axis, self.component.fresh(out[1].aval.shape[axis]))
+        whole, start = self.component.ids[out][1], 0
+        for part in node.inputs:
+            if part is None:
+                raise _Stuck("a constant part")
+            size = part[1].aval.shape[axis]
+            self._tie(part, axis, whole[start : start + size])
+            start += size
+
+
+def _small_shape(node: Node) -> tuple[int, ...]:
+    """The shape that a broadcast starts from."""
+    return tuple(node.inputs[0][1].aval.shape) if node.inputs[0] is not None else ()
+
+
+def weight_axis(node: Node, weight: int, axis: int, out: bool) -> int | None:
+    """The axis of a contraction's weight operand that belongs to a channel axis of its result, or of its activation."""
+    params = node.eqn.params
+    if node.primitive is primitives.conv_general_dilated_p:
+        numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+        if out:
+            return int(numbers.rhs_spec[0])
+        if axis != numbers.lhs_spec[1] or params["batch_group_count"] != 1:
+            return None
+        if groups == 1:
+            return int(numbers.rhs_spec[1])
+        shape = node.inputs[1][1].aval.shape  # type: ignore[index]
+        depthwise = shape[numbers.rhs_spec[1]] == 1 and shape[numbers.rhs_spec[0]] == groups
+        return int(numbers.rhs_spec[0]) if depthwise else None
+    contracted, batched = params["dimension_numbers"]
+    rank = len(node.inputs[weight][1].aval.shape)  # type: ignore[index]
+    if batched[0]:
+        return None
+    if not out:
+        own = tuple(contracted[1 - weight])
+        return int(contracted[weight][own.index(axis)]) if axis in own else None
+    free = [d for d in range(rank) if d not in contracted[weight]]
+    return free[-1] if weight == 1 and free else None
+
+
+_BROADCASTS = (primitives.broadcast_in_dim_p, primitives.reshape_p, primitives.convert_element_type_p)
+_VISITS: dict[Any, Callable[..., None]] = {
+    **dict.fromkeys(CONTRACTIONS, _Flood.contraction),
+    **dict.fromkeys((primitives.add_p, primitives.sub_p), _Flood.sum),
+    **dict.fromkeys((primitives.mul_p, primitives.div_p), _Flood.product),
+    **dict.fromkeys((primitives.max_p, primitives.min_p), _Flood.clip),
+    **dict.fromkeys((primitives.convert_element_type_p, primitives.copy_p, primitives.neg_p), _Flood.same),
+    **dict.fromkeys((primitives.reduce_window_max_p, primitives.reduce_window_sum_p), _Flood.window),
+    **dict.fromkeys((primitives.reduce_sum_p, primitives.reduce_max_p), _Flood.reduction),
+    primitives.pad_p: _Flood.pad,
+    primitives.reshape_p: _Flood.layout,
+    primitives.concatenate_p: _Flood.concatenation,
+}
+
+
+def activation_axis(node: Node, weight: int | None) -> int | None:
+    """The axis over which a contraction sums its activation; None if there are several."""
+    if node.primitive is primitives.conv_general_dilated_p:
+        return int(node.eqn.params["dimension_numbers"].lhs_spec[1])
+    contracted = node.eqn.params["dimension_numbers"][0][1 - (weight or 0)]
+    return int(contracted[0]) if len(contracted) == 1 and weight is not None else None
+
+
+def components(chains: Chains) -> list[Component]:
+    """Every component that ends in weights on all sides, each once."""
+    found: list[Component] = []
+    seen: set[Ref] = set()
+    for node, site in chains.contractions():
+        axis = activation_axis(node, site.weight)
+        ref = node.inputs[1 - (site.weight or 0)] if axis is not None else None
+        if ref is None or axis is None or ref in seen:
+            continue
+        flood = _Flood(chains)
+        try:
+            found.append(flood.grow(ref, axis))
+        except _Stuck:
+            continue
+        finally:
+            seen.update(flood.component.ids)
+    return [c for c in found if _unshared(c, found, leaf_readers(chains))]
+
+
+def leaf_readers(chains: Chains) -> dict[int, set[Node]]:
+    """The operations that compute with each leaf: layout operations hand it on and do not count."""
+    readers: dict[int, set[Node]] = collections.defaultdict(set)
+    for ref, trail in chains.trails.items():
+        for node in chains.readers.get(ref, []):
+            if node.outputs[0] not in chains.trails:
+                for leaf, _ in trail.sources:
+                    readers[leaf].add(node)
+    return readers
+
+
+def _unshared(component: Component, all_of_them: list[Component], readers: dict[int, set[Node]]) -> bool:
+    """Whether each leaf has one reader, where it may end one component and begin another (a tied weight has two readers)."""
+    uses = collections.Counter((leaf, axis, power) for c in all_of_them for leaf, axis, power, _ in c.changes)
+    return all(
+        uses[leaf, axis, power] == 1 and len(readers[leaf]) == 1 for leaf, axis, power, _ in component.changes
+    )

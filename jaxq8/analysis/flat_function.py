@@ -1,0 +1,181 @@
+"""The traced function as one flat list of equations, and the vectors that stand next to its contractions.
+
+Repairs change variables, not code: a correction of a convolution's mean goes into the bias or the batch-norm mean that is
+added right after it; a factor per channel goes into the weights, biases and scales between two contractions. This file finds
+those places.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jaxq8._compat import Literal, open_jaxpr, primitives
+from jaxq8.analysis.arguments import is_arraylike
+from jaxq8.analysis.inner_functions import INLINED, callees
+from jaxq8.analysis.sites import CARRIES_CODES, CONTRACTIONS, Analysis, Path, Site, Trail, moved_trail
+from jaxq8.analysis.traced_call import Call
+from jaxq8.config import Config
+from jaxq8.numerics.codebook import is_encoded
+
+Ref = tuple[Path, Any]  # a variable of one scope
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One equation with its operands resolved across calls: a reference, or None for a literal."""
+
+    eqn: Any
+    path: Path
+    inputs: tuple[Ref | None, ...]
+    outputs: tuple[Ref, ...]
+
+    @property
+    def primitive(self) -> Any:
+        return self.eqn.primitive
+
+
+@dataclasses.dataclass
+class Chains:
+    """A function's equations, who reads and who makes what, and which variables are leaves by layout alone."""
+
+    nodes: list[Node]
+    readers: dict[Ref, list[Node]]
+    makers: dict[Ref, Node]
+    trails: dict[Ref, Trail]
+    analysis: Analysis
+    outputs: set[Ref]
+    names: list[str | None]
+
+    @classmethod
+    def trace(
+        cls, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], config: Config
+    ) -> Chains:
+        """Traces `fn` and flattens it; leaves are numbered as the array leaves of all arguments."""
+        call = Call.trace(fn, args, kwargs)
+        jaxpr, consts = call.as_inputs, len(call.consts)
+        inputs = [((), v) for v in jaxpr.invars]
+        nodes: list[Node] = []
+        results = _flatten(jaxpr, (), inputs, nodes)
+        trails: dict[Ref, Trail] = {
+            ref: Trail(((i - consts, tuple((a,) for a in range(len(ref[1].aval.shape)))),))
+            for i, ref in enumerate(inputs)
+            if i >= consts and call.arguments.weights[i - consts]
+        }
+        readers: dict[Ref, list[Node]] = collections.defaultdict(list)
+        makers: dict[Ref, Node] = {}
+        for node in nodes:
+            for ref in node.inputs:
+                if ref is not None:
+                    readers[ref].append(node)
+            makers.update(dict.fromkeys(node.outputs, node))
+            trail = moved_trail(node.eqn, [trails.get(r) if r is not None else None for r in node.inputs])
+            if trail is not None:
+                trails[node.outputs[0]] = trail
+        outputs = {r for r in results if r is not None}
+        return cls(nodes, readers, makers, trails, call.analyse(config), outputs, list(call.arguments.paths))
+
+    def contractions(self) -> list[tuple[Node, Site]]:
+        """Contractions with a weight, in program order."""
+        found = [(n, self.analysis.sites.get(n.path)) for n in self.nodes if n.primitive in CONTRACTIONS]
+        return [(n, s) for n, s in found if s is not None and s.weight is not None]
+
+    def sharing(self, name: str) -> set[str]:
+        """The sites that read what is encoded under a name: itself, and the contractions that share its codes."""
+        found = {name}
+        for node in self.nodes:
+            site = self.analysis.sites.get(node.path)
+            if site is None or site.name != name:
+                continue
+            carried = (
+                node.outputs[0]
+                if node.primitive not in CONTRACTIONS
+                else node.inputs[1 if site.weight == 0 else 0]
+            )
+            if carried is not None:
+                found |= self._contractions_of(carried)
+        return found
+
+    def _contractions_of(self, ref: Ref) -> set[str]:
+        """Contractions that read a variable, directly or through operations that carry codes as they are."""
+        found: set[str] = set()
+        for node in self.readers.get(ref, []):
+            site = self.analysis.sites.get(node.path)
+            if node.primitive in CONTRACTIONS and site is not None:
+                found.add(site.name)
+            elif node.primitive in CARRIES_CODES:
+                found |= self._contractions_of(node.outputs[0])
+        return found
+
+    def only_reader(self, ref: Ref) -> Node | None:
+        """The one equation that reads a variable; None if there are more or it is a result."""
+        nodes = self.readers.get(ref, [])
+        return nodes[0] if len(nodes) == 1 and ref not in self.outputs else None
+
+    def vector(self, ref: Ref | None, axis: int) -> int | None:
+        """The leaf that a variable is, broadcast along all axes but `axis`; None if it is anything else."""
+        trail = self.trails.get(ref) if ref is not None else None
+        if trail is None or len(trail.sources) != 1:
+            return None
+        leaf, axes = trail.sources[0]
+        used = [d for d, members in enumerate(axes) if members]
+        return leaf if used == [axis] else None
+
+    def shift_after(self, node: Node) -> tuple[int, float] | None:
+        """The leaf that is added to (+1) or subtracted from (-1) a contraction's result before anything else happens to it."""
+        ref, axis = node.outputs[0], channel_axis(node)
+        while (reader := self.only_reader(ref)) is not None:
+            if reader.primitive in (primitives.add_p, primitives.sub_p):
+                first = reader.inputs[0] == ref
+                leaf = self.vector(reader.inputs[1] if first else reader.inputs[0], axis)
+                subtracts = reader.primitive is primitives.sub_p
+                if leaf is None or (subtracts and not first):
+                    return None
+                return leaf, -1.0 if subtracts else 1.0
+            if reader.primitive is not primitives.convert_element_type_p:
+                return None
+            ref = reader.outputs[0]
+        return None
+
+
+def channel_axis(node: Node) -> int:
+    """The axis of a contraction's result that holds its weight's output channels."""
+    if node.primitive is primitives.conv_general_dilated_p:
+        return int(node.eqn.params["dimension_numbers"].out_spec[1])
+    return len(node.outputs[0][1].aval.shape) - 1
+
+
+def _flatten(jaxpr: Any, path: Path, inputs: Sequence[Ref | None], nodes: list[Node]) -> list[Ref | None]:
+    """Appends the equations of a jaxpr, calls that simply run replaced by what they run."""
+    env: dict[Any, Ref | None] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Ref | None:
+        return None if isinstance(atom, Literal) else env.get(atom, (path, atom))
+
+    for index, eqn in enumerate(jaxpr.eqns):
+        here = (*path, index)
+        operands = [read(v) for v in eqn.invars]
+        if eqn.primitive in INLINED:
+            (callee,) = callees(eqn)
+            env.update(
+                zip(
+                    eqn.outvars,
+                    _flatten(open_jaxpr(callee.jaxpr)[0], (*here, callee.key), operands, nodes),
+                    strict=True,
+                )
+            )
+            continue
+        outputs = tuple((path, v) for v in eqn.outvars)
+        env.update(zip(eqn.outvars, outputs, strict=True))
+        nodes.append(Node(eqn, here, tuple(operands), outputs))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def array_leaves(variables: Any) -> tuple[list[Any], list[int], Any]:
+    """(all leaves, positions of the array leaves, tree) of a tree of variables."""
+    flat, tree = jax.tree_util.tree_flatten(variables, is_leaf=is_encoded)
+    return flat, [i for i, leaf in enumerate(flat) if is_arraylike(leaf)], tree

@@ -1,0 +1,98 @@
+"""One call of a function as everything else sees it: its jaxpr, its constants made inputs, its arguments taken apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxq8._compat import open_jaxpr
+from jaxq8.analysis.arguments import Arguments, stand_in, take_apart, take_results_apart
+from jaxq8.analysis.batch_axis import block_size
+from jaxq8.analysis.sites import Analysis, analyse
+from jaxq8.config import Config
+from jaxq8.numerics.qtensor import QTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One traced call: the jaxpr of the function, its constants made inputs, and its arguments taken apart."""
+
+    arguments: Arguments
+    jaxpr: Any
+    consts: tuple[Any, ...]
+    out_tree: Any
+    _analyses: dict[Config, Analysis] = dataclasses.field(default_factory=dict, init=False, compare=False)
+
+    @classmethod
+    def trace(cls, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Traces `fn` on the float arrays that the arguments stand for."""
+        arguments = take_apart(args, kwargs)
+        rebuild, trees = arguments.rebuild, []
+
+        def flat(*leaves: Any) -> list[Any]:
+            new_args, new_kwargs = rebuild(leaves)
+            results, tree = take_results_apart(fn(*new_args, **new_kwargs))
+            trees.append(tree)
+            return results
+
+        closed = jax.make_jaxpr(flat)(*map(stand_in, arguments.leaves))
+        jaxpr, consts = open_jaxpr(closed)
+        return cls(arguments, jaxpr, tuple(consts), trees[-1])
+
+    def analyse(self, config: Config) -> Analysis:
+        """Sites and weights of the traced function; constants that reach a contraction are weights."""
+        if config not in self._analyses:
+            self._analyses[config] = self._analyse(config)
+        return self._analyses[config]
+
+    def _analyse(self, config: Config) -> Analysis:
+        names = [p if w else None for p, w in zip(self.arguments.paths, self.arguments.weights, strict=True)]
+        consts = [f"constant/{i}" if np.ndim(c) > 0 else None for i, c in enumerate(self.consts)]
+
+        def accepts(name: str, op: str) -> bool:
+            return config.for_site(name, op).mode in ("eightbit", "simulate")
+
+        return analyse(self.as_inputs, [*consts, *names], accepts)
+
+    def plain(self, fn: Callable[..., Any]) -> Any:
+        """The function itself, for one that has no site: nothing is evaluated in another way than the user wrote it."""
+        leaves = [x.dequantize() if isinstance(x, QTensor) else x for x in self.arguments.leaves]
+        args, kwargs = self.arguments.rebuild(leaves)
+        return fn(*args, **kwargs)
+
+    @property
+    def as_inputs(self) -> Any:
+        """The jaxpr with its constants as first inputs, so that weights are found among them in the same way."""
+        return _InputsJaxpr(self.jaxpr)
+
+    @property
+    def examples(self) -> list[int]:
+        """Positions of the argument leaves that hold data rather than weights."""
+        arguments = self.arguments
+        data = [
+            i for i, weight in enumerate(arguments.weights) if not weight and np.ndim(arguments.leaves[i]) > 0
+        ]
+        return data if any(arguments.weights) else []
+
+    def block_size(self, config: Config) -> int | None:
+        """How many examples run at a time; None for all of them."""
+        if not config.batch_blocks or config.mode != "eightbit":
+            return None
+        return block_size(self.as_inputs, [len(self.consts) + i for i in self.examples])
+
+    def replaced(self, leaves: Sequence[Any]) -> Call:
+        """The same call with other leaves."""
+        return dataclasses.replace(self, arguments=dataclasses.replace(self.arguments, leaves=tuple(leaves)))
+
+
+class _InputsJaxpr:
+    """A view of a jaxpr in which constants are inputs."""
+
+    def __init__(self, jaxpr: Any):
+        self.constvars: tuple[Any, ...] = ()
+        self.invars = (*jaxpr.constvars, *jaxpr.invars)
+        self.eqns, self.outvars = jaxpr.eqns, jaxpr.outvars

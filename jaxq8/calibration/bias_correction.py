@@ -1,0 +1,119 @@
+"""Repairs for nets that lose too much: they change variables, so every mode, file and export takes them as they are."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8.analysis.flat_function import Chains, array_leaves, channel_axis
+from jaxq8.analysis.traced_call import Call
+from jaxq8.calibration.calibrate import each_batch
+from jaxq8.config import Config
+from jaxq8.evaluation.calls import evaluate_call
+from jaxq8.evaluation.probes import Probe
+from jaxq8.evaluation.values import Accumulator, decode
+from jaxq8.numerics.ranges import Range, Ranges
+from jaxq8.plan import Recorder
+from jaxq8.transform import checked_config
+
+
+def correct_bias(
+    fn: Callable[..., Any],
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    config: Config | None = None,
+    ranges: Mapping[str, Range] | None = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Any:
+    """Moves each contraction's mean back to where it is in float.
+
+    Rounding weights and clipping activations shift the mean of a channel, and what follows amplifies the shift. The mean
+    error of each contraction, by itself, is measured over the batches and goes into the vector that is added (a bias) or
+    subtracted (a batch-norm mean) right after it (Nagel et al. 2019, section 4.2, measured instead of derived). Contractions
+    without such a vector stay as they are.
+
+    Args:
+      fn: The float function.
+      variables: Its first argument, in float.
+      batches: As for `calibrate`.
+      config: As for `quantize`; the correction belongs to it.
+      ranges: As for `quantize`.
+      progress: Show a progress bar.
+      **kwargs: Keyword arguments of `fn`.
+
+    Returns:
+      `variables` with corrected vectors, still in float: for `quantize_weights`, or as they are.
+
+    Raises:
+      ArgumentError: There are no batches.
+
+    Example:
+      >>> better = q8.correct_bias(model.apply, variables, batches, ranges=ranges)
+      >>> q_vars = q8.quantize_weights(model.apply, better, images)
+    """
+    config, given = checked_config(fn, config), Ranges(ranges)
+    step = jax.jit(lambda v, x: _shifts(fn, v, x, kwargs, config, given))
+    sums: dict[str, np.ndarray] = {}
+    count = 0
+    for inputs in each_batch("correct_bias", batches, "correcting bias", progress):
+        count += 1
+        for name, shift in jax.device_get(step(variables, inputs)).items():
+            sums[name] = sums.get(name, 0) + shift
+    chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
+    return moved(variables, chains, {name: s / count for name, s in sums.items()})
+
+
+class _Shifts(Probe):
+    """Keeps, for each contraction, the mean difference between exact and encoded results by element of the last axes."""
+
+    active = static = False
+
+    def contracted(self, name: str, result: Accumulator, encoded: Callable[[], jax.Array]) -> None:
+        if not self._inside:
+            self.add({name: decode(result) - encoded()})
+
+    @property
+    def _inside(self) -> bool:
+        return len(self._frames) > 1
+
+
+def _shifts(
+    fn: Callable[..., Any],
+    variables: Any,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    config: Config,
+    ranges: Ranges,
+) -> dict[str, jax.Array]:
+    call = Call.trace(fn, (variables, *inputs), kwargs)
+    probe = _Shifts()
+    evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), probe, exact=lambda name: True)
+    chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
+    axes = {site.name: channel_axis(node) for node, site in chains.contractions()}
+    return {
+        name: jnp.mean(d, tuple(a for a in range(d.ndim) if a != axes[name]))
+        for name, d in probe.seen.items()
+        if name in axes
+    }
+
+
+def moved(variables: Any, chains: Chains, shifts: Mapping[str, np.ndarray]) -> Any:
+    """`variables` with the mean error of each named contraction taken into the vector after it, where there is one."""
+    flat, arrays, tree = array_leaves(variables)
+    places = {s.name: chains.shift_after(n) for n, s in chains.contractions() if s.name in shifts}
+    users = collections.Counter(place[0] for place in places.values() if place)
+    for name, place in places.items():
+        if place is None or users[place[0]] > 1:
+            continue
+        leaf, sign = place
+        old = flat[arrays[leaf]]
+        if np.shape(old) == shifts[name].shape:
+            flat[arrays[leaf]] = (jnp.asarray(old, jnp.float32) + sign * shifts[name]).astype(old.dtype)
+    return jax.tree_util.tree_unflatten(tree, flat)

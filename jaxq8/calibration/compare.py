@@ -1,0 +1,214 @@
+"""`compare`: the float function beside its eight-bit one, site by site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8.analysis.arguments import path_name
+from jaxq8.analysis.sites import site_op
+from jaxq8.analysis.traced_call import Call
+from jaxq8.calibration.calibrate import each_batch
+from jaxq8.calibration.error_measures import OutputErrors, SiteErrors
+from jaxq8.calibration.report import Report
+from jaxq8.config import Config
+from jaxq8.errors import ArgumentError
+from jaxq8.evaluation.calls import evaluate_call
+from jaxq8.evaluation.probes import Probe
+from jaxq8.evaluation.values import Value, to_real
+from jaxq8.numerics.qtensor import QTensor
+from jaxq8.numerics.ranges import Ranges
+from jaxq8.plan import Recorder
+from jaxq8.transform import settings_of
+
+BINS = 64
+
+
+def compare(
+    fn: Callable[..., Any],
+    fast: Callable[..., Any],
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    fast_variables: Any = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Report:
+    """Runs `fn` and its quantized form side by side and measures the error of the results and of every site.
+
+    Args:
+      fn: The float function: ``model.apply``.
+      fast: What `quantize(fn, ...)` returned, compiled or not. Any other function of the same arguments is compared by its
+        results alone.
+      variables: First argument of `fn`.
+      batches: Iterable of inputs, as for `calibrate`.
+      fast_variables: First argument of `fast` where it differs: weights from `quantize_weights`.
+      progress: Show a progress bar.
+      **kwargs: Keyword arguments of both.
+
+    Returns:
+      A `Report`. Errors are measured over all batches together.
+
+    Raises:
+      ArgumentError: There are no batches, or the results have different shapes.
+
+    Example:
+      >>> report = q8.compare(model.apply, fast, variables, [images])
+      >>> print(report); report.plot("error.png")
+    """
+    quantized = variables if fast_variables is None else fast_variables
+    settings = settings_of(fast)
+    order: dict[str, None] = {}  # results of compiled functions are sorted by name
+    sites: Callable[..., dict[str, Any]] = (
+        jax.jit(lambda v, q, x: _sites(fn, v, q, x, kwargs, settings, order))
+        if settings
+        else (lambda v, q, x: {})
+    )
+    outputs = jax.jit(lambda v, x: jax.tree.leaves(fn(v, *x, **kwargs)))
+    totals: dict[str, Any] = {}
+    result = _Results()
+    for inputs in each_batch("compare", batches, "comparing", progress):
+        result.add(outputs(variables, inputs), jax.tree.leaves(fast(quantized, *inputs, **kwargs)))
+        for name, sums in jax.device_get(sites(variables, quantized, inputs)).items():
+            totals[name] = _added(totals[name], sums) if name in totals else sums
+    found = tuple(_site(name, totals[name]) for name in order)
+    return Report(result.errors(), found, _weights(variables, [s.name for s in found]))
+
+
+class _Results:
+    """Errors of the results, added up over batches."""
+
+    def __init__(self) -> None:
+        self._sums: Any = None
+        self._same: list[tuple[float, float]] = []
+
+    def add(self, exact: list[Any], found: list[Any]) -> None:
+        shapes = [[np.shape(x) for x in side] for side in (exact, found)]
+        if shapes[0] != shapes[1]:
+            raise ArgumentError(
+                f"compare: results have shapes {shapes[0]} and {shapes[1]}; pass the same function twice"
+            )
+        flat = [np.concatenate([np.asarray(x, np.float64).ravel() for x in side]) for side in (exact, found)]
+        sums = _sums_of(flat[0], flat[1], np)
+        self._sums = sums if self._sums is None else _added(self._sums, sums)
+        if len(exact) == 1 and np.ndim(exact[0]) == 2 and np.shape(exact[0])[-1] >= 3:
+            self._same += _agreement(np.asarray(exact[0]), np.asarray(found[0]))
+
+    def errors(self) -> OutputErrors:
+        top1, top5 = (
+            (float(np.mean(c)) for c in zip(*self._same, strict=True)) if self._same else (None, None)
+        )
+        return OutputErrors(**_errors(self._sums), top1=top1, top5=top5)
+
+
+def _agreement(exact: np.ndarray, found: np.ndarray) -> list[tuple[float, float]]:
+    best, five = exact.argmax(-1), np.argsort(-found, axis=-1)[:, :5]
+    return [(float(b == f[0]), float(b in f)) for b, f in zip(best, five, strict=True)]
+
+
+class _Keeping(Probe):
+    """Keeps the real numbers that each site reads, and with codes their range and its (largest) step."""
+
+    active = True
+
+    def __init__(self, codes: bool):
+        super().__init__()
+        self._codes = codes
+
+    def see(self, name: str, value: Value, codes: QTensor) -> None:
+        if self._codes:
+            ends = jnp.min(codes.minimum), jnp.max(codes.maximum), jnp.max(codes.scale)
+            self.add({name: (codes.dequantize().astype(jnp.float32), *ends)})
+        else:
+            self.add({name: to_real(value).astype(jnp.float32)})
+
+    part = see
+
+
+def _sites(
+    fn: Callable[..., Any], variables: Any, quantized: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any],
+    settings: tuple[Config, Ranges], order: dict[str, None],
+) -> dict[str, Any]:  # fmt: skip
+    """Sums of errors by site, of one batch; notes the order of sites."""
+    config, ranges = settings
+    exact, found = _Keeping(codes=False), _Keeping(codes=True)
+    call = Call.trace(fn, (variables, *inputs), kwargs)
+    evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), exact, exact=lambda name: True)
+    call = Call.trace(fn, (quantized, *inputs), kwargs)
+    evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), found)
+    sums = {
+        name: _site_sums(exact.seen[name], *kept)
+        for name, kept in found.seen.items()
+        if name in exact.seen and exact.seen[name].shape == kept[0].shape and kept[0].size
+    }
+    order.update(dict.fromkeys(sums))
+    return sums
+
+
+def _site_sums(
+    x: jax.Array, y: jax.Array, low: jax.Array, high: jax.Array, step: jax.Array
+) -> dict[str, Any]:
+    low, high, step = jnp.min(low), jnp.max(high), jnp.max(step)
+    span = jnp.stack([jnp.min(x), jnp.max(x)])
+    width = jnp.where(span[1] > span[0], span[1] - span[0], 1) / BINS
+    bins = jnp.clip(((x - span[0]) / width).astype(jnp.int32), 0, BINS - 1).reshape(-1)
+    counts = jnp.zeros(BINS, jnp.int32).at[bins].add(1)
+    reach = (
+        0.5001 * step
+    )  # the ends lie on the grid, up to half a step inside of the range that was asked for
+    clipped = jnp.sum((x < low - reach) | (x > high + reach))
+    return {
+        **_sums_of(x, y, jnp),
+        "clipped": clipped,
+        "low": low,
+        "high": high,
+        "histogram": counts,
+        "span": span,
+    }
+
+
+def _sums_of(x: Any, y: Any, xp: Any) -> dict[str, Any]:
+    d = xp.abs(x - y)
+    return {
+        "xx": xp.sum(x * x), "yy": xp.sum(y * y), "xy": xp.sum(x * y), "dd": xp.sum(d * d), "d": xp.sum(d),
+        "max": xp.max(d) if d.size else xp.sum(d), "n": xp.asarray(d.size, xp.float32),
+    }  # fmt: skip
+
+
+def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Sums of two batches; the histogram stays that of the first."""
+    joins: dict[str, Callable[[Any, Any], Any]] = {
+        "max": np.maximum,
+        "low": np.minimum,
+        "high": np.maximum,
+        "histogram": lambda x, y: x,
+        "span": lambda x, y: x,
+    }
+    return {key: joins.get(key, np.add)(np.asarray(a[key]), np.asarray(b[key])) for key in a}
+
+
+def _errors(sums: Mapping[str, Any]) -> dict[str, float]:
+    xx, yy, xy, dd, d, n = (float(sums[k]) for k in ("xx", "yy", "xy", "dd", "d", "n"))
+    sqnr = 10 * math.log10(xx / dd) if dd > 0 and xx > 0 else math.inf if dd == 0 else -math.inf
+    cosine = xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else float(xx == yy)
+    return {"sqnr_db": sqnr, "cosine": cosine, "max_error": float(sums["max"]), "mean_error": d / max(n, 1)}
+
+
+def _site(name: str, sums: Mapping[str, Any]) -> SiteErrors:
+    return SiteErrors(
+        **_errors(sums), name=name, op=site_op(name), clipped=float(sums["clipped"]) / max(float(sums["n"]), 1),
+        minimum=float(sums["low"]), maximum=float(sums["high"]), histogram=tuple(int(c) for c in sums["histogram"]),
+        span=(float(sums["span"][0]), float(sums["span"][1])),
+    )  # fmt: skip
+
+
+def _weights(variables: Any, names: list[str]) -> dict[str, Any]:
+    """The leaves whose path a site is named after."""
+    leaves = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    found = {name: leaves.get(name.split("#")[0].rsplit(":", 1)[0]) for name in names}
+    return {name: leaf for name, leaf in found.items() if leaf is not None}

@@ -1,0 +1,275 @@
+"""`sensitivity`: which sites cost how much, measured one at a time, and the fewest to leave in float for a given accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxq8.analysis.flat_function import Chains
+from jaxq8.analysis.traced_call import Call
+from jaxq8.calibration.calibrate import each_batch
+from jaxq8.config import Config
+from jaxq8.display.text_table import table
+from jaxq8.errors import ArgumentError, RangesError
+from jaxq8.evaluation.calls import evaluate_call
+from jaxq8.evaluation.probes import Probe
+from jaxq8.evaluation.values import Value
+from jaxq8.numerics.qtensor import QTensor
+from jaxq8.numerics.ranges import Range, Ranges
+from jaxq8.plan import Recorder
+from jaxq8.transform import checked_config
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteSensitivity:
+    """What one site costs.
+
+    Attributes:
+      name: Site name.
+      alone_db: SQNR of the results if this site alone is quantized.
+      without_db: SQNR if all sites but this one are.
+    """
+
+    name: str
+    alone_db: float
+    without_db: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """What `sensitivity` found; ``print`` shows it as a table.
+
+    Attributes:
+      all_db: SQNR of the results with every site quantized.
+      all_agreement: Share of examples with the same largest result as in float.
+      sites: The most expensive site first. Contractions that read the same codes are one site, switched together, under the
+        name of the first.
+      overrides: For `Config(overrides=...)`: the sites to leave in float so that the target is reached.
+      reached_db: SQNR with these overrides.
+      reached_agreement: Agreement with these overrides.
+    """
+
+    all_db: float
+    all_agreement: float
+    sites: tuple[SiteSensitivity, ...]
+    overrides: tuple[tuple[str, Mapping[str, Any]], ...]
+    reached_db: float
+    reached_agreement: float
+
+    def __str__(self) -> str:
+        rows = [(s.name, f"{s.alone_db:.1f}", f"{s.without_db:.1f}") for s in self.sites]
+        lines = [
+            f"all sites in eight bits: SQNR {self.all_db:.1f} dB, same first answer {self.all_agreement:.1%}"
+        ]
+        if self.overrides:
+            lines.append(f"with {len(self.overrides)} contractions in float: SQNR {self.reached_db:.1f} dB, "
+                         f"same first answer {self.reached_agreement:.1%}")  # fmt: skip
+        return "\n".join([*lines, "", *table(("site", "alone, dB", "all but it, dB"), rows)])
+
+    def to_json(self) -> str:
+        """All figures; infinities as null."""
+        document = dataclasses.asdict(self) | {"overrides": [[p, dict(c)] for p, c in self.overrides]}
+        document["sites"] = [{k: _number(v) for k, v in s.items()} for s in document["sites"]]
+        return json.dumps({k: _number(v) for k, v in document.items()}, indent=1)
+
+
+def _number(x: Any) -> Any:
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def sensitivity(
+    fn: Callable[..., Any],
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    config: Config | None = None,
+    ranges: Mapping[str, Range] | None = None,
+    target_db: float | None = None,
+    target_agreement: float | None = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Sensitivity:
+    """Quantizes one site at a time, and all but one, and proposes the fewest sites to leave in float.
+
+    The error of every combination is measured, not estimated, with the numbers that the codes stand for (one compiled
+    function serves all combinations). Sites are given up in the order of what they cost alone, until the target is reached.
+
+    Args:
+      fn: The float function.
+      variables: Its first argument, in float.
+      batches: As for `calibrate`; they are kept in memory, a few dozen examples are enough.
+      config: As for `quantize`; sites that it leaves in float are not looked at.
+      ranges: As for `quantize`.
+      target_db: Wanted SQNR of the results, in dB.
+      target_agreement: Wanted share of examples (of results with two or more axes, along the last) with float's answer.
+      progress: Show a progress bar.
+      **kwargs: Keyword arguments of `fn`.
+
+    Returns:
+      A `Sensitivity`. If no number of sites reaches the target, all are in `overrides`.
+
+    Raises:
+      ArgumentError: There are no batches, or a target is not a number that could be reached.
+      RangesError: The function has no site that runs in eight bits.
+
+    Example:
+      >>> found = q8.sensitivity(model.apply, variables, [images], ranges=ranges, target_db=30)
+      >>> fast = jax.jit(q8.quantize(model.apply, q8.Config(overrides=found.overrides), ranges=ranges))
+    """
+    config, given = checked_config(fn, config), Ranges(ranges)
+    _check_targets(target_db, target_agreement)
+    data = list(each_batch("sensitivity", batches))
+    groups = _groups(fn, variables, data[0], kwargs, config, given)
+    names = list(groups)
+    if not names:
+        raise RangesError(
+            "sensitivity: this function has no site that runs in eight bits; q8.explain(...) says why"
+        )
+    trial = _Trial(fn, variables, data, kwargs, config, given, groups)
+    with tqdm(total=2 * len(names) + 1, desc="sensitivity", unit="run", disable=not progress) as bar:
+        trial.bar = bar
+        whole = trial.measure(range(len(names)))
+        alone = [trial.measure([i]).db for i in range(len(names))]
+        without = [trial.measure([j for j in range(len(names)) if j != i]).db for i in range(len(names))]
+        order = sorted(range(len(names)), key=lambda i: alone[i])
+        kept = _fewest(trial, order, whole, target_db, target_agreement)
+    sites = tuple(SiteSensitivity(names[i], alone[i], without[i]) for i in order)
+    overrides = tuple(
+        (_literal(name), {"mode": "off"}) for i in order[: kept.count] for name in sorted(groups[names[i]])
+    )
+    return Sensitivity(whole.db, whole.agreement, sites, overrides, kept.score.db, kept.score.agreement)
+
+
+def _check_targets(db: float | None, agreement: float | None) -> None:
+    if db is not None and math.isnan(db):
+        raise ArgumentError("sensitivity(target_db=nan): pass decibels")
+    if agreement is not None and not 0 <= agreement <= 1:
+        raise ArgumentError(f"sensitivity(target_agreement={agreement}): must be a share between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Score:
+    db: float
+    agreement: float
+
+    def reaches(self, db: float | None, agreement: float | None) -> bool:
+        return (db is None or self.db >= db) and (agreement is None or self.agreement >= agreement)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    count: int
+    score: _Score
+
+
+def _fewest(
+    trial: _Trial,
+    order: Sequence[int],
+    whole: _Score,
+    target_db: float | None,
+    target_agreement: float | None,
+) -> _Kept:
+    """How many of the first sites of `order` must stay float, by bisection."""
+    if whole.reaches(target_db, target_agreement):
+        return _Kept(0, whole)
+    low, high, best = 0, len(order), _Score(math.inf, 1.0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        score = trial.measure(order[middle:])
+        if score.reaches(target_db, target_agreement):
+            high, best = middle, score
+        else:
+            low = middle
+    return _Kept(high, best)
+
+
+class _Trial:
+    """Measures the results with some sites quantized and the others exact."""
+
+    def __init__(
+        self, fn: Callable[..., Any], variables: Any, data: Sequence[tuple[Any, ...]], kwargs: dict[str, Any], config: Config,
+        ranges: Ranges, groups: Mapping[str, set[str]],
+    ):  # fmt: skip
+        self.bar: Any = None
+        self._data, self._count, self._variables = data, len(groups), variables
+        position = {name: i for i, group in enumerate(groups.values()) for name in group}
+
+        def run(variables: Any, inputs: tuple[Any, ...], exact: jax.Array) -> list[jax.Array]:
+            call = Call.trace(fn, (variables, *inputs), kwargs)
+
+            def flag(name: str) -> Any:
+                site = position.get(name.removesuffix(".rhs"))
+                return True if site is None else exact[site]
+
+            return evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), exact=flag)
+
+        self._run = jax.jit(run)
+        nothing = jnp.ones(len(groups), bool)
+        self._exact = [self._run(variables, inputs, nothing) for inputs in data]
+
+    def measure(self, quantized: Iterable[int]) -> _Score:
+        exact = np.ones(self._count, bool)
+        exact[list(quantized)] = False
+        signal = noise = same = count = 0.0
+        for inputs, expected in zip(self._data, self._exact, strict=True):
+            for e, f in zip(expected, self._run(self._variables, inputs, jnp.asarray(exact)), strict=True):
+                e, f = np.asarray(e, np.float64), np.asarray(f, np.float64)
+                signal, noise = signal + np.sum(e**2), noise + np.sum((e - f) ** 2)
+                if e.ndim >= 2 and e.shape[-1] > 1:
+                    same, count = same + np.sum(e.argmax(-1) == f.argmax(-1)), count + e[..., 0].size
+        if self.bar is not None:
+            self.bar.update()
+        db = 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else math.inf
+        return _Score(db, float(same / count) if count else 1.0)
+
+
+class _Names(Probe):
+    """Notes the name of everything that is encoded."""
+
+    active = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, None] = {}
+
+    def see(self, name: str, value: Value, codes: QTensor) -> None:
+        self.names[name.removesuffix(".rhs")] = None
+
+
+def _groups(
+    fn: Callable[..., Any],
+    variables: Any,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    config: Config,
+    ranges: Ranges,
+) -> dict[str, set[str]]:
+    """Every name under which something is encoded, and the sites that read those codes: they are switched together."""
+    call, probe = Call.trace(fn, (variables, *inputs), kwargs), _Names()
+    jax.eval_shape(
+        lambda leaves: evaluate_call(
+            call, leaves, config, ranges, Recorder(), probe, exact=lambda name: True
+        ),
+        call.arguments.leaves,
+    )
+    chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
+    groups: dict[str, set[str]] = {}
+    taken: set[str] = set()
+    for name in probe.names:
+        if name not in taken:
+            groups[name] = chains.sharing(name) - taken
+            taken |= groups[name]
+    return groups
+
+
+def _literal(name: str) -> str:
+    """A site name as a pattern that matches it alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

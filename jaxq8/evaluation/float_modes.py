@@ -1,0 +1,61 @@
+"""The modes that compute in float: what they do to the operands and results of a contraction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxq8._compat import primitives
+from jaxq8.evaluation.interpreter import Context
+from jaxq8.evaluation.values import Array, Value, to_real
+from jaxq8.kernels import float_forms
+from jaxq8.kernels.canonical import conv_layout
+from jaxq8.numerics.qtensor import extremes
+from jaxq8.numerics.rounding import straight_through
+
+FLOAT_MODES = ("weights", "weights_rounded", "round")
+# Modes in which weights are replaced by their codes before anything is computed.
+ENCODES_WEIGHTS = ("eightbit", "weights", "weights_rounded", "simulate")
+
+
+def prepare(ctx: Context, operands: Sequence[Value]) -> list[Value]:
+    """Operands of a float contraction: weights that are codes are decoded here, at their use."""
+    return [Array(to_real(v)) for v in operands]
+
+
+def finish(ctx: Context, result: Value) -> Value:
+    """Mode "round": the result rounded to 2**bits steps between its extremes (RoundToSteps, 2016)."""
+    if ctx.config.mode != "round":
+        return result
+    real = to_real(result)
+    low, high = map(jax.lax.stop_gradient, extremes(real, ()))
+    width = (high - low) / (2**ctx.config.activations.bits - 1)
+    steps = (real - low) / jnp.where(width > 0, width, 1)
+    rounded = low + straight_through(steps, jnp.round(steps)) * width
+    return Array(jnp.where(width > 0, rounded, real).astype(real.dtype))
+
+
+def better_float(ctx: Context, operands: Sequence[Value]) -> Array | None:
+    """A depthwise convolution or a large batched product in the form that XLA:CPU runs fastest."""
+    if ctx.eqn.primitive not in (primitives.dot_general_p, primitives.conv_general_dilated_p):
+        return None
+    params = ctx.eqn.params
+    x, w = (to_real(v) for v in operands)
+    if ctx.eqn.primitive is primitives.dot_general_p:
+        pays = float_forms.batched_pays(params, x, w, ctx.eqn.outvars[0].aval.shape)
+        return Array(float_forms.batched_dot(params, x, w)) if pays else None
+    plain = params["batch_group_count"] == 1 and x.dtype == w.dtype == jnp.float32
+    if not plain or params["feature_group_count"] == 1:
+        return None
+    layout = conv_layout(params, x.shape, w.shape)
+    if not (layout.form.depthwise and float_forms.pays(layout.form)):
+        return None
+    result = float_forms.depthwise(layout.form, layout.activation(x), layout.weight(w))
+    return Array(layout.result(result))
+
+
+def is_float(ctx: Context) -> bool:
+    """Whether the site's mode computes contractions in float."""
+    return ctx.config.mode in (*FLOAT_MODES, "off")

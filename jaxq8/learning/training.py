@@ -1,0 +1,119 @@
+"""Steps of weights and ranges of activations that are trained, for `quantize` under `jax.grad`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8.errors import SpecError
+from jaxq8.numerics.qtensor import QTensor, is_concrete, is_qtensor
+from jaxq8.numerics.ranges import LearnedRange, Range, Ranges
+from jaxq8.numerics.rounding import straight_through
+from jaxq8.numerics.spec import Spec
+
+
+def initial_step(weight: jax.Array, spec: Spec, axis: tuple[int, ...] = ()) -> jax.Array:
+    """The step to start from: ``2 mean|w| / sqrt(qmax)`` (Esser et al. 2020, section 2.1).
+
+    Args:
+      weight: Float array.
+      spec: Symmetric representation.
+      axis: Axes that keep steps of their own.
+
+    Returns:
+      Float32 of the rank of `weight`, size 1 on all other axes; positive.
+
+    Example:
+      >>> step = q8.initial_step(kernel, q8.Spec(bits=3, symmetric=True), axis=(3,))
+    """
+    others = tuple(a for a in range(weight.ndim) if a not in axis)
+    mean = jnp.mean(jnp.abs(weight), axis=others, keepdims=True).astype(jnp.float32)
+    return jnp.maximum(2 * mean / np.sqrt(spec.qmax), jnp.finfo(jnp.float32).tiny * 4)
+
+
+def learned_step(weight: jax.Array, step: jax.Array, spec: Spec) -> QTensor:
+    """A weight as codes of a learned step (LSQ, Esser et al. 2020), differentiable in both.
+
+    The result stands for ``step * clip(round(weight / step), qmin, qmax)`` and is passed to the quantized function in the
+    place of the weight. Rounding is passed straight through, so the derivative by the step is the paper's equation 3:
+    ``round(w / s) - w / s`` inside the range, qmin or qmax beyond it; it is scaled by ``1 / sqrt(n qmax)`` for the n weights
+    that share the step (section 2.2).
+
+    Args:
+      weight: Float array.
+      step: Positive float32 of the rank of `weight`, size 1 on the axes that share it.
+      spec: A symmetric `Spec`, 2 to 8 bits.
+
+    Returns:
+      A QTensor with codes in float32; `integer_codes` makes integers of them after training.
+
+    Raises:
+      SpecError: `spec` is not symmetric.
+
+    Example:
+      >>> def loss(params, images, labels):
+      ...     codes = q8.learned_step(params["kernel"], params["step"], four_bits)
+      ...     return cross_entropy(simulated({"kernel": codes}, images), labels)
+    """
+    if not spec.is_symmetric or not spec.is_signed:
+        raise SpecError(f"learned_step: needs a signed symmetric Spec, got {spec}; pass Spec(symmetric=True)")
+    sharing = weight.size / step.size
+    slower = 1 / np.sqrt(sharing * spec.qmax)
+    step = step * slower + jax.lax.stop_gradient(step * (1 - slower))
+    steps = jnp.clip(weight / step, spec.qmin, spec.qmax)
+    codes = straight_through(steps, jnp.round(steps))
+    zero = jnp.zeros(step.shape, jnp.int32)
+    return QTensor(codes, step, zero, spec.bits, True, np.dtype(weight.dtype))
+
+
+def initial_ranges(ranges: Mapping[str, Range]) -> dict[str, jax.Array]:
+    """Calibrated ranges as parameters to train: site name -> float32 (2,), minimum and maximum."""
+    return {name: jnp.array(list(r), jnp.float32) for name, r in ranges.items()}
+
+
+def learned_ranges(ends: Mapping[str, jax.Array]) -> Ranges:
+    """Ranges of activations that are trained, for ``quantize(..., ranges=...)``.
+
+    Inside `jax.grad` (or `jax.jit`) they have derivatives, with ``Config(kernels="simulate")``: what rounding leaves moves the
+    step (LSQ, Esser et al. 2020), what is clipped moves the end that clips it (PACT, Choi et al. 2018). Of plain numbers, after
+    training, the result is like that of `calibrate`: for integer kernels and files.
+
+    Args:
+      ends: Site name -> (minimum, maximum), of `initial_ranges`.
+
+    Raises:
+      RangesError: (plain numbers) a minimum exceeds its maximum, or is not finite.
+
+    Example:
+      >>> def loss(params, images, labels):
+      ...     ranges = q8.learned_ranges(params["ranges"])
+      ...     return cross_entropy(q8.quantize(model.apply, simulate, ranges=ranges)(params["net"], images), labels)
+    """
+    entries: dict[str, Any] = {}
+    for name, pair in ends.items():
+        plain = is_concrete(pair)
+        entries[name] = (float(pair[0]), float(pair[1])) if plain else LearnedRange(pair[0], pair[1])
+    return Ranges(entries)
+
+
+def integer_codes(variables: Any) -> Any:
+    """Variables whose simulated codes (float32) are integers again, for files and integer kernels.
+
+    Args:
+      variables: Any tree; leaves that are not simulated QTensors stay as they are.
+
+    Example:
+      >>> logits = jax.jit(q8.quantize(model.apply))(q8.integer_codes(trained), images)
+    """
+    return jax.tree.map(_integer, variables, is_leaf=is_qtensor)
+
+
+def _integer(q: Any) -> Any:
+    if not isinstance(q, QTensor) or not jnp.issubdtype(q.values.dtype, jnp.floating):
+        return q
+    return dataclasses.replace(q, values=jnp.round(q.values).astype(q.spec.storage))

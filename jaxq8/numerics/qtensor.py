@@ -1,0 +1,405 @@
+"""`QTensor`: eight-bit codes that stand for real numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8._compat import stored
+from jaxq8.errors import TensorError
+from jaxq8.numerics.ranges import Range
+from jaxq8.numerics.rounding import Rounding, RoundingFunction, get_rounding
+from jaxq8.numerics.scales import affine, in_steps, step
+from jaxq8.numerics.spec import Spec
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class QTensor:
+    """An array of codes with the scale and zero point that give them a meaning.
+
+    The invariants (checked by `validate`)::
+
+        real = scale * (values - zero_point)
+        scale.ndim == zero_point.ndim == values.ndim
+        values.shape[i] % scale.shape[i] == 0           # 1 on every axis that shares a scale, values.shape[i] on one that
+                                                    # has its own; a number between for groups of neighbours
+        zero_point.shape == scale.shape
+        values.dtype == int8 | uint8 | int32            # float while simulated
+        scale > 0
+
+    A QTensor is a pytree of three arrays: it can be passed to `jax.jit`, sharded, saved and donated like any of them.
+
+    Attributes:
+      values: Codes.
+      scale: Float32, size of one step.
+      zero_point: Int32, the code of 0.0.
+      bits: Width of a code (static).
+      symmetric: The zero point is known to be 0 (static).
+      dtype: The float dtype that the tensor stands for (static).
+      signed: Codes are signed (static). None reads it from the dtype of integer codes; simulated codes, which are float32,
+        are those of a signed spec unless it is given.
+    """
+
+    values: Any
+    scale: Any
+    zero_point: Any
+    bits: int = 8
+    symmetric: bool = False
+    dtype: Any = np.dtype("float32")
+    signed: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.signed is None and hasattr(self.values, "dtype"):
+            unsigned = jnp.issubdtype(self.values.dtype, jnp.unsignedinteger)
+            object.__setattr__(self, "signed", not unsigned)
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        key = jax.tree_util.GetAttrKey
+        children = (
+            (key("values"), self.values),
+            (key("scale"), self.scale),
+            (key("zero_point"), self.zero_point),
+        )
+        return children, self._static
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return (self.values, self.scale, self.zero_point), self._static
+
+    @property
+    def _static(self) -> tuple[Any, ...]:
+        return self.bits, self.symmetric, self.dtype, self.signed
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> QTensor:
+        return cls(*children, *static)
+
+    @classmethod
+    def from_float(
+        cls,
+        x: Any,
+        spec: Spec | None = None,
+        *,
+        axis: int | tuple[int, ...] | None = None,
+        rounding: str | Rounding | RoundingFunction = "half_even",
+        key: jax.Array | None = None,
+    ) -> QTensor:
+        """Encodes a float array.
+
+        Args:
+          x: Float array of any shape, empty ones included.
+          spec: Representation; default `Spec()`: eight bits, unsigned, asymmetric, one scale.
+          axis: Axes that keep scales of their own; default: none for "tensor", the last for "channel", all but the last
+            for "row".
+          rounding: Scheme, by name or as a function.
+          key: PRNG key for schemes that draw random numbers.
+
+        Returns:
+          A QTensor of the same shape; within the range every element is at most half a step (of its scale) off.
+
+        Raises:
+          TensorError: `x` is not a float array, `axis` is not one of its axes, or (outside jit) it holds NaN or infinity;
+            inside jit the scale becomes NaN then, and so does every number decoded with it.
+          SpecError: `key` is missing.
+
+        Example:
+          >>> QTensor.from_float(jnp.array([-10.0, 0.0, 30.0])).values
+          Array([  0,  64, 255], dtype=uint8)
+        """
+        spec = spec or Spec()
+        x = _float_array(x)
+        _check_finite(x, "QTensor.from_float")
+        wide = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+        keep = kept_axes(x.ndim, spec, axis)
+        if spec.granularity == "group":
+            return cls._grouped(x, spec, keep, rounding, key)
+        minimum, maximum = extremes(wide, keep, spec.range)
+        scheme = get_rounding(rounding)
+        scale, zero_point = affine(minimum, maximum, spec, scheme)
+        if isinstance(scale, jax.core.Tracer):
+            # Or XLA repeats all that leads from the range to the scale for each element of the weight.
+            scale = stored(scale)
+        if isinstance(
+            spec.range, Range
+        ):  # nobody has looked at the data: it must not become finite codes unseen
+            scale = jnp.where(jnp.isfinite(wide).all(), scale, jnp.nan)
+        per_unit = step(minimum, maximum, spec)[1] if scheme.by_range else None
+        values = encode(wide, scale, zero_point, spec, scheme, key, per_unit)
+        return cls(values, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(x.dtype))
+
+    @classmethod
+    def _grouped(cls, x: jax.Array, spec: Spec, keep: tuple[int, ...], rounding: Any, key: Any) -> QTensor:
+        """Groups as an axis of their own while they are encoded."""
+        shape, kept = split_groups(x.shape, keep, spec)
+        plain = dataclasses.replace(spec, granularity="channel", group=0)
+        q = cls.from_float(x.reshape(shape), plain, axis=kept, rounding=rounding, key=key)
+        small = joined_groups(q.scale.shape, x.shape, shape)
+        return dataclasses.replace(
+            q,
+            values=q.values.reshape(x.shape),
+            scale=q.scale.reshape(small),
+            zero_point=q.zero_point.reshape(small),
+        )
+
+    @classmethod
+    def from_codes(
+        cls, codes: Any, range: Range, spec: Spec | None = None, *, rounding: str | Rounding = "half_even",
+        dtype: Any = np.float32,
+    ) -> QTensor:  # fmt: skip
+        """Wraps codes that stand for a range, the notation of 2016: the smallest code its minimum, the largest its maximum.
+
+        Args:
+          codes: Integer array of the spec's storage dtype.
+          range: Real values of the smallest and largest code.
+          spec: Representation; default `Spec()`. Its own range is ignored.
+          rounding: How the minimum is rounded to the grid.
+          dtype: Float dtype that it stands for.
+
+        Raises:
+          TensorError: The codes are of another dtype.
+
+        Example:
+          >>> QTensor.from_codes(np.uint8([0, 128, 255]), Range(-3, 6)).dequantize()
+          Array([-3.       ,  1.5176471,  6.       ], dtype=float32)
+        """
+        spec = spec or Spec()
+        codes = jnp.asarray(codes)
+        if codes.dtype != spec.storage:
+            raise TensorError(f"QTensor.from_codes: {spec} has {spec.storage} codes, got {describe(codes)}")
+        low, high = (jnp.full((1,) * codes.ndim, end, jnp.float32) for end in range)
+        scale, zero_point = affine(low, high, spec, get_rounding(rounding))
+        return cls(codes, scale, zero_point, spec.bits, spec.is_symmetric, np.dtype(dtype))
+
+    @classmethod
+    def from_uint8(
+        cls, image: Any, scale: Any = 1.0, zero_point: Any = 0, dtype: Any = np.float32
+    ) -> QTensor:
+        """Wraps bytes that are codes already: an RGB photo as it was decoded, with no pass over its data.
+
+        Args:
+          image: uint8 array.
+          scale: Real size of one step, a scalar (or broadcastable to the array).
+          zero_point: The byte that stands for 0.0, an integer 0..255.
+          dtype: Float dtype that it stands for.
+
+        Raises:
+          TensorError: `image` is not uint8, or scale and zero_point do not fit.
+
+        Example:
+          >>> QTensor.from_uint8(photo, 1 / 128, 127)   # stands for (photo - 127) / 128
+        """
+        if getattr(image, "dtype", None) != np.uint8:
+            raise TensorError(f"QTensor.from_uint8: expected a uint8 array, got {describe(image)}")
+        _check_parameters(scale, zero_point)
+        step_size, zero = jnp.asarray(scale, jnp.float32), jnp.asarray(zero_point, jnp.int32)
+        if step_size.ndim == 0:
+            step_size = step_size.reshape((1,) * np.ndim(image))
+        if zero.ndim == 0:
+            zero = jnp.full(step_size.shape, zero)
+        result = cls(image, step_size, zero, 8, False, np.dtype(dtype))
+        validate(result, "QTensor.from_uint8")
+        return result
+
+    def dequantize(self, dtype: Any = None) -> jax.Array:
+        """The real numbers, in `dtype` (default: the dtype the tensor stands for)."""
+        wide = jnp.promote_types(self.scale.dtype, jnp.float32)
+        centred = self.values.astype(wide) - self.by_element(jnp.asarray(self.zero_point)).astype(wide)
+        return (centred * self.by_element(self.scale)).astype(dtype or self.dtype)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether groups of neighbours share scales."""
+        return any(s not in (1, n) for s, n in zip(self.scale.shape, self.shape, strict=True))
+
+    def by_element(self, parameter: Any) -> Any:
+        """A scale or zero point that broadcasts to the values: those of groups are repeated."""
+        for axis, (n, s) in enumerate(zip(self.shape, parameter.shape, strict=True)):
+            parameter = parameter if s in (1, n) else jnp.repeat(parameter, n // s, axis)
+        return parameter
+
+    @property
+    def spec(self) -> Spec:
+        """Bits, sign and symmetry as a `Spec` (granularity is in the shape of `scale`)."""
+        return Spec(bits=self.bits, signed=self.signed, symmetric=self.symmetric)
+
+    @property
+    def minimum(self) -> jax.Array:
+        """Real value of the smallest code, in the shape of `scale`."""
+        return self._real(self.spec.qmin)
+
+    @property
+    def maximum(self) -> jax.Array:
+        """Real value of the largest code, in the shape of `scale`."""
+        return self._real(self.spec.qmax)
+
+    def _real(self, code: int) -> jax.Array:
+        return (float(code) - jnp.asarray(self.zero_point).astype(self.scale.dtype)) * self.scale
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points together."""
+        return sum(
+            int(np.prod(np.shape(a), dtype=np.int64)) * np.dtype(a.dtype).itemsize
+            for a in (self.values, self.scale, self.zero_point)
+        )
+
+    def __repr__(self) -> str:
+        if not hasattr(self.values, "dtype"):
+            return f"QTensor({self.values!r}, {self.scale!r}, {self.zero_point!r})"
+        sign = "signed" if self.signed else "unsigned"
+        shape = "x".join(map(str, self.shape)) or "scalar"
+        return f"QTensor({shape}, {self.bits} bits {sign}, {_range_text(self)}, stands for {np.dtype(self.dtype).name})"
+
+
+def kept_axes(ndim: int, spec: Spec, axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """The axes that keep scales of their own."""
+    if axis is not None:
+        named = (axis,) if isinstance(axis, int) else axis
+        if any(not -ndim <= a < ndim for a in named):
+            raise TensorError(f"axis {axis} does not exist in an array of {ndim} axes")
+        return tuple(sorted(a % ndim for a in named))
+    if spec.granularity == "tensor" or ndim == 0:
+        return ()
+    return tuple(range(ndim - 1)) if spec.granularity == "row" else (ndim - 1,)
+
+
+def split_groups(
+    shape: tuple[int, ...], keep: tuple[int, ...], spec: Spec
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A shape with an axis for the members of groups, and the axes of it that keep scales of their own.
+
+    Groups lie along the last axis that is not kept and has a multiple of ``spec.group`` elements; where there is none (a
+    depthwise kernel), and without groups, both are returned as they are.
+    """
+    if spec.granularity != "group":
+        return shape, keep
+    axes = [a for a, n in enumerate(shape) if a not in keep and n and n % spec.group == 0]
+    if not axes:
+        return shape, keep
+    axis = axes[-1]
+    split = (*shape[:axis], shape[axis] // spec.group, spec.group, *shape[axis + 1 :])
+    return split, tuple(sorted([axis, *(a if a < axis else a + 1 for a in keep)]))
+
+
+def joined_groups(scales: tuple[int, ...], shape: tuple[int, ...], split: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of scales in the rank of the whole array, from that beside `split_groups`' shape."""
+    if shape == split:
+        return scales
+    axis = next(a for a, (n, s) in enumerate(zip(shape, split, strict=False)) if n != s)
+    return (*scales[: axis + 1], *scales[axis + 2 :])
+
+
+def extremes(
+    x: jax.Array, keep: tuple[int, ...], fixed: str | Range = "minmax"
+) -> tuple[jax.Array, jax.Array]:
+    """Minimum and maximum over all axes but `keep`, with size-1 axes in their place; (0, 0) of nothing."""
+    shape = tuple(n if a in keep else 1 for a, n in enumerate(x.shape))
+    if isinstance(fixed, Range):
+        return jnp.full(shape, fixed.minimum, x.dtype), jnp.full(shape, fixed.maximum, x.dtype)
+    reduced = tuple(a for a in range(x.ndim) if a not in keep)
+    if any(x.shape[a] == 0 for a in reduced):
+        return jnp.zeros(shape, x.dtype), jnp.zeros(shape, x.dtype)
+    return jnp.min(x, axis=reduced, keepdims=True), jnp.max(x, axis=reduced, keepdims=True)
+
+
+def encode(
+    x: jax.Array, scale: jax.Array, zero_point: jax.Array, spec: Spec, rounding: Rounding, key: jax.Array | None = None,
+    per_unit: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """Codes of `x`: ``clip(round(x / scale) + zero_point, qmin, qmax)``; NaN becomes the zero point."""
+    steps = in_steps(x, scale, per_unit)
+    zero = zero_point.astype(steps.dtype)
+    codes = rounding(steps + zero, key) if rounding.joint else rounding(steps, key) + zero
+    codes = jnp.where(jnp.isnan(codes), zero, codes)
+    return jnp.clip(codes, spec.qmin, spec.qmax).astype(spec.storage)
+
+
+def validate(q: QTensor, where: str) -> None:
+    """Checks the invariants of `QTensor`'s docstring that shapes and dtypes show; reports all violations together.
+
+    Raises:
+      TensorError: Naming `where` and each violated invariant.
+    """
+    wrong = []
+    if len(q.scale.shape) != q.ndim or len(q.zero_point.shape) != q.ndim:
+        wrong.append(
+            f"scale {q.scale.shape} and zero_point {q.zero_point.shape} need the {q.ndim} axes of values {q.shape}"
+        )
+    elif any(s not in (1, n) and (s == 0 or n % s) for s, n in zip(q.scale.shape, q.shape, strict=True)):
+        wrong.append(f"scale {q.scale.shape} does not broadcast to values {q.shape}")
+    if q.zero_point.shape != q.scale.shape:
+        wrong.append(f"zero_point {q.zero_point.shape} differs in shape from scale {q.scale.shape}")
+    if np.dtype(q.values.dtype) not in map(np.dtype, ("int8", "uint8", "int32", "float32", "float64")):
+        wrong.append(f"values are {q.values.dtype}; expected int8, uint8 or int32 codes")
+    if not jnp.issubdtype(q.scale.dtype, jnp.floating):
+        wrong.append(f"scale is {q.scale.dtype}; expected a float")
+    if wrong:
+        raise TensorError(f"{where}: not a valid QTensor: " + "; ".join(wrong))
+
+
+def is_qtensor(x: Any) -> bool:
+    """For ``tree_map(..., is_leaf=is_qtensor)``."""
+    return isinstance(x, QTensor)
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether the numbers of an array can be looked at now (not while tracing)."""
+    return isinstance(x, np.ndarray | np.generic) or (
+        isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    )
+
+
+def describe(x: Any) -> str:
+    """Short text for error messages: dtype and shape, or the type."""
+    return f"{x.dtype}{list(np.shape(x))}" if hasattr(x, "dtype") else type(x).__name__
+
+
+def _float_array(x: Any) -> jax.Array:
+    if isinstance(x, QTensor):
+        raise TensorError("QTensor.from_float: the argument is a QTensor already; call .dequantize() first")
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TensorError(
+            f"QTensor.from_float: expected a float array, got {describe(array)}; convert it with .astype"
+        )
+    return array
+
+
+def _check_parameters(scale: Any, zero_point: Any) -> None:
+    """Refuses scales and zero points of bytes that mean nothing, while they can be seen."""
+    if not isinstance(scale, jax.core.Tracer) and not np.all(np.isfinite(scale) & (np.asarray(scale) > 0)):
+        raise TensorError(f"QTensor.from_uint8: scale must be positive and finite, got {scale}")
+    if not isinstance(zero_point, jax.core.Tracer) and not np.isin(zero_point, np.arange(256)).all():
+        raise TensorError(f"QTensor.from_uint8: zero_point must be an integer 0..255, got {zero_point}")
+
+
+def _check_finite(x: Any, where: str) -> None:
+    """Refuses NaN and infinity while the numbers can be seen."""
+    if is_concrete(x) and x.size and not np.isfinite(np.asarray(x, np.float64)).all():
+        raise TensorError(f"{where}: the array holds NaN or infinity; replace them first (jnp.nan_to_num)")
+
+
+def _range_text(q: QTensor) -> str:
+    if not is_concrete(q.scale):
+        return f"scale {list(q.scale.shape)}"
+    if not q.scale.size:
+        return "no values"
+    low, high = float(np.min(q.minimum)), float(np.max(q.maximum))
+    scales = "" if q.scale.size == 1 else f" over {q.scale.size} scales"
+    return f"range {low:.4g}..{high:.4g}{scales}"

@@ -1,5 +1,0 @@
-"""What each JAX primitive means for eight-bit values; importing this package registers the rules."""
-
-from jaxq8.rules import activation, affine, contraction, control, layout, lookup, pooling
-
-__all__ = ["activation", "affine", "contraction", "control", "layout", "lookup", "pooling"]
