@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
+from jaxq8.kernels import processor
 from tests.fidelity import LITE0, SAME_ANSWERS, SQUEEZENET
 from tests.zoo import TINY, ZOO
 
@@ -86,7 +87,7 @@ def test_photos(name, bars):
     assert sqnr_db(expected, found) >= bars.dynamic
     plan = q8.explain(module.apply, weights, images[:1])
     assert plan.eight_bit_share >= 0.99
-    if q8.kernels.processor.capability() == "avx512_vnni":
+    if processor.capability() == "avx512_vnni":
         text = fast.lower(weights, images[:1]).compile().as_text()
         entry = text[text.index("ENTRY") :].splitlines()
         integer = sum("ynn_fusion" in line and "= s32[" in line for line in entry)

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
+from jaxq8.files import exported_program
+from jaxq8.files.container import Container, write
+from jaxq8.files.tree_records import Writer
+from jaxq8.files.weights_file import header
 from tests.zoo import ZOO
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -149,7 +153,7 @@ def test_old_program():
 def test_callbacks_are_refused(tmp_path, monkeypatch):
     """A file is not a way to reach Python: neither when it is written by jax.export, nor when one is forged."""
     q8.export(tmp_path / "m.q8x", lambda v, x: x @ v["w"], {"w": jnp.ones((4, 4))}, jnp.ones((2, 4)))
-    real = q8.exporting.jax_export.deserialize
+    real = exported_program.jax_export.deserialize
 
     class Forged:
         def __init__(self, data):
@@ -158,27 +162,27 @@ def test_callbacks_are_refused(tmp_path, monkeypatch):
         def mlir_module(self):
             return self.inner.mlir_module() + "stablehlo.custom_call @xla_ffi_python_cpu_callback(%0)"
 
-    monkeypatch.setattr(q8.exporting.jax_export, "deserialize", Forged)
+    monkeypatch.setattr(exported_program.jax_export, "deserialize", Forged)
     with pytest.raises(q8.FileError, match="calls into Python"):
         q8.load_exported(tmp_path / "m.q8x")
 
 
 def test_bytes_that_are_no_program(tmp_path):
-    writer = q8.trees.Writer()
+    writer = Writer()
     writer.tensors["program"] = np.frombuffer(b"no program at all", np.uint8)
-    document = {**q8.serialize.header("program", writer, None, None), "weights": [], "program_size": 17}
-    q8.container.write(tmp_path / "m.q8x", writer.tensors, document)
+    document = {**header("program", writer, None, None), "weights": [], "program_size": 17}
+    write(tmp_path / "m.q8x", writer.tensors, document)
     with pytest.raises(q8.FileError, match="is not readable by JAX"):
         q8.load_exported(tmp_path / "m.q8x")
 
 
 def test_weights_of_another_program(tmp_path):
     q8.export(tmp_path / "m.q8x", lambda v, x: x @ v["w"], {"w": jnp.ones((4, 4))}, jnp.ones((2, 4)))
-    container = q8.serialize.Container(tmp_path / "m.q8x", "program")
+    container = Container(tmp_path / "m.q8x", "program")
     size = container.document["program_size"]
-    writer = q8.trees.Writer()
+    writer = Writer()
     entries = [["w", writer.node(jnp.ones((4, 5)), ("w",))]]
     writer.tensors["program"] = container.tensor("program", np.uint8, (size,))
-    q8.container.write(tmp_path / "other.q8x", writer.tensors, {**container.document, "weights": entries})
+    write(tmp_path / "other.q8x", writer.tensors, {**container.document, "weights": entries})
     with pytest.raises(q8.FileError, match="its weights are not those that its program takes"):
         q8.load_exported(tmp_path / "other.q8x")

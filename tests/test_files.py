@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxq8 as q8
 from jaxq8.files.bit_packing import pack, packed_size, unpack
-from jaxq8.files.container import CHECKSUM_KEY, DOCUMENT_KEY, checksum
+from jaxq8.files.container import CHECKSUM_KEY, DOCUMENT_KEY, Container, checksum
 from tests.zoo import ZOO
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,7 +128,7 @@ def test_a_file_stands_for_at_most_eight_times_its_length(tmp_path):
 def test_loading_copies_nothing(tmp_path):
     """Each array is read into the memory in which the device keeps it."""
     q8.save(tmp_path / "m.q8", {"w": quantized(8, (512, 512))})
-    container = q8.serialize.Container(tmp_path / "m.q8", "variables")
+    container = Container(tmp_path / "m.q8", "variables")
     data = container.tensor("w", np.int8, (512, 512))
     assert jax.device_put(data).unsafe_buffer_pointer() == data.ctypes.data
 
@@ -222,7 +222,7 @@ def test_no_folder(tmp_path):
 def forged(path, change, tensors=None):
     """A file with right checksums whose document was changed."""
     q8.save(path, {"w": quantized(4)})
-    container = q8.serialize.Container(path, "variables")
+    container = Container(path, "variables")
     arrays = load_file(path) | (tensors or {})
     document = json.loads(json.dumps(container.document))
     document["checksums"] = {n: checksum(a.reshape(-1).view(np.uint8)) for n, a in arrays.items()}

@@ -14,6 +14,7 @@ import jaxq8 as q8
 from jaxq8.kernels.canonical import conv_layout
 from jaxq8.learning.layer_moments import as_columns, read_rows
 from jaxq8.learning.rounding_problems import get_method
+from jaxq8.numerics.rounding import get_rounding
 from tests.small import PAIR, dense, normal, sqnr_db
 
 FOUR = q8.Config(kernels="xla", weights=q8.Spec(bits=4, symmetric=True, granularity="channel"))
@@ -208,7 +209,7 @@ def test_stochastic_rounding_is_unbiased_over_ten_thousand_keys() -> None:
     p = problem(groups=1)
     keys = jax.random.split(jax.random.key(11), 10_000)
     inside = np.clip(p.steps, p.qmin, p.qmax)
-    drawn = jax.vmap(lambda key: q8.rounding.get_rounding("stochastic")(jnp.asarray(inside), key))(keys)
+    drawn = jax.vmap(lambda key: get_rounding("stochastic")(jnp.asarray(inside), key))(keys)
     mean, fraction = np.asarray(drawn).mean(0), inside - np.floor(inside)
     deviation = np.sqrt(fraction * (1 - fraction) / len(keys))
     # 18 means of 10,000 draws: four standard deviations are passed by chance once in 900 runs of other keys.

@@ -1,0 +1,5 @@
+"""The values that a rule takes and returns, for those who write one with `register_rule` (docs/ROUNDING.md)."""
+
+from jaxq8.evaluation.values import Accumulator, Array, Broadcast, Value, to_real
+
+__all__ = ["Accumulator", "Array", "Broadcast", "Value", "to_real"]
