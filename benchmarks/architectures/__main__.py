@@ -1,4 +1,4 @@
-"""`python -m benchmarks.architectures [NAME ...]`: measures models and writes their rows of docs/ARCHITECTURES.md."""
+"""`python -m benchmarks.architectures [NAME ...]`: measures models and writes their rows of docs/MODELS.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import jax
 from benchmarks.architectures import hugging_face, others
 from benchmarks.architectures.measure import Row, measure
 
-TARGET = Path(__file__).resolve().parents[2] / "docs" / "ARCHITECTURES.md"
+TARGET = Path(__file__).resolve().parents[2] / "docs" / "MODELS.md"
 MODELS = {
     **{name: ("transformers", build) for name, build in hugging_face.MODELS.items()},
     **{name: (name.partition("(")[2].rstrip(")"), build) for name, build in others.MODELS.items()},
