@@ -1,6 +1,7 @@
-"""Trees of variables as JSON and tensors, and back: what `jaxq8.files.weights_file` and `jaxq8.files.exported_program` store.
+"""Writes a tree of variables as JSON nodes and tensors, and reads it back.
 
-A node of the document is one of::
+`jaxq8.files.weights_file` and `jaxq8.files.exported_program` store their variables in this form. A node of the document is one
+of::
 
     {"dict": [[key, node], ...]}         keys are strings or integers
     {"list": [node, ...]}  {"tuple": [node, ...]}
@@ -10,9 +11,10 @@ A node of the document is one of::
      "scale_dtype": "float32", "scale_shape": [1, 4]}
     {"codebook": name, "bits": 4, "dtype": "float32", "shape": [3, 4], "scale_shape": [1, 4]}        from version 2 on
 
-A QTensor of fewer than eight bits is packed (`jaxq8.files.bit_packing`). Its scale is the tensor ``name.scale``, its zero point
-``name.zero_point``; a symmetric one has no zero point in the file, it is 0. Of a code book, ``name`` is the packed indices,
-``name.book`` the values and ``name.scale`` the scale. Equal arrays are stored once: their nodes have the same name.
+The codes of a QTensor are the tensor ``name``, packed if they have fewer than eight bits (`jaxq8.files.bit_packing`). Its scale
+is the tensor ``name.scale`` and its zero point the tensor ``name.zero_point``; that of a symmetric QTensor is 0 and not
+stored. Of a code book the tensor ``name`` holds the packed indices, ``name.book`` the values and ``name.scale`` the scale.
+Equal arrays are stored once: their nodes have the same name.
 """
 
 from __future__ import annotations
@@ -39,16 +41,27 @@ CODES = ("int8", "uint8", "int32")
 
 
 class Writer:
-    """Takes a tree apart into nodes (JSON) and `tensors`."""
+    """Takes trees apart into JSON nodes and tensors.
+
+    Attributes:
+      tensors: The tensors of all nodes so far, by name.
+      version: The oldest version of the format that has all kinds of nodes so far.
+    """
 
     def __init__(self) -> None:
         self.tensors: dict[str, np.ndarray[Any, Any]] = {}
-        self.version = 1  # the oldest format that has all nodes so far
-        self._names: dict[Any, str] = {}
-        self._stored = self._shared = 0  # bytes
+        self.version = 1
+        self._names: dict[Any, str] = {}  # the name of a stored array by its dtype, shape and checksum
+        self._stored = self._shared = (
+            0  # bytes that were stored, and bytes that were saved by storing equal arrays once
+        )
 
     def node(self, tree: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The node of a tree; its tensors are collected.
+        """Returns the node of a tree and collects the tree's tensors.
+
+        Args:
+          tree: Nested dicts, lists and tuples of arrays, QTensors, code books, numbers, strings, booleans and None.
+          path: Where the tree lies in the whole tree, for names and messages.
 
         Raises:
           FileError: Something in the tree cannot be stored; the message names its path.
@@ -84,8 +97,7 @@ class Writer:
     def _qtensor(self, q: QTensor, path: tuple[str, ...]) -> dict[str, Any]:
         where = _text(path)
         validate(q, where)
-        values, scale = _data(q.values, path), _data(q.scale, path)
-        zero_point = _data(q.zero_point, path)
+        values, scale, zero_point = (_data(part, path) for part in (q.values, q.scale, q.zero_point))
         if values.dtype.name not in CODES:
             raise FileError(
                 f"{where}: codes are {values.dtype} (simulated); encode with mode eightbit to save them"
@@ -105,17 +117,19 @@ class Writer:
         validate_book(b, where)
         self.version = 2
         name = self._add(where, pack(_data(b.indices, path), b.bits))
-        self.tensors[f"{name}.book"], self.tensors[f"{name}.scale"] = (
-            _data(b.book, path),
-            _data(b.scale, path),
-        )
+        book, scale = _data(b.book, path), _data(b.scale, path)
+        self.tensors[f"{name}.book"] = book
+        self.tensors[f"{name}.scale"] = scale
         return {
             "codebook": name, "bits": b.bits, "dtype": np.dtype(b.dtype).name, "shape": list(b.shape),
             "scale_shape": list(b.scale.shape),
         }  # fmt: skip
 
     def _shares(self, name: str, data: np.ndarray[Any, Any]) -> bool:
-        """Whether a stored tensor stands for this one too: vectors of ones and zeros need not be there many times."""
+        """Whether the stored tensor `name` may stand for `data` too; then the bytes that this saves are counted.
+
+        Models have many equal vectors of ones and zeros. How much they share is limited: see `MAXIMUM_SHARING`.
+        """
         shared = self._shared + data.nbytes
         if shared > MAXIMUM_SHARING * self._stored or self.tensors[name].tobytes() != data.tobytes():
             return False
@@ -123,7 +137,7 @@ class Writer:
         return True
 
     def _add(self, name: str, data: np.ndarray[Any, Any]) -> str:
-        """Stores under a name that no other tensor has: paths of different trees may read the same."""
+        """Stores a tensor and returns its name, which is made unique, since different paths may have the same text."""
         unique, count = name, 1
         while any(f"{unique}{end}" in self.tensors for end in ("", ".scale", ".zero_point", ".book")):
             count += 1
@@ -135,14 +149,16 @@ class Writer:
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A leaf that is still in its file; `read` reads it (and nothing else).
+    """A leaf that is still in its file; `read` reads this leaf alone.
 
     Attributes:
       name: Its name in the file.
       shape: Shape of the array that it stands for.
       dtype: dtype of the array, or the float dtype that a QTensor or CodeBook stands for.
-      bits: Width of a code or index, or None of an array that is not quantized.
+      bits: Width of a code or of an index; None for an array that is not quantized.
       nbytes: Bytes in the file, scales, zero points and books included.
+      container: The open file.
+      node: What the document says of the leaf.
     """
 
     name: str
@@ -154,10 +170,10 @@ class StoredTensor:
     node: Mapping[str, Any] = dataclasses.field(repr=False)
 
     def read(self) -> Any:
-        """The array, QTensor or CodeBook, on the default device.
+        """Reads the array, QTensor or CodeBook onto the default device.
 
         Raises:
-          FileError: The data does not match its checksum, or codes or scales are out of bounds.
+          FileError: The data does not match its checksum, or a scale is not positive and finite.
         """
         if self.bits is None:
             return _on_device(self.container.tensor(self.name, self.dtype, self.shape))
@@ -165,10 +181,15 @@ class StoredTensor:
 
 
 def read_tree(container: Container, node: Any, depth: int = 0) -> Any:
-    """The tree that a node describes, its leaves `StoredTensor`.
+    """The tree that a node describes, with a `StoredTensor` for each array, QTensor and code book.
+
+    Args:
+      container: The open file.
+      node: What JSON gave for the node; it is checked before it is used.
+      depth: How many nodes lie around this one.
 
     Raises:
-      FileError: The document is not of the form above; the message names the tensor.
+      FileError: The document does not have the form that this module's docstring describes; the message names the tensor.
     """
     if depth > MAXIMUM_DEPTH:
         raise container.error(f"tree deeper than {MAXIMUM_DEPTH} levels", "it was not written by jaxq8")
@@ -182,15 +203,17 @@ def read_tree(container: Container, node: Any, depth: int = 0) -> Any:
         return items if kind == "list" else tuple(items)
     if kind == "value" and (node[kind] is None or isinstance(node[kind], bool | int | float | str)):
         return node[kind]
-    if kind in ("array", "qtensor"):
-        return _stored(container, node, kind)
+    if kind == "array":
+        return _stored_array(container, node)
+    if kind == "qtensor":
+        return _stored_qtensor(container, node)
     if kind == "codebook":
         return _stored_codebook(container, node)
     raise container.error(f"unknown kind of node {kind!r}", "it needs a newer jaxq8, or was changed")
 
 
 def is_stored(x: Any) -> bool:
-    """For ``tree_map(..., is_leaf=is_stored)``."""
+    """Whether a leaf is a `StoredTensor`; for ``tree_map(..., is_leaf=is_stored)``."""
     return isinstance(x, StoredTensor)
 
 
@@ -199,40 +222,57 @@ def _read_dict(container: Container, entries: list[Any], depth: int) -> dict[Any
     for entry in entries:
         if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str | int):
             raise container.error(f"{str(entry)[:80]!r} is not [key, node]", "it was not written by jaxq8")
-        if entry[0] in result:
-            raise container.error(f"key {entry[0]!r} occurs twice", "it was not written by jaxq8")
-        if type(entry[0]) is not type(entries[0][0]):
+        key, node = entry
+        if key in result:
+            raise container.error(f"key {key!r} occurs twice", "it was not written by jaxq8")
+        if type(key) is not type(entries[0][0]):
             raise container.error("a dict has strings and integers as keys", "it was not written by jaxq8")
-        result[entry[0]] = read_tree(container, entry[1], depth + 1)
+        result[key] = read_tree(container, node, depth + 1)
     return result
 
 
-def _stored(container: Container, node: dict[str, Any], kind: str) -> StoredTensor:
-    name, shape = node[kind], _shape(container, node, "shape", node[kind])
-    dtype = _dtype(container, node, "dtype", name)
-    size = math.prod(shape)
-    container.claim(name, size * dtype.itemsize)
-    if kind == "array":
-        return StoredTensor(name, shape, dtype, None, size * dtype.itemsize, container, node)
-    bits, scale = node.get("bits"), _shape(container, node, "scale_shape", name)
+def _stored_array(container: Container, node: dict[str, Any]) -> StoredTensor:
+    name = node["array"]
+    shape, dtype, nbytes = _claimed(container, node, name)
+    return StoredTensor(name, shape, dtype, None, nbytes, container, node)
+
+
+def _claimed(container: Container, node: dict[str, Any], name: Any) -> tuple[tuple[int, ...], Any, int]:
+    """Shape, dtype and bytes of the array that a node stands for, checked, and noted with `Container.claim`."""
+    shape, dtype = _shape(container, node, "shape", name), _dtype(container, node, "dtype", name)
+    nbytes = math.prod(shape) * dtype.itemsize
+    container.claim(name, nbytes)
+    return shape, dtype, nbytes
+
+
+def _stored_qtensor(container: Container, node: dict[str, Any]) -> StoredTensor:
+    name, storage = node["qtensor"], node.get("storage")
+    bits: Any = node.get("bits")
+    shape, dtype, _ = _claimed(container, node, name)
+    scale_shape = _shape(container, node, "scale_shape", name)
     scale_dtype = _dtype(container, node, "scale_dtype", name)
-    fits = len(scale) == len(shape) and all(
-        s in (1, n) or (s and n % s == 0) for s, n in zip(scale, shape, strict=True)
-    )
-    widths = (32,) if node.get("storage") == "int32" else (2, 3, 4, 5, 6, 7, 8)
-    if not fits or node.get("storage") not in CODES or type(bits) is not int or bits not in widths:
+    widths = (32,) if storage == "int32" else (2, 3, 4, 5, 6, 7, 8)
+    good_bits = storage in CODES and type(bits) is int and bits in widths
+    if not good_bits or not _groups_evenly(scale_shape, shape):
         raise container.error(
-            f"tensor {name!r}: {bits!r} bits stored as {node.get('storage')!r} of shape {list(shape)} with scales of shape "
-            f"{list(scale)} is no QTensor", "it was not written by jaxq8",
+            f"tensor {name!r}: {bits!r} bits stored as {storage!r} of shape {list(shape)} with scales of shape "
+            f"{list(scale_shape)} is no QTensor", "it was not written by jaxq8",
         )  # fmt: skip
     if scale_dtype.name not in ("float32", "float64") or not jnp.issubdtype(dtype, jnp.floating):
         raise container.error(
             f"tensor {name!r}: scales and what they stand for must be floats", "it was changed"
         )
-    per_scale = scale_dtype.itemsize + (0 if node.get("symmetric") is True else 4)
-    return StoredTensor(
-        name, shape, dtype, bits, packed_size(size, bits) + math.prod(scale) * per_scale, container, node
-    )
+    zero_point_bytes = 0 if node.get("symmetric") is True else 4
+    per_scale = scale_dtype.itemsize + zero_point_bytes
+    nbytes = packed_size(math.prod(shape), bits) + math.prod(scale_shape) * per_scale
+    return StoredTensor(name, shape, dtype, bits, nbytes, container, node)
+
+
+def _groups_evenly(scale_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether every axis has one scale, a scale for each element, or a scale for each of several equal groups."""
+    if len(scale_shape) != len(shape):
+        return False
+    return all(s in (1, n) or (s and n % s == 0) for s, n in zip(scale_shape, shape, strict=True))
 
 
 def _read_qtensor(leaf: StoredTensor) -> QTensor:
@@ -255,23 +295,20 @@ def _read_qtensor(leaf: StoredTensor) -> QTensor:
 
 
 def _stored_codebook(container: Container, node: dict[str, Any]) -> StoredTensor:
-    name, bits = node["codebook"], node.get("bits")
+    name = node["codebook"]
+    bits: Any = node.get("bits")
     shape, scale = (_shape(container, node, field, name) for field in ("shape", "scale_shape"))
     dtype = _dtype(container, node, "dtype", name)
     fits = len(scale) == len(shape) and all(s in (1, n) for s, n in zip(scale, shape, strict=True))
-    if (
-        not fits
-        or type(bits) is not int
-        or bits not in range(2, 7)
-        or not jnp.issubdtype(dtype, jnp.floating)
-    ):
+    good_bits = type(bits) is int and bits in range(2, 7)
+    if not fits or not good_bits or not jnp.issubdtype(dtype, jnp.floating):
         raise container.error(
             f"tensor {name!r}: {bits!r} bits of shape {list(shape)} with books of shape {list(scale)} that stand for {dtype} "
             "are no code book", "it was not written by jaxq8",
         )  # fmt: skip
     container.claim(name, math.prod(shape))
-    size = packed_size(math.prod(shape), bits) + math.prod(scale) * (2**bits + 4)
-    return StoredTensor(name, shape, dtype, bits, size, container, node)
+    nbytes = packed_size(math.prod(shape), bits) + math.prod(scale) * (2**bits + 4)
+    return StoredTensor(name, shape, dtype, bits, nbytes, container, node)
 
 
 def _read_codebook(leaf: StoredTensor) -> CodeBook:
@@ -295,19 +332,22 @@ def _check_scale(container: Container, name: str, scale: np.ndarray[Any, Any]) -
 
 
 def _shape(container: Container, node: Mapping[str, Any], field: str, name: object) -> tuple[int, ...]:
+    """The shape in a field of a node, checked; the node's name is checked with it."""
     shape = node.get(field)
-    good = isinstance(shape, list) and len(shape) <= MAXIMUM_AXES
-    if (
-        not isinstance(name, str)
-        or not good
-        or any(type(n) is not int or not 0 <= n < 2**48 for n in shape or ())
-    ):
+    if not isinstance(name, str) or not _is_shape(shape):
         raise container.error(f"tensor {name!r}: {field} {str(shape)[:80]} is not a shape", "it was changed")
     assert shape is not None
     return tuple(shape)
 
 
+def _is_shape(x: Any) -> bool:
+    if not isinstance(x, list) or len(x) > MAXIMUM_AXES:
+        return False
+    return all(type(n) is int and 0 <= n < 2**48 for n in x)
+
+
 def _dtype(container: Container, node: Mapping[str, Any], field: str, name: object) -> Any:
+    """The dtype that a field of a node names, checked."""
     dtype = node.get(field)
     if not isinstance(dtype, str) or dtype not in STORABLE:
         raise container.error(
@@ -317,14 +357,17 @@ def _dtype(container: Container, node: Mapping[str, Any], field: str, name: obje
 
 
 def _on_device(data: np.ndarray[Any, Any]) -> Any:
-    """The array as JAX's; one of 64 bits that JAX would cut stays NumPy's."""
+    """The array as a JAX array; an array of 64 bits, which JAX would cut to 32, stays a NumPy array."""
     if jax.dtypes.canonicalize_dtype(data.dtype) != data.dtype:
         return data
     return jax.device_put(data)  # on a CPU without a copy; jnp.asarray makes one
 
 
 def _plain(tree: Any) -> Any:
-    """NNX states become plain dicts; Flax is not imported for it: who has a state has imported it."""
+    """The tree with an NNX state or variable as plain dicts and arrays.
+
+    Flax is not imported for this: if it has not been imported already, the tree cannot hold its objects.
+    """
     nnx = sys.modules.get("flax.nnx")
     if nnx is None:
         return tree
@@ -334,6 +377,7 @@ def _plain(tree: Any) -> Any:
 
 
 def _data(leaf: Any, path: tuple[str, ...]) -> np.ndarray[Any, Any]:
+    """The array of a leaf as NumPy's; refuses what a file cannot hold."""
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
         raise FileError(
             f"{_text(path)}: a {type(leaf).__name__} cannot be stored; files hold dicts, lists, tuples, arrays and numbers"
