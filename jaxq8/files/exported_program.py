@@ -21,7 +21,8 @@ from jaxq8.analysis.arguments import path_name
 from jaxq8.config import Config
 from jaxq8.errors import ArgumentError, QuantizationError
 from jaxq8.files.container import Container, write
-from jaxq8.files.tree_records import Writer, read_tree
+from jaxq8.files.tree_records import read_tree
+from jaxq8.files.tree_writer import Writer
 from jaxq8.files.weights_file import header, read_all, settings
 from jaxq8.kernels.processor import compiler_options
 from jaxq8.numerics.codebook import is_encoded

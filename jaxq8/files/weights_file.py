@@ -12,7 +12,8 @@ from jaxq8._version import __version__
 from jaxq8.config import Config
 from jaxq8.errors import QuantizationError
 from jaxq8.files.container import Container, write
-from jaxq8.files.tree_records import StoredTensor, Writer, is_stored, read_tree
+from jaxq8.files.tree_records import StoredTensor, is_stored, read_tree
+from jaxq8.files.tree_writer import Writer
 from jaxq8.numerics.ranges import Range, Ranges
 
 KIND = "variables"
