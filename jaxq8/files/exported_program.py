@@ -79,8 +79,8 @@ def export(
     writer.tensors[PROGRAM] = code  # before the leaves, so that none of them takes its name
     entries = []
     for i in arrays:
-        path, leaf = flat[i]
-        name = path_name(path)
+        keys, leaf = flat[i]
+        name = path_name(keys)
         entries.append([name, writer.node(leaf, (name,))])
     document = {
         **header(KIND, writer, ranges, config), "jax_version": jax.__version__, "platforms": list(platforms),
