@@ -297,7 +297,10 @@ def joined_groups(scales: tuple[int, ...], shape: tuple[int, ...], split: tuple[
 def extremes(
     x: jax.Array, keep: tuple[int, ...], fixed: str | Range = "minmax"
 ) -> tuple[jax.Array, jax.Array]:
-    """Minimum and maximum over all axes but `keep`, which become axes of size 1; (0, 0) where there are no elements."""
+    """Minimum and maximum of `x`, or the ends of a `Range`, for each scale: all axes except `keep` have size 1.
+
+    Where an axis to reduce is empty, both are 0.
+    """
     shape = tuple(n if a in keep else 1 for a, n in enumerate(x.shape))
     if isinstance(fixed, Range):
         return jnp.full(shape, fixed.minimum, x.dtype), jnp.full(shape, fixed.maximum, x.dtype)
