@@ -1,4 +1,4 @@
-"""All contact with the semi-public parts of JAX, one name per fact, so that a JAX release that moves one is mended here."""
+"""The only file that uses semi-public parts of JAX, so that a JAX release that moves one of them is adapted to here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """(jaxpr, consts) of an open or closed jaxpr: later JAX releases make them one class, so capability is asked for."""
+    """(jaxpr, consts) of an open or closed jaxpr, told apart by attributes: later JAX releases make them one class."""
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     return inner, getattr(jaxpr, "consts", ())
 
@@ -54,7 +54,7 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
 def bind(eqn: Any, arrays: Sequence[Any]) -> list[Any]:
     """Evaluates one equation on arrays with all of its parameters; always returns a list."""
     bound = eqn.primitive.get_bind_params(eqn.params)
-    # (functions, params) up to JAX 0.9.1, params alone from 0.9.2 on.
+    # JAX returns (functions, params) up to 0.9.1, and params alone from 0.9.2 on.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     result = eqn.primitive.bind(*functions, *arrays, **params)
     return list(result) if eqn.primitive.multiple_results else [result]
@@ -66,12 +66,12 @@ def primitive_named(*names: str) -> list[Any]:
 
 
 def name_stack(eqn: Any) -> str:
-    """The named scopes around an equation, ``"Encoder/Attention_0"``; empty outside any."""
+    """The named scopes around an equation, such as ``"Encoder/Attention_0"``; empty outside all scopes."""
     return str(eqn.source_info.name_stack)
 
 
 def source_line(eqn: Any) -> str:
-    """``file.py:12`` of the user's line that made an equation; empty where JAX does not know."""
+    """The user's line that made an equation, such as ``file.py:12``; empty where JAX does not know it."""
     traceback = eqn.source_info.traceback
     frames = traceback.frames if traceback is not None else ()
     libraries = _library_folders()
@@ -82,7 +82,10 @@ def source_line(eqn: Any) -> str:
 
 
 def _library_folders() -> tuple[str, ...]:
-    """Where the packages lie whose lines are not the user's; a folder of the user's may have the name of any of them."""
+    """The folders of the packages whose lines are not the user's.
+
+    Whole paths are compared, since a folder of the user's may have the same name as one of the packages.
+    """
     modules = (sys.modules.get(name) for name in ("jax", "flax", __name__.partition(".")[0]))
     files = (getattr(module, "__file__", None) for module in modules)
     return tuple(os.path.join(os.path.dirname(file), "") for file in files if file)
@@ -90,14 +93,14 @@ def _library_folders() -> tuple[str, ...]:
 
 @contextmanager
 def user_source(eqn: Any) -> Iterator[None]:
-    """Errors and lowered operations of the block name the user's line that made the equation."""
+    """Makes errors and lowered operations of the block name the user's line that made the equation."""
     with _source_info.user_context(eqn.source_info.traceback, name_stack=eqn.source_info.name_stack):
         yield
 
 
 @contextmanager
 def without_source_lines() -> Iterator[None]:
-    """Programs that are lowered in the block name no files: neither folders of this machine nor the model's code."""
+    """Keeps the names of source files, which tell folders and the model's code, out of programs lowered in the block."""
     option = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, option)
     jax.config.update(option, 0)
@@ -113,9 +116,9 @@ def trace(function: Any, arguments: Sequence[Any]) -> Any:
 
 
 def apart(function: Callable[..., Any], static: Sequence[str] = ()) -> Callable[..., Any]:
-    """`function` as a computation of its own in the compiled program: XLA fuses and folds nothing into it, nor it into others.
+    """Makes `function` a separate computation of the compiled program, which XLA neither fuses nor folds with others.
 
-    `lax.optimization_barrier` is removed before fusion; a call that must not be inlined stays.
+    A call that must not be inlined stays until the end; `lax.optimization_barrier` is removed before fusion.
     """
     compiled = jax.jit(function, static_argnames=static)
 
@@ -129,10 +132,10 @@ def apart(function: Callable[..., Any], static: Sequence[str] = ()) -> Callable[
 
 @apart
 def stored(x: Any) -> Any:
-    """`x`, computed once and kept in memory.
+    """Returns `x`, computed once and kept in memory.
 
-    XLA:CPU computes a cheap elementwise producer again in the loop of each of its readers: nine times for the nine slices
-    of a 3x3 convolution.
+    Otherwise XLA:CPU computes a cheap elementwise producer again in the loop of each of its readers, nine times for the nine
+    slices of a 3x3 convolution.
     """
     return x
 
@@ -140,11 +143,12 @@ def stored(x: Any) -> Any:
 def parameter(number: Any) -> Any:
     """A number that is known while tracing, as an array of one element that the compiled program reads from memory.
 
-    XLA writes scalar constants into the loops that use them: loops of two layers then differ by a number alone, and each is
-    compiled for itself (10 to 80 ms). Arrays of constants stay outside, so that equal loops are compiled once; the barrier
-    keeps the element from being taken out of the array before loops are made. Of equal elements XLA makes a scalar.
+    XLA writes scalar constants into the loops that use them. The loops of two layers then differ only by a number, and each
+    is compiled separately (10 to 80 ms). Constants that are arrays stay outside of the loops, so equal loops are compiled
+    once. The barrier keeps XLA from taking the element out of the array before loops are made.
     """
     number = np.asarray(number)
+    # The two elements differ, since XLA turns an array of equal elements into a scalar.
     pair = np.array([number.item(), 1 if number == 0 else 0], number.dtype)
     return jax.lax.slice_in_dim(jax.lax.optimization_barrier(pair), 0, 1)
 

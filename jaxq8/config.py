@@ -17,9 +17,8 @@ MODES = ("eightbit", "weights", "weights_rounded", "round", "simulate", "off")
 KERNELS = ("auto", "xla", "reference", "simulate")
 NONFINITE = ("propagate", "saturate")
 
-
 WEIGHTS = Spec(symmetric=True, granularity="channel")
-# One scale per row (token, example) in dots, one per tensor in convolutions, which sum over positions.
+# Dots have one scale per row (token, example); convolutions, which sum over positions, have one per tensor.
 ACTIVATIONS = Spec(symmetric=False, granularity="row")
 
 Changes = tuple[tuple[str, Any], ...]
@@ -32,21 +31,23 @@ class Config:
     Attributes:
       mode: "eightbit" (integer arithmetic), "weights" (weights stored in eight bits, float arithmetic), "weights_rounded"
         (the same numbers, kept as float32), "round" (outputs of contractions rounded to ``2**bits`` steps, in float),
-        "simulate" (eight-bit codes carried in float, differentiable), or "off" (float; only the better float forms).
+        "simulate" (eight-bit codes carried in float, differentiable), or "off" (float arithmetic throughout, which still
+        takes the faster float kernels).
       weights: `Spec` of weights.
-      activations: `Spec` of activations. "row" is for dots whose range is found in the run; convolutions, pooling, and
-        sites with a given range have one scale per tensor.
+      activations: `Spec` of activations. Its granularity "row" applies to dots whose range is found in the run; convolutions,
+        pooling, and sites with a given range have one scale per tensor.
       rounding: Name of a registered rounding, or a function ``f(x) -> rounded``.
-      overrides: ``((pattern, changes), ...)``: for sites whose name matches the glob (or ``op:dot``, ``op:conv``, ...),
-        other values of mode, weights, activations, rounding or kernels; later entries win.
+      overrides: ``((pattern, changes), ...)``. A pattern is a glob over site names, or ``op:dot``, ``op:conv``, ...; the
+        changes are other values of mode, weights, activations, rounding, kernels, nonfinite or attention for the sites that
+        match. Later entries win.
       kernels: "auto" (float where eight bits do not pay), "xla" (eight bits everywhere), "reference", or "simulate".
-      nonfinite: What NaN or infinity in data does: "propagate" (the results are NaN, as in float) or "saturate"
+      nonfinite: What NaN or infinity in the data does: "propagate" (the results are NaN, as in float) or "saturate"
         (infinities clip to the ends of the range of the finite values, NaN becomes zero).
-      attention: Also quantize batched products of two activations (attention's scores and sums); float by default, because
-        they cost little and lose the most.
-      batch_blocks: Run a large batch in blocks of examples where the function treats its examples one by one (which is
-        checked, not assumed) and its temporary data would exceed the caches: up to twice as fast on CPU. A range that is
-        found in the run is then that of a block.
+      attention: Also quantize batched products of two activations (the scores and weighted sums of attention). They stay in
+        float by default, because they cost little time and lose the most accuracy.
+      batch_blocks: Run a large batch in blocks of examples, which is up to twice as fast on CPU. This happens only where the
+        function treats its examples one by one (which is checked, not assumed) and its temporary data would exceed the
+        caches. A range that is found in the run is then that of a block.
       seed: Seed of roundings that draw random numbers.
 
     Raises:
@@ -84,10 +85,10 @@ class Config:
         object.__setattr__(self, "overrides", tuple(_override(entry) for entry in self.overrides))
 
     def to_json(self) -> str:
-        """One line of JSON that `from_json` reads.
+        """Returns one line of JSON that `from_json` reads.
 
         Raises:
-          SpecError: A rounding is a function, here or in an override: register it and use its name.
+          SpecError: A rounding is a function, in this configuration or in an override; register it and use its name.
         """
         return json.dumps(_fields_to_json(self))
 
@@ -106,7 +107,7 @@ class Config:
             raise SpecError(f"config: cannot be read ({error}); write it with Config.to_json()") from error
 
     def for_site(self, name: str, op: str) -> Config:
-        """This configuration with the overrides that match a site applied, in order."""
+        """The configuration of one site: this one, changed by the overrides that match the site, in their order."""
         site = self
         for pattern, changes in self.overrides:
             if matches(pattern, name, op):
@@ -136,9 +137,11 @@ def matches(pattern: str, name: str, op: str) -> bool:
 
 
 def _override(entry: Any) -> tuple[str, Changes]:
+    """An override as a pair (pattern, sorted changes), with its fields and values checked."""
     try:
         pattern, changes = entry
-        items = tuple(sorted(changes.items() if isinstance(changes, Mapping) else changes))
+        pairs = changes.items() if isinstance(changes, Mapping) else changes
+        items = tuple(sorted(pairs))
     except (TypeError, ValueError):
         raise SpecError(
             f"Config(overrides=...): {entry!r} is not a pair (pattern, {{field: value}})"
@@ -149,7 +152,7 @@ def _override(entry: Any) -> tuple[str, Changes]:
         raise SpecError(
             f"override {pattern!r} changes {', '.join(unknown)}; known are {', '.join(sorted(allowed))}"
         )
-    Config(**dict(items))  # the values are checked where they are written, not when a site meets them
+    Config(**dict(items))  # refuses wrong values now, rather than when a site matches the pattern
     return str(pattern), items
 
 
@@ -159,12 +162,12 @@ def _one_of(field: str, value: object, known: tuple[str, ...]) -> None:
 
 
 def _fields_to_json(item: Any) -> Any:
-    """A Config, a Spec, overrides or a plain value as what JSON can hold."""
+    """A Config, a Spec, overrides or a plain value, in the form that JSON can hold."""
     if isinstance(item, Range):
         return [item.minimum, item.maximum]
     if isinstance(item, Spec | Config):
         return {f.name: _fields_to_json(getattr(item, f.name)) for f in dataclasses.fields(item)}
-    if isinstance(item, tuple):  # overrides, the entries of them, and their changes
+    if isinstance(item, tuple):  # the overrides, one override, or the changes of one
         return [_fields_to_json(entry) for entry in item]
     if callable(item):
         raise SpecError(
@@ -189,8 +192,9 @@ def _field_from_json(name: str, value: Any) -> Any:
     if name == "range" and isinstance(value, list):
         return Range(*value)
     if name == "overrides":
-        return tuple(
-            (pattern, {key: _field_from_json(key, change) for key, change in changes})
-            for pattern, changes in value
-        )
+        return tuple(_override_from_json(pattern, changes) for pattern, changes in value)
     return value
+
+
+def _override_from_json(pattern: Any, changes: Any) -> tuple[Any, dict[str, Any]]:
+    return pattern, {field: _field_from_json(field, value) for field, value in changes}

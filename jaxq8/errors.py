@@ -1,4 +1,4 @@
-"""The one hierarchy of errors that jaxq8 raises, and the warnings that it gives.
+"""The errors that jaxq8 raises, all with one base class, and the warnings that it gives.
 
 Every message says what was wrong, where (the site or the argument), and what to do about it.
 """
@@ -19,15 +19,15 @@ class TensorError(QuantizationError, ValueError):
 
 
 class ArgumentError(QuantizationError, TypeError):
-    """A quantized function was called with arguments that it cannot take, or returns what is no array."""
+    """Arguments that a function cannot take, or a function that returns something that is not an array."""
 
 
 class RangesError(QuantizationError, ValueError):
-    """`Ranges` that name unknown sites, lack needed ones, or cannot be read."""
+    """`Ranges` that name unknown sites, lack sites that are needed, or cannot be read."""
 
 
 class RuleError(QuantizationError, ValueError):
-    """An extension (rule, rounding, observer) that is registered twice or returns what it must not."""
+    """An extension (rule, rounding, observer) that is registered twice, is incomplete, or returns something invalid."""
 
 
 class FileError(QuantizationError, ValueError):
@@ -35,13 +35,13 @@ class FileError(QuantizationError, ValueError):
 
 
 class CalibrationWarning(UserWarning):
-    """A few of the calibration data make the range of a site, and leave the others few codes.
+    """A few calibration examples are so large that they determine the range of a site and leave the others few codes.
 
     Attributes:
-      site: The first site where it is so.
-      batch: Which batch has them.
-      ratio: How much larger they are than what is usual there.
-      example: Which example of the batch; None where that cannot be told.
+      site: The first site at which this happens.
+      batch: Number of the batch with the largest values there.
+      ratio: How many times larger these values are than is usual at the site.
+      example: Number of the example in that batch; None where it cannot be told.
     """
 
     def __init__(

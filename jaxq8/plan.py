@@ -1,4 +1,4 @@
-"""The Plan: what runs in eight bits, what runs it, and why the rest does not."""
+"""The `Plan` of a quantized function: what runs in eight bits, which kernel runs it, and why the rest runs in float."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from jaxq8.display.text_table import table
 from jaxq8.errors import QuantizationError
 
 PLAN_VERSION = 1
-LISTED = 4  # names in a warning
-# How `SiteRecord.joined` ends where parts have no ranges of their own, and what the Plan says of such sites.
+LISTED = 4  # how many site names a warning spells out
+COLUMNS = (
+    "site", "op", "shapes", "weights", "activations", "range", "reads", "joined parts", "macs", "runs in",
+    "kernel, or why float",
+)  # fmt: skip
+# `SiteRecord.joined` ends with SHARED where the parts of a joined value have no ranges of their own; the warning about such
+# sites explains itself with ONE_RANGE.
 SHARED = "parts share a range"
 ONE_RANGE = "a part that is much smaller than the others keeps few codes; calibrate gives such parts ranges of their own"
 
 
 class Reason(enum.Enum):
-    """Why a site runs in float. The values are the texts that `explain` prints and the docs list."""
+    """Why a site runs in float; the values are the texts that `explain` prints and the documentation lists."""
 
     EIGHT_BIT = "runs in eight bits"
     MODE = "the mode computes in float"
@@ -38,26 +43,26 @@ class Reason(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class SiteRecord:
-    """One site of a plan; everything that is printed is a field.
+    """One site of a plan. Everything that a printed plan says of a site is one of these fields.
 
     Attributes:
-      name: Site name; overrides and ranges address it.
-      op: Operation: dot, conv, gather, concatenate, max_pool, ..., or the primitive of a float fallback.
-      eight_bit: Whether it works on codes.
-      reason: Why not, a `Reason`.
-      detail: Numbers or names that belong to the reason.
-      kernel: Kernel and form that run it.
-      refused: ((kernel, reason), ...) of the candidates that were not taken.
+      name: Site name; overrides and ranges address the site by it.
+      op: Operation: dot, conv, gather, concatenate, max_pool, ..., or the primitive that had to run in float.
+      eight_bit: Whether the site computes on codes.
+      reason: Why the site runs in float, a `Reason`; `Reason.EIGHT_BIT` if it does not.
+      detail: Numbers or names that complete the reason.
+      kernel: The kernel, and its form, that runs the site.
+      refused: ``((kernel, reason), ...)`` for the candidate kernels that were not taken.
       shapes: Shapes of operands and result, as text.
       weights: Representation of the weight, as text.
       activations: Representation of the activation, as text.
       range: Where the activation's range comes from.
-      macs: Multiply-adds.
+      macs: Number of multiply-adds.
       source: ``file.py:line`` in the user's code.
-      reads: In which form a contraction finds its activation: "codes"; "int32", the accumulator of the contraction before;
-        "int32, with elementwise arithmetic" (a residual sum, an activation function) in the pass that makes the codes; or
-        "float: ..." with what made it.
-      joined: What a contraction does with the parts of a joined value: one product for each scale, or one range for all.
+      reads: The form in which a contraction finds its activation: "codes"; "int32" for the accumulator of the contraction
+        before it; "int32, with elementwise arithmetic" where a residual sum or an activation function is computed in the
+        same pass that makes the codes; or "float: ..." followed by the operation that made the float value.
+      joined: How a contraction treats the parts of a joined value: one product for each scale, or one range for all parts.
     """
 
     name: str
@@ -83,7 +88,7 @@ class SiteRecord:
 
 
 class Recorder:
-    """Collects site records while a function is evaluated; a site that is traced again replaces its record."""
+    """Collects the site records of a function while it is evaluated; tracing a site again replaces its record."""
 
     def __init__(self) -> None:
         self._records: dict[tuple[str, str], SiteRecord] = {}
@@ -104,7 +109,7 @@ class Plan:
       sites: A `SiteRecord` for each contraction, table look-up, pooling and concatenation, and for each operation that
         had to leave eight bits.
       unused_overrides: Patterns of `Config.overrides` that matched no site.
-      blocks: How many blocks a large batch runs in (`Config.batch_blocks`); shapes are those of one block.
+      blocks: The number of blocks that a large batch runs in (`Config.batch_blocks`); shapes are those of one block.
     """
 
     sites: tuple[SiteRecord, ...]
@@ -113,23 +118,26 @@ class Plan:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of all contractions."""
+        """Number of multiply-adds of all contractions together."""
         return sum(site.macs for site in self.sites)
 
     @property
     def eight_bit_share(self) -> float:
-        """Share of the multiply-adds that run on eight-bit integers; 1.0 if there are none."""
+        """Share of the multiply-adds that run on eight-bit integers; 1.0 if the function has no multiply-adds."""
         eight = sum(site.macs for site in self.sites if site.eight_bit)
         return eight / self.macs if self.macs else 1.0
 
     @property
     def entries(self) -> tuple[SiteRecord, ...]:
-        """The eight-bit contractions that find their activation in float: there float data becomes codes."""
+        """The eight-bit contractions whose activation arrives in float, so that it becomes codes right before them."""
         return tuple(s for s in self.sites if s.eight_bit and s.reads.startswith("float"))
 
     @property
     def regions(self) -> tuple[tuple[str, ...], ...]:
-        """Contractions between which no activation is in float, in program order; each region begins at an entry."""
+        """The eight-bit regions in program order, each as the names of its contractions.
+
+        A region begins at an entry (see `entries`); between the contractions of one region no activation is in float.
+        """
         found: list[list[str]] = []
         for site in self.sites:
             if not site.macs or not site.eight_bit:
@@ -146,83 +154,58 @@ class Plan:
         raise KeyError(name)
 
     def summary(self) -> str:
-        """One line: share of multiply-adds, and how many contractions stay float for which reason."""
+        """One line: the share of multiply-adds in eight bits, and how many contractions stay float for which reason."""
         contractions = [s for s in self.sites if s.macs]
         eight = sum(s.eight_bit for s in contractions)
         reasons = collections.Counter(s.reason.value for s in contractions if not s.eight_bit)
-        floats = "; ".join(f"{count} float: {text}" for text, count in reasons.most_common())
+        floats = "".join(f"; {count} float: {text}" for text, count in reasons.most_common())
         blocks = f"; the batch runs in {self.blocks} blocks" if self.blocks > 1 else ""
         return (
             f"{self.eight_bit_share:.1%} of {self.macs / 1e6:.1f} million multiply-adds in eight bits "
-            f"({eight} of {len(contractions)} contractions{'; ' + floats if floats else ''}){blocks}"
+            f"({eight} of {len(contractions)} contractions{floats}){blocks}"
         )
 
     def __str__(self) -> str:
+        # Contractions come first; among them those in float, then those with the most multiply-adds.
         ordered = sorted(self.sites, key=lambda s: (s.macs == 0, s.eight_bit, -s.macs))
-        rows = [
-            (
-                s.name,
-                s.op,
-                s.shapes,
-                s.weights,
-                s.activations,
-                s.range,
-                s.reads,
-                s.joined,
-                _share(s, self),
-                "8 bit" if s.eight_bit else "float",
-                s.kernel if s.eight_bit else s.why,
-            )
-            for s in ordered
-        ]
-        header = (
-            "site",
-            "op",
-            "shapes",
-            "weights",
-            "activations",
-            "range",
-            "reads",
-            "joined parts",
-            "macs",
-            "runs in",
-            "kernel, or why float",
-        )
-        lines = [self.summary(), self._entered(), *self._warnings(), "", *table(header, rows)]
-        lines += [f"override {pattern!r} matched no site" for pattern in self.unused_overrides]
-        return "\n".join(lines)
+        sites = table(COLUMNS, [self._row(site) for site in ordered])
+        unused = [f"override {pattern!r} matched no site" for pattern in self.unused_overrides]
+        return "\n".join([self.summary(), self._entered(), *self._warnings(), "", *sites, *unused])
+
+    def _row(self, site: SiteRecord) -> tuple[str, ...]:
+        """What the table says of one site, in the order of `COLUMNS`."""
+        share = f"{site.macs / self.macs:.1%}" if site.macs and self.macs else ""
+        runs_in, how = ("8 bit", site.kernel) if site.eight_bit else ("float", site.why)
+        return (
+            site.name, site.op, site.shapes, site.weights, site.activations, site.range, site.reads, site.joined, share,
+            runs_in, how,
+        )  # fmt: skip
 
     def _warnings(self) -> list[str]:
-        """What may lose more than rounding does."""
+        """Lines about sites that may lose more accuracy than rounding alone costs."""
         shared = [s.name for s in self.sites if s.joined.endswith(SHARED)]
+        if not shared:
+            return []
         more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
-        return (
-            [f"joined parts share a range at {', '.join(shared[:LISTED])}{more}: {ONE_RANGE}"]
-            if shared
-            else []
-        )
+        return [f"joined parts share a range at {', '.join(shared[:LISTED])}{more}: {ONE_RANGE}"]
 
     def _entered(self) -> str:
-        """One line: how many regions, and what stands at their borders."""
-        kinds = collections.Counter(s.reads.removeprefix("float: ").split(" at ")[0] for s in self.entries)
-        made = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in kinds.most_common())
+        """One line: how many eight-bit regions there are, and after which operations float becomes codes."""
+        makers = collections.Counter(s.reads.removeprefix("float: ").split(" at ")[0] for s in self.entries)
+        made = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in makers.most_common())
         count = len(self.regions)
-        return f"{count} eight-bit region{'s' if count != 1 else ''}" + (
-            f"; float becomes codes after: {made}" if made else ""
-        )
+        regions = f"{count} eight-bit region{'s' if count != 1 else ''}"
+        return f"{regions}; float becomes codes after: {made}" if made else regions
 
     def to_json(self) -> str:
-        """All fields of all sites, versioned."""
-        sites = [{**dataclasses.asdict(s), "reason": s.reason.name} for s in self.sites]
-        return json.dumps(
-            {
-                "version": PLAN_VERSION,
-                "blocks": self.blocks,
-                "sites": sites,
-                "unused_overrides": self.unused_overrides,
-            },
-            indent=1,
-        )
+        """All fields of all sites as JSON, with a version number."""
+        document = {
+            "version": PLAN_VERSION,
+            "blocks": self.blocks,
+            "sites": [{**dataclasses.asdict(s), "reason": s.reason.name} for s in self.sites],
+            "unused_overrides": self.unused_overrides,
+        }
+        return json.dumps(document, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -246,7 +229,3 @@ class Plan:
 def _read_site(entry: dict[str, Any]) -> SiteRecord:
     refused = tuple((str(a), str(b)) for a, b in entry["refused"])
     return SiteRecord(**{**entry, "reason": Reason[entry["reason"]], "refused": refused})
-
-
-def _share(site: SiteRecord, plan: Plan) -> str:
-    return f"{site.macs / plan.macs:.1%}" if site.macs and plan.macs else ""

@@ -1,4 +1,4 @@
-"""`quantize`: a function in, the same function in eight bits out; and `explain`, which records what that means."""
+"""`quantize` turns a function into the same function in eight bits; `explain` says what that does to each operation."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ from jaxq8.plan import Plan, Recorder
 def quantize(
     fn: Callable[..., Any], config: Config | None = None, *, ranges: Mapping[str, Range] | None = None
 ) -> Callable[..., Any]:
-    """Returns `fn` with its heavy arithmetic in eight-bit integers, accumulated in int32.
+    """Returns `fn` with its contractions and table look-ups in eight-bit integers, accumulated in int32.
 
-    The result has the signature of `fn` and composes with JAX's other transformations, around it and inside `fn`. Its
-    derivatives are those of the same arithmetic in float with straight-through rounding; custom derivatives inside `fn` are
-    kept. Ranges that are found in the run are found over what one call sees: under `jax.vmap` in each example for itself,
-    inside `jax.shard_map` in each device's part, but with sharded arguments under `jax.jit` over the whole array.
+    The result has the signature of `fn`. It composes with JAX's other transformations, both those applied to it and those used
+    inside `fn`. Its derivatives are those of the same arithmetic in float with the straight-through estimator for rounding;
+    custom derivatives inside `fn` are kept. A range that is found in the run covers what one call sees: under `jax.vmap` each
+    example separately, inside `jax.shard_map` the part of each device, but the whole array where the arguments are sharded
+    under `jax.jit`.
 
-    Every argument leaf may be a `QTensor`: weights from `quantize_weights`, or data that is eight-bit
-    already (`QTensor.from_uint8`). Python numbers, booleans, strings and other objects among the arguments stay static.
+    Every leaf of the arguments may be a `QTensor`: weights from `quantize_weights`, or data that are eight bits wide already
+    (`QTensor.from_uint8`). Python numbers, booleans, strings and other objects among the arguments stay static.
 
     Args:
       fn: Any function that JAX can trace: ``model.apply``, or plain JAX. The first argument, if it is a container, holds the
         weights; arrays that `fn` closes over are weights too.
       config: What to quantize and how; default `Config()`.
-      ranges: Static ranges by site name; sites that it does not name find their range in each run.
+      ranges: Static ranges by site name; every other site finds its range in each run.
 
     Returns:
-      A function of the same arguments. Float results have the dtypes of `fn`; one with nothing to quantize returns what `fn`
-      returns, bit for bit.
+      A function of the same arguments. Its float results have the same dtypes as those of `fn`. If nothing in `fn` can be
+      quantized, the results are those of `fn`, bit for bit.
 
     Raises:
       SpecError: `config` is not a `Config`.
-      ArgumentError: (when called) an argument cannot be traced.
+      ArgumentError: `fn` is not a function, or (when called) an argument cannot be traced.
       RangesError: (when called) `ranges` names sites that `fn` does not have.
 
     Example:
@@ -64,7 +65,7 @@ def quantize(
 
 
 def settings_of(function: Any) -> tuple[Config, Ranges] | None:
-    """Configuration and ranges of what `quantize` returned, compiled or wrapped or not; None for any other function."""
+    """Configuration and ranges of a function that `quantize` returned, also if it was compiled or wrapped; else None."""
     while function is not None:
         found = getattr(function, "quantization", None)
         if found is not None:
@@ -77,7 +78,7 @@ def explain(
     fn: Callable[..., Any], *args: Any, config: Config | None = None, ranges: Mapping[str, Range] | None = None,
     **kwargs: Any,
 ) -> Plan:  # fmt: skip
-    """What `quantize(fn, config, ranges=ranges)` does with these arguments, without computing anything.
+    """Describes what `quantize(fn, config, ranges=ranges)` does with these arguments, without computing anything.
 
     Args:
       fn: The function as it is given to `quantize` (not quantized yet).
@@ -88,6 +89,11 @@ def explain(
 
     Returns:
       A `Plan`; print it, or read its `sites`.
+
+    Raises:
+      SpecError: `config` is not a `Config`.
+      ArgumentError: `fn` is not a function, or an argument cannot be traced.
+      RangesError: `ranges` names sites that `fn` does not have.
 
     Example:
       >>> print(q8.explain(model.apply, variables, images))
@@ -101,16 +107,20 @@ def explain(
         call.arguments.leaves,
     )
     plan = recorder.plan()
-    unused = [
-        pattern
-        for pattern, _ in config.overrides
-        if not any(matches(pattern, s.name, s.op) for s in plan.sites)
-    ]
+    unused = []
+    for pattern, _ in config.overrides:
+        if not any(matches(pattern, site.name, site.op) for site in plan.sites):
+            unused.append(pattern)
     return dataclasses.replace(plan, unused_overrides=tuple(unused))
 
 
 def checked_config(fn: Any, config: Config | None) -> Config:
-    """The configuration, default filled in; refuses what is not a function or not a configuration."""
+    """The configuration, `Config()` if it is None.
+
+    Raises:
+      ArgumentError: `fn` is not a function.
+      SpecError: `config` is not a `Config`.
+    """
     if not callable(fn):
         raise ArgumentError(
             f"quantize expects a function, got {type(fn).__name__}; for a Flax model pass model.apply"

@@ -1,4 +1,4 @@
-"""`quantize_weights`: the leaves that are weights become codes, with scales along the axes over which nothing is summed."""
+"""`quantize_weights`: turns the leaves that are weights into codes, with scales along the axes that are not summed over."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def quantize_weights(
 ) -> Any:
     """Returns `variables` with the leaves that are weights as `QTensor`.
 
-    Which leaves are weights, and which of their axes keep scales of their own, is found by following each leaf through the
-    trace of ``fn(variables, *inputs)`` to the contractions and table look-ups that read it (through reshapes, transposes,
-    slices, `jit` and `scan`). Leaves that nothing reads in eight bits (biases, batch-norm statistics) stay as they are.
+    Each leaf is followed through the trace of ``fn(variables, *inputs)`` (through reshapes, transposes, slices, `jit` and
+    `scan`) to the contractions and table look-ups that read it. They decide whether the leaf is a weight, and which of its
+    axes keep scales of their own. Leaves that nothing reads in eight bits (biases, batch-norm statistics) stay as they are.
 
     Args:
-      fn: The float function, ``model.apply`` for example; it is traced, not run.
+      fn: The float function, for example ``model.apply``; it is traced, not run.
       variables: Its first argument: any pytree (Linen variables, NNX state, dicts).
       *inputs: Its other arguments: arrays or `jax.ShapeDtypeStruct`.
-      config: As for `quantize`; mode, overrides, `weights` and `rounding` decide.
+      config: As for `quantize`; its mode, overrides, `weights` and `rounding` decide how weights are encoded.
       **kwargs: Keyword arguments of `fn`.
 
     Returns:
-      A tree of the same structure; float weights are replaced by QTensors of the same shape (`CodeBook` where the spec has
-      ``levels="kmeans"``).
+      A tree of the same structure, in which float weights are replaced by QTensors of the same shape, or by a `CodeBook`
+      where the spec has ``levels="kmeans"``.
 
     Raises:
       TensorError: A weight holds NaN or infinity; the message names it.
@@ -52,12 +52,13 @@ def quantize_weights(
         raise ArgumentError(
             "quantize_weights: the variables hold no arrays; pass the model's variables as second argument"
         )
-    marked = dataclasses.replace(
-        call.arguments, weights=tuple(i < len(arrays) for i in range(len(call.arguments.leaves)))
-    )
-    analysis = dataclasses.replace(call, arguments=marked).analyse(config)
+    # The leaves of the first argument come first, and all of them may be weights, whatever container holds them.
+    may_be_weight = tuple(i < len(arrays) for i in range(len(call.arguments.leaves)))
+    arguments = dataclasses.replace(call.arguments, weights=may_be_weight)
+    analysis = dataclasses.replace(call, arguments=arguments).analyse(config)
     leaves = [*call.consts, *call.arguments.leaves]
-    encoded = encoded_leaves(leaves, analysis, config, count, names=marked.paths)
+    encoded = encoded_leaves(leaves, analysis, config, count, names=arguments.paths)
     for position, i in enumerate(arrays):
-        flat[i] = flat[i] if isinstance(flat[i], CodeBook) else encoded[count + position]
+        if not isinstance(flat[i], CodeBook):
+            flat[i] = encoded[count + position]
     return jax.tree_util.tree_unflatten(tree, flat)

@@ -14,7 +14,7 @@ import pytest
 import jaxq8 as q8
 from jaxq8.files import exported_program
 from jaxq8.files.container import Container, write
-from jaxq8.files.tree_records import Writer
+from jaxq8.files.tree_writer import Writer
 from jaxq8.files.weights_file import header
 from tests.zoo import ZOO
 

@@ -1,6 +1,6 @@
-"""What is learned of a model from data, and the repairs that follow without training.
+"""Measures a model on data, and repairs its variables without training.
 
-In come the float function, its variables and batches of data; out come ranges (`calibrate`), reports of where the error comes
-from (`compare`, `sensitivity`), or changed variables (`bias_correction`, `equalization`, `batch_norm_folding`). Nothing here
-changes how a function is evaluated, and nothing knows of files.
+Given the float function, its variables and batches of data, this folder finds ranges (`calibrate`), reports where the error
+comes from (`compare`, `sensitivity`), or returns changed variables (`bias_correction`, `equalization`, `batch_norm_folding`).
+Nothing here changes how a function is evaluated, and nothing depends on files.
 """

@@ -1,4 +1,7 @@
-"""Repairs for nets that lose too much: they change variables, so every mode, file and export takes them as they are."""
+"""`correct_bias`: moves the mean of each contraction back to its float value by changing a vector after the contraction.
+
+Only variables change, so every mode, file and export takes the result as it is.
+"""
 
 from __future__ import annotations
 
@@ -32,24 +35,24 @@ def correct_bias(
     progress: bool = True,
     **kwargs: Any,
 ) -> Any:
-    """Moves each contraction's mean back to where it is in float.
+    """Moves the mean of each contraction back to its value in float.
 
-    Rounding weights and clipping activations shift the mean of a channel, and what follows amplifies the shift. The mean
-    error of each contraction, by itself, is measured over the batches and goes into the vector that is added (a bias) or
-    subtracted (a batch-norm mean) right after it (Nagel et al. 2019, section 4.2, measured instead of derived). Contractions
-    without such a vector stay as they are.
+    Rounding weights and clipping activations shift the mean of a channel, and later layers amplify the shift. The mean error
+    that each contraction adds by itself is measured over the batches. It goes into the vector that is added (a bias) or
+    subtracted (a batch-norm mean) right after the contraction (Nagel et al. 2019, section 4.2, measured instead of derived).
+    Contractions without such a vector stay as they are.
 
     Args:
       fn: The float function.
       variables: Its first argument, in float.
       batches: As for `calibrate`.
-      config: As for `quantize`; the correction belongs to it.
+      config: As for `quantize`; the correction holds for this configuration only.
       ranges: As for `quantize`.
       progress: Show a progress bar.
       **kwargs: Keyword arguments of `fn`.
 
     Returns:
-      `variables` with corrected vectors, still in float: for `quantize_weights`, or as they are.
+      `variables` with corrected vectors, still in float; pass them to `quantize_weights`, or use them as they are.
 
     Raises:
       ArgumentError: There are no batches.
@@ -71,7 +74,7 @@ def correct_bias(
 
 
 class _Shifts(Probe):
-    """Keeps, for each contraction, the mean difference between exact and encoded results by element of the last axes."""
+    """Keeps, for each contraction outside of loops, the difference between its exact and its eight-bit result."""
 
     active = static = False
 
@@ -92,20 +95,25 @@ def _shifts(
     config: Config,
     ranges: Ranges,
 ) -> dict[str, jax.Array]:
+    """The mean error of each contraction in one batch, by channel."""
     call = Call.trace(fn, (variables, *inputs), kwargs)
     probe = _Shifts()
     evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), probe, exact=lambda name: True)
     chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
     axes = {site.name: channel_axis(node) for node, site in chains.contractions()}
-    return {
-        name: jnp.mean(d, tuple(a for a in range(d.ndim) if a != axes[name]))
-        for name, d in probe.seen.items()
-        if name in axes
-    }
+    shifts = {}
+    for name, difference in probe.seen.items():
+        if name in axes:
+            others = tuple(axis for axis in range(difference.ndim) if axis != axes[name])
+            shifts[name] = jnp.mean(difference, others)
+    return shifts
 
 
 def moved(variables: Any, chains: Chains, shifts: Mapping[str, np.ndarray]) -> Any:
-    """`variables` with the mean error of each named contraction taken into the vector after it, where there is one."""
+    """`variables` with the mean error of each named contraction added to the vector after it.
+
+    A contraction stays uncorrected if it has no such vector, or if another contraction uses the same vector.
+    """
     flat, arrays, tree = array_leaves(variables)
     places = {s.name: chains.shift_after(n) for n, s in chains.contractions() if s.name in shifts}
     users = collections.Counter(place[0] for place in places.values() if place)

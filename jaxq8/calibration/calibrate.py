@@ -1,4 +1,4 @@
-"""`calibrate`: observes the values of every site over batches of data, and returns the ranges to hard-code."""
+"""`calibrate`: observes the values of every site over batches of data, and returns the ranges to use as static ranges."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def calibrate(
     progress: bool = True,
     **kwargs: Any,
 ) -> Ranges:
-    """Ranges of everything that `quantize(fn, config)` encodes, observed in float over batches of data.
+    """Observes, in float over batches of data, the range of everything that `quantize(fn, config)` encodes.
 
-    One pass over the data serves all sites. Only the observers' states are kept, and three numbers a site and batch, so memory
-    does not grow with the size of batches. Several runs (other data, other machines) are joined by `Ranges.merge`. A site that
-    saw nothing, because it never ran (a branch not taken) or read nothing but zeros, is left out, and finds its range while
-    running.
+    One pass over the data serves all sites. Only the observers' states and three numbers for each site and batch are kept, so
+    memory does not grow with the size of the batches. `Ranges.merge` joins the results of several runs (on other data, or on
+    other machines). A site is left out if it never ran (a branch that was not taken) or read nothing but zeros; its range is
+    then found in each run.
 
     Args:
       fn: The function as it is given to `quantize`: ``model.apply``.
@@ -51,7 +51,7 @@ def calibrate(
       batches: An iterable of inputs: a tuple holds the other positional arguments, anything else is the only one.
         Batches may differ in size; each new shape is compiled once.
       config: As for `quantize`. A site's ``activations.range`` may name an observer of its own.
-      observer: Name of a registered observer or an object like one, for all sites whose configuration names none; default
+      observer: Name of a registered observer, or an object like one, for all sites whose configuration names none; default
         "minmax".
       progress: Show a progress bar.
       **kwargs: Keyword arguments of `fn`, the same for all batches.
@@ -60,14 +60,14 @@ def calibrate(
       `Ranges`, to be given to `quantize(fn, config, ranges=...)`; edit them by hand through `Ranges.to_json`.
 
     Raises:
-      ArgumentError: There are no batches, or `batches` is itself one.
-      RangesError: A site saw NaN or infinity; the message names site and batch. Or there is nothing to calibrate, or nothing
-        but zeros was seen.
+      ArgumentError: There are no batches, or `batches` is itself a batch.
+      RangesError: A site saw NaN or infinity (the message names site and batch), the function has no site to calibrate, or
+        every site saw nothing but zeros.
       SpecError: No observer has that name.
 
     Warns:
-      CalibrationWarning: An example, or a whole batch, is far larger than the others, and the range of a site holds it; the
-        message names site, batch and ratio.
+      CalibrationWarning: An example, or a whole batch, is far larger than the others, and the range of a site includes it;
+        the message names site, batch and ratio.
 
     Example:
       >>> ranges = q8.calibrate(model.apply, variables, [images[:8], images[8:]])
@@ -75,7 +75,9 @@ def calibrate(
     """
     config = checked_config(fn, config)
     choose = _Observers(config, get_observer(observer or "minmax"))
-    order: dict[str, None] = {}  # results of compiled functions are sorted by name
+    order: dict[
+        str, None
+    ] = {}  # sites in the order in which they run; a compiled function returns them sorted by name
     step = jax.jit(lambda variables, inputs: _observe(fn, variables, inputs, kwargs, config, choose, order))
     merge = jax.jit(lambda old, new: _merged(old, new, choose))
     states: dict[str, State] = {}
@@ -86,39 +88,48 @@ def calibrate(
         sizes.append(jax.device_get(size))
         states = merge(states, new) if states else new
     if not states:
-        why = (
-            "it is quantized already: pass the float function"
-            if settings_of(fn)
-            else "q8.explain(...) says why"
-        )
+        quantized = settings_of(fn) is not None
+        why = "it is quantized already: pass the float function" if quantized else "q8.explain(...) says why"
         raise RangesError(f"calibrate: this function has no site that runs in eight bits; {why}")
-    found = jax.device_get(states)
-    ranges = {name: _range(choose(name), found[name], choose.spec(name)) for name in order}
-    seen = Ranges(_without_like_parts({name: r for name, r in ranges.items() if r is not None}))
-    if not seen:
+    ranges = _ranges(jax.device_get(states), order, choose)
+    if not ranges:
         raise RangesError(
             "calibrate: every site saw nothing but zeros; pass data like those that the model will see"
         )
-    warn(outliers(sizes, seen), stacklevel=2)
-    return seen
+    warn(outliers(sizes, ranges), stacklevel=2)
+    return ranges
+
+
+def _ranges(states: dict[str, State], order: Iterable[str], choose: _Observers) -> Ranges:
+    """The ranges of all sites that saw values, in the given order, from the final states of their observers."""
+    found: dict[str, Range] = {}
+    for name in order:
+        range = _range(choose(name), states[name], choose.spec(name))
+        if range is not None:
+            found[name] = range
+    return Ranges(_without_like_parts(found))
 
 
 def _without_like_parts(ranges: dict[str, Range]) -> dict[str, Range]:
-    """Ranges of parts of joined values only where they differ: there a contraction is split (`rules.joined`)."""
+    """The ranges without those of parts of a joined value that are all alike.
+
+    Parts need ranges of their own only where these differ, since only there a contraction is split (`rules.joined`).
+    """
     parts: dict[str, list[Range]] = {}
-    for name, found in ranges.items():
+    for name, range in ranges.items():
         if is_part(name):
-            parts.setdefault(site_name(name), []).append(found)
-    return {n: r for n, r in ranges.items() if not is_part(n) or are_unlike(parts[site_name(n)])}
+            parts.setdefault(site_name(name), []).append(range)
+    unlike = {site for site, found in parts.items() if are_unlike(found)}
+    return {n: r for n, r in ranges.items() if not is_part(n) or site_name(n) in unlike}
 
 
 def each_batch(
     who: str, batches: Iterable[Any], doing: str = "", progress: bool = False
 ) -> Iterator[tuple[Any, ...]]:
-    """The positional arguments of one batch after the other, under a progress bar that says what is being done.
+    """Yields the positional arguments of each batch, under a progress bar that says what is being done.
 
     Raises:
-      ArgumentError: There are no batches, or `batches` is itself one; the message names the function `who`.
+      ArgumentError: There are no batches, or `batches` is itself a batch; the message names the function `who`.
     """
     if hasattr(batches, "shape") or isinstance(batches, Mapping | str) or not isinstance(batches, Iterable):
         raise ArgumentError(
@@ -135,13 +146,13 @@ def each_batch(
 
 
 def as_inputs(batch: Any) -> tuple[Any, ...]:
-    """The positional arguments that a batch stands for: a tuple is all of them, anything else the only one."""
+    """The positional arguments that a batch stands for: a tuple holds all of them, anything else is the only one."""
     return batch if isinstance(batch, tuple) and not hasattr(batch, "_fields") else (batch,)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Observers:
-    """Which observer a site has: its own by configuration, or the given one."""
+    """Chooses the observer of a site: the one that its configuration names, or else the default."""
 
     config: Config
     default: Observer
@@ -155,7 +166,7 @@ class _Observers:
 
 
 class _Observing(Probe):
-    """Updates the observer of every site that is encoded."""
+    """Keeps, for every site that is encoded, the observer's state, whether all values were finite, and their magnitudes."""
 
     active = static = True
 
@@ -189,32 +200,40 @@ def _observe(
     fn: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], config: Config,
     choose: _Observers, order: dict[str, None],
 ) -> tuple[dict[str, State], dict[str, jax.Array], dict[str, Magnitudes]]:  # fmt: skip
-    """States of one batch by site, whether the site saw finite numbers only, and how large they were."""
+    """Three dicts by site, for one batch: the observer's state, whether all values were finite, and their magnitudes.
+
+    The names of the sites are added to `order` while the function is traced.
+    """
     call = Call.trace(fn, (variables, *inputs), kwargs)
     probe = _Observing(choose, leading_sizes(inputs))
     evaluate_call(call, call.arguments.leaves, config, Ranges(), Recorder(), probe, exact=lambda name: True)
     order.update(dict.fromkeys(probe.seen))
-    states, finite, sizes = ({n: kept[i] for n, kept in probe.seen.items()} for i in range(3))
+    states, finite, sizes = {}, {}, {}
+    for name, (state, is_finite, size) in probe.seen.items():
+        states[name], finite[name], sizes[name] = state, is_finite, size
     return states, finite, sizes
 
 
 def _merged(old: dict[str, State], new: dict[str, State], choose: _Observers) -> dict[str, State]:
-    both = {n: choose(n).merge(s, new[n]) if n in new else s for n, s in old.items()}
-    return both | {n: s for n, s in new.items() if n not in old}
+    """The states of all sites that either side has; where both have one, the observer merges them."""
+    merged = dict(old)
+    for name, state in new.items():
+        merged[name] = choose(name).merge(old[name], state) if name in old else state
+    return merged
 
 
 def _check_finite(finite: dict[str, jax.Array], batch: int) -> None:
     bad = [name for name, ok in jax.device_get(finite).items() if not ok]
-    if bad:
-        raise RangesError(
-            f"calibrate: NaN or infinity in batch {batch} at {bad[0]}"
-            + (f" and {len(bad) - 1} later sites" if len(bad) > 1 else "")
-            + "; repair that batch or leave it out"
-        )
+    if not bad:
+        return
+    more = f" and {len(bad) - 1} later sites" if len(bad) > 1 else ""
+    raise RangesError(
+        f"calibrate: NaN or infinity in batch {batch} at {bad[0]}{more}; repair that batch or leave it out"
+    )
 
 
 def _range(observer: Observer, state: State, spec: Spec) -> Range | None:
-    """The range of a site; None if it was never given any values (a branch that did not run), or zeros alone."""
+    """The range of a site; None if the site saw no values (a branch that did not run), or nothing but zeros."""
     try:
         found = observer.finalise(jax.tree.map(np.asarray, state), spec)
     except (SpecError, IndexError):

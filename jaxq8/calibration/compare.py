@@ -1,9 +1,10 @@
-"""`compare`: the float function beside its eight-bit one, site by site."""
+"""`compare`: runs a float function beside its quantized form and measures the error of the results and of each site."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Recorder
 from jaxq8.transform import settings_of
 
-BINS = 64
+BINS = 64  # of a site's histogram
 
 
 def compare(
@@ -43,13 +44,13 @@ def compare(
 
     Args:
       fn: The float function: ``model.apply``.
-      fast: What `quantize(fn, ...)` returned, compiled or not. Any other function of the same arguments is compared by its
-        results alone.
+      fast: What `quantize(fn, ...)` returned, compiled or not. Of any other function of the same arguments only the results
+        are compared, not the sites.
       variables: First argument of `fn`.
       batches: Iterable of inputs, as for `calibrate`.
-      fast_variables: First argument of `fast` where it differs: weights from `quantize_weights`.
+      fast_variables: First argument of `fast` where it differs from `variables`: weights from `quantize_weights`.
       progress: Show a progress bar.
-      **kwargs: Keyword arguments of both.
+      **kwargs: Keyword arguments of both functions.
 
     Returns:
       A `Report`. Errors are measured over all batches together.
@@ -63,21 +64,20 @@ def compare(
     """
     quantized = variables if fast_variables is None else fast_variables
     settings = settings_of(fast)
-    order: dict[str, None] = {}  # results of compiled functions are sorted by name
-    sites: Callable[..., dict[str, Any]] = (
-        jax.jit(lambda v, q, x: _sites(fn, v, q, x, kwargs, settings, order))
-        if settings
-        else (lambda v, q, x: {})
-    )
+    order: dict[
+        str, None
+    ] = {}  # sites in the order in which they run; a compiled function returns them sorted by name
+    sites = jax.jit(partial(_sites, fn, kwargs, settings, order)) if settings else None
     outputs = jax.jit(lambda v, x: jax.tree.leaves(fn(v, *x, **kwargs)))
     totals: dict[str, Any] = {}
-    result = _Results()
+    results = _Results()
     for inputs in each_batch("compare", batches, "comparing", progress):
-        result.add(outputs(variables, inputs), jax.tree.leaves(fast(quantized, *inputs, **kwargs)))
-        for name, sums in jax.device_get(sites(variables, quantized, inputs)).items():
-            totals[name] = _added(totals[name], sums) if name in totals else sums
-    found = tuple(_site(name, totals[name]) for name in order)
-    return Report(result.errors(), found, _weights(variables, [s.name for s in found]))
+        results.add(outputs(variables, inputs), jax.tree.leaves(fast(quantized, *inputs, **kwargs)))
+        if sites is not None:
+            for name, sums in jax.device_get(sites(variables, quantized, inputs)).items():
+                totals[name] = _added(totals[name], sums) if name in totals else sums
+    site_errors = tuple(_site(name, totals[name]) for name in order)
+    return Report(results.errors(), site_errors, _weights(variables, order))
 
 
 class _Results:
@@ -88,31 +88,43 @@ class _Results:
         self._same: list[tuple[float, float]] = []
 
     def add(self, exact: list[Any], found: list[Any]) -> None:
-        shapes = [[np.shape(x) for x in side] for side in (exact, found)]
-        if shapes[0] != shapes[1]:
+        """Takes in the results of one batch: arrays of the float function, and arrays of the other one."""
+        exact_shapes, found_shapes = [np.shape(x) for x in exact], [np.shape(x) for x in found]
+        if exact_shapes != found_shapes:
             raise ArgumentError(
-                f"compare: results have shapes {shapes[0]} and {shapes[1]}; pass the same function twice"
+                f"compare: results have shapes {exact_shapes} and {found_shapes}; pass the same function twice"
             )
-        flat = [np.concatenate([np.asarray(x, np.float64).ravel() for x in side]) for side in (exact, found)]
-        sums = _sums_of(flat[0], flat[1], np)
+        sums = _sums_of(_flat(exact), _flat(found), np)
         self._sums = sums if self._sums is None else _added(self._sums, sums)
-        if len(exact) == 1 and np.ndim(exact[0]) == 2 and np.shape(exact[0])[-1] >= 3:
+        looks_like_logits = len(exact) == 1 and np.ndim(exact[0]) == 2 and np.shape(exact[0])[-1] >= 3
+        if looks_like_logits:
             self._same += _agreement(np.asarray(exact[0]), np.asarray(found[0]))
 
     def errors(self) -> OutputErrors:
-        top1, top5 = (
-            (float(np.mean(c)) for c in zip(*self._same, strict=True)) if self._same else (None, None)
-        )
+        """The errors over all batches so far."""
+        if not self._same:
+            return OutputErrors(**_errors(self._sums))
+        top1, top5 = (float(np.mean(column)) for column in zip(*self._same, strict=True))
         return OutputErrors(**_errors(self._sums), top1=top1, top5=top5)
 
 
+def _flat(arrays: list[Any]) -> np.ndarray:
+    """All elements of several arrays as one float64 vector."""
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in arrays])
+
+
 def _agreement(exact: np.ndarray, found: np.ndarray) -> list[tuple[float, float]]:
+    """For each example: 1.0 or 0.0 for the same largest logit, and for the exact largest being among the five found."""
     best, five = exact.argmax(-1), np.argsort(-found, axis=-1)[:, :5]
     return [(float(b == f[0]), float(b in f)) for b, f in zip(best, five, strict=True)]
 
 
 class _Keeping(Probe):
-    """Keeps the real numbers that each site reads, and with codes their range and its (largest) step."""
+    """Keeps the real numbers that each site reads; with `codes` those that the codes stand for, their range and step.
+
+    Where a site has several scales, the range is that from the smallest to the largest value of all, and the step is the
+    largest one.
+    """
 
     active = True
 
@@ -131,21 +143,21 @@ class _Keeping(Probe):
 
 
 def _sites(
-    fn: Callable[..., Any], variables: Any, quantized: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any],
-    settings: tuple[Config, Ranges], order: dict[str, None],
+    fn: Callable[..., Any], kwargs: dict[str, Any], settings: tuple[Config, Ranges], order: dict[str, None],
+    variables: Any, quantized: Any, inputs: tuple[Any, ...],
 ) -> dict[str, Any]:  # fmt: skip
-    """Sums of errors by site, of one batch; notes the order of sites."""
+    """Sums of the errors of one batch by site; adds the names of the sites to `order` while it is traced."""
     config, ranges = settings
     exact, found = _Keeping(codes=False), _Keeping(codes=True)
     call = Call.trace(fn, (variables, *inputs), kwargs)
     evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), exact, exact=lambda name: True)
     call = Call.trace(fn, (quantized, *inputs), kwargs)
     evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), found)
-    sums = {
-        name: _site_sums(exact.seen[name], *kept)
-        for name, kept in found.seen.items()
-        if name in exact.seen and exact.seen[name].shape == kept[0].shape and kept[0].size
-    }
+    sums = {}
+    for name, (real, *range_and_step) in found.seen.items():
+        expected = exact.seen.get(name)
+        if expected is not None and expected.shape == real.shape and real.size:
+            sums[name] = _site_sums(expected, real, *range_and_step)
     order.update(dict.fromkeys(sums))
     return sums
 
@@ -153,14 +165,14 @@ def _sites(
 def _site_sums(
     x: jax.Array, y: jax.Array, low: jax.Array, high: jax.Array, step: jax.Array
 ) -> dict[str, Any]:
+    """Sums of the errors of `y` against `x`, how many values of `x` are clipped, and the histogram of `x`."""
     low, high, step = jnp.min(low), jnp.max(high), jnp.max(step)
     span = jnp.stack([jnp.min(x), jnp.max(x)])
     width = jnp.where(span[1] > span[0], span[1] - span[0], 1) / BINS
     bins = jnp.clip(((x - span[0]) / width).astype(jnp.int32), 0, BINS - 1).reshape(-1)
     counts = jnp.zeros(BINS, jnp.int32).at[bins].add(1)
-    reach = (
-        0.5001 * step
-    )  # the ends lie on the grid, up to half a step inside of the range that was asked for
+    # The ends of the range lie on the grid, which may be up to half a step inside of the range that was asked for.
+    reach = 0.5001 * step
     clipped = jnp.sum((x < low - reach) | (x > high + reach))
     return {
         **_sums_of(x, y, jnp),
@@ -173,6 +185,7 @@ def _site_sums(
 
 
 def _sums_of(x: Any, y: Any, xp: Any) -> dict[str, Any]:
+    """The sums from which `_errors` follows, of exact numbers `x` and approximate ones `y`; `xp` is np or jnp."""
     d = xp.abs(x - y)
     return {
         "xx": xp.sum(x * x), "yy": xp.sum(y * y), "xy": xp.sum(x * y), "dd": xp.sum(d * d), "d": xp.sum(d),
@@ -181,7 +194,7 @@ def _sums_of(x: Any, y: Any, xp: Any) -> dict[str, Any]:
 
 
 def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Sums of two batches; the histogram stays that of the first."""
+    """The sums of two batches together; the histogram stays that of the first batch."""
     joins: dict[str, Callable[[Any, Any], Any]] = {
         "max": np.maximum,
         "low": np.minimum,
@@ -194,9 +207,22 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def _errors(sums: Mapping[str, Any]) -> dict[str, float]:
     xx, yy, xy, dd, d, n = (float(sums[k]) for k in ("xx", "yy", "xy", "dd", "d", "n"))
-    sqnr = 10 * math.log10(xx / dd) if dd > 0 and xx > 0 else math.inf if dd == 0 else -math.inf
     cosine = xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else float(xx == yy)
-    return {"sqnr_db": sqnr, "cosine": cosine, "max_error": float(sums["max"]), "mean_error": d / max(n, 1)}
+    return {
+        "sqnr_db": _decibels(xx, dd),
+        "cosine": cosine,
+        "max_error": float(sums["max"]),
+        "mean_error": d / max(n, 1),
+    }
+
+
+def _decibels(signal: float, noise: float) -> float:
+    """The SQNR of a signal and a noise power; infinite without noise, and -inf for noise without a signal."""
+    if noise == 0:
+        return math.inf
+    if noise > 0 and signal > 0:
+        return 10 * math.log10(signal / noise)
+    return -math.inf
 
 
 def _site(name: str, sums: Mapping[str, Any]) -> SiteErrors:
@@ -207,8 +233,12 @@ def _site(name: str, sums: Mapping[str, Any]) -> SiteErrors:
     )  # fmt: skip
 
 
-def _weights(variables: Any, names: list[str]) -> dict[str, Any]:
-    """The leaves whose path a site is named after."""
+def _weights(variables: Any, sites: Iterable[str]) -> dict[str, Any]:
+    """For each site that is named after the path of a leaf, that leaf."""
     leaves = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(variables)}
-    found = {name: leaves.get(name.split("#")[0].rsplit(":", 1)[0]) for name in names}
-    return {name: leaf for name, leaf in found.items() if leaf is not None}
+    found = {}
+    for name in sites:
+        path = name.split("#")[0].rsplit(":", 1)[0]
+        if leaves.get(path) is not None:
+            found[name] = leaves[path]
+    return found

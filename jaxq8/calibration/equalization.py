@@ -1,7 +1,7 @@
-"""Cross-layer equalisation: factors per channel move from activations into the weights that read them.
+"""`equalize`: cross-layer equalization, which moves a factor for each channel from activations into the weights that read them.
 
-Dividing the channels of a component (see `jaxq8.analysis.channel_factors`) by ``s`` where it is made, and multiplying by
-``s`` the weights that read it, changes nothing in float.
+The channels of a component (see `jaxq8.analysis.channel_factors`) are divided by ``s`` where they are computed, and the weights
+that read them are multiplied by ``s``. In float this does not change the results.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Recorder
 from jaxq8.transform import checked_config
 
-LARGEST = 1e4  # factors are kept within this of their mean, so that float accuracy is not at stake
-# What a site that will run in float reads is measured too: its operand may be stored in eight bits all the same.
+LARGEST = (
+    1e4  # factors differ from their geometric mean by at most this factor, which preserves float accuracy
+)
+# Sites that will run in float are measured too, since their operands may be stored in eight bits all the same.
 EVERYWHERE = Config(kernels="xla")
 
 
@@ -42,24 +44,24 @@ def equalize(
     progress: bool = True,
     **kwargs: Any,
 ) -> Any:
-    """Evens out the ranges of channels, without changing what the function computes in float.
+    """Makes the ranges of channels more alike, without changing what the function computes in float.
 
     For every component (see `jaxq8.analysis.channel_factors`) the factor of a channel is
     ``max|x|**strength / max|w|**(1 - strength)`` (SmoothQuant, Xiao et al. 2023, eq. 4; for CNNs this is cross-layer
-    equalisation, Nagel et al. 2019, with measured activations): one scale then fits all channels of the activation, and
-    the weights that read it keep theirs.
+    equalization, Nagel et al. 2019, with measured activations). One scale then fits all channels of the activation, while the
+    weights that read it keep scales of their own.
 
     Args:
       fn: The float function.
       variables: Its first argument, in float.
-      batches: As for `calibrate`; for the largest magnitude of each channel.
+      batches: As for `calibrate`; the largest magnitude of each channel is measured on them.
       strength: How much of the difficulty moves from activations into weights, 0 to 1.
       config: As for `quantize`.
       progress: Show a progress bar.
       **kwargs: Keyword arguments of `fn`.
 
     Returns:
-      New variables: ``fn`` of them gives the same results to float accuracy. Calibrate after equalising, not before.
+      New variables, for which `fn` gives the same results up to float accuracy. Calibrate after equalizing, not before.
 
     Raises:
       ArgumentError: There are no batches, or `strength` is not between 0 and 1.
@@ -81,7 +83,7 @@ def equalize(
 
 
 class _Largest(Probe):
-    """Keeps the largest magnitude of each channel of what contractions read."""
+    """Keeps the largest magnitude of each channel of the activations that contractions outside of loops read."""
 
     def __init__(self, axes: dict[str, int]):
         super().__init__()
@@ -94,6 +96,7 @@ class _Largest(Probe):
 
 
 def _magnitudes(fn: Any, variables: Any, inputs: Any, kwargs: Any) -> dict[str, jax.Array]:
+    """The largest magnitude of each channel of what each contraction reads, in one batch."""
     chains = Chains.trace(fn, (variables, *inputs), kwargs, EVERYWHERE)
     axes = {site.name: activation_axis(node, site.weight) for node, site in chains.contractions()}
     probe = _Largest({name: axis for name, axis in axes.items() if axis is not None})
@@ -107,8 +110,12 @@ def _magnitudes(fn: Any, variables: Any, inputs: Any, kwargs: Any) -> dict[str, 
 def _equalized(
     variables: Any, found: list[Component], largest: dict[str, np.ndarray], strength: float
 ) -> Any:
+    """The variables with the factors of all components applied."""
     flat, arrays, tree = array_leaves(variables)
-    leaves = {leaf: _float64(flat[arrays[leaf]]) for c in found for leaf, *_ in c.changes}
+    leaves: dict[int, np.ndarray] = {}
+    for component in found:
+        for leaf, *_ in component.changes:
+            leaves[leaf] = _float64(flat[arrays[leaf]])
     for component in found:
         factors = _factors(component, leaves, largest, strength)
         for leaf, axis, power, ids in component.changes:
@@ -127,7 +134,7 @@ def _float64(leaf: Any) -> np.ndarray:
 def _factors(
     component: Component, leaves: dict[int, np.ndarray], largest: dict[str, np.ndarray], strength: float
 ) -> np.ndarray:
-    """One factor for each channel, 1 where nothing is known of it."""
+    """One factor for each channel; 1 where the activation or the weight is zero or was not measured."""
     count = len(component.parents)
     x, w = np.zeros(count), np.zeros(count)
     for name, leaf, axis, ids in component.consumers:

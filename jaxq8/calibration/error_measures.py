@@ -1,4 +1,4 @@
-"""What `compare` measures: how far the numbers of eight bits are from those of float, in the results and at each site."""
+"""The error measures of `compare`: how far eight-bit numbers are from float ones, in the results and at each site."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ class Errors:
     """How far approximate numbers are from exact ones.
 
     Attributes:
-      sqnr_db: Signal to quantization noise, ``10 log10(sum x**2 / sum (x - y)**2)``; infinite if they are equal.
-      cosine: Of the angle between both as vectors.
+      sqnr_db: Signal-to-quantization-noise ratio (SQNR) in dB, ``10 log10(sum x**2 / sum (x - y)**2)``; infinite if both are
+        equal.
+      cosine: The cosine of the angle between both as vectors.
       max_error: Largest absolute difference.
       mean_error: Mean absolute difference.
     """
@@ -24,7 +25,9 @@ class Errors:
 
 @dataclasses.dataclass(frozen=True)
 class OutputErrors(Errors):
-    """`Errors` of the results; agreement only where they look like logits (two axes, the last of at least 3).
+    """`Errors` of the results.
+
+    The shares of agreeing examples are None unless the result looks like logits: one array of two axes, the last of at least 3.
 
     Attributes:
       top1: Share of examples with the same largest logit.
@@ -37,16 +40,17 @@ class OutputErrors(Errors):
 
 @dataclasses.dataclass(frozen=True)
 class SiteErrors(Errors):
-    """`Errors` of what a site reads, the error of all sites before it included.
+    """`Errors` of what a site reads, which include the errors of all sites before it.
 
     Attributes:
       name: Site name.
       op: Operation.
-      clipped: Share of the float values that are further from the range used than rounding could bring them: half a step.
-      minimum: Smallest value that its codes could stand for.
-      maximum: Largest.
-      histogram: Counts of the float values in 64 equal bins over `span`, of the first batch.
-      span: Extremes of the float values of the first batch.
+      clipped: Share of the float values that lie outside the range of the codes by more than half a step, the most that
+        rounding explains.
+      minimum: Smallest value that the site's codes could stand for.
+      maximum: Largest value that the site's codes could stand for.
+      histogram: Counts of the float values of the first batch in 64 equal bins over `span`.
+      span: Smallest and largest float value of the first batch.
     """
 
     name: str = ""

@@ -1,9 +1,10 @@
-"""Calibration examples that are far larger than all others: they make the range, and leave the others next to no codes.
+"""Finds calibration examples that are far larger than all others: they determine a range and leave the others few codes.
 
-Of every batch each site keeps two numbers: its largest magnitude, and what is usual in it, the median over the examples of
-each one's largest. At the end the largest of each batch is compared with the usual of all batches, so that one example in a
-batch and one batch among many are found by the same rule. The batch's first axis counts examples, as in the first input; where
-a site's value has another number there (it was moved, or joined with other axes), only whole batches are compared.
+For every batch each site keeps its largest magnitude, and its usual magnitude: the median over the examples of the largest
+magnitude of each. At the end the largest magnitude of each batch is compared with the usual one of all batches, so the same
+rule finds one example in a batch and one batch among many. The first axis of a batch counts examples, as in the first input.
+Where a site's value has another size there (because that axis was moved, or joined with others), only whole batches are
+compared.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import numpy as np
 from jaxq8.errors import CalibrationWarning
 from jaxq8.numerics.ranges import Range
 
-# With a range 32 times what is usual, the others have four of the 127 codes on a side of zero: three bits with the sign, and
-# every further factor of two takes one. The packaged nets have ratios of 1 to 4 on their calibration data, at any batch size.
+# With a range 32 times the usual magnitude, usual examples have four of the 127 codes on each side of zero, which is three bits
+# with the sign; every further factor of two takes another bit. The packaged nets have ratios of 1 to 4 on their calibration
+# data, at any batch size.
 FACTOR = 32.0
 
 
@@ -32,8 +34,9 @@ class Magnitudes(NamedTuple):
 
     Attributes:
       largest: The largest magnitude.
-      usual: Median over examples, without those of zeros alone, of their largest magnitude; the lower one of two in the middle.
-      example: Which one has the largest; -1 where that cannot be told.
+      usual: The median over the examples of the largest magnitude of each, without examples of zeros alone; of an even number
+        of examples the lower one of the two in the middle.
+      example: The number of the example with the largest magnitude; -1 where that cannot be told.
     """
 
     largest: Any
@@ -42,12 +45,12 @@ class Magnitudes(NamedTuple):
 
 
 def nothing() -> Magnitudes:
-    """Of no values."""
+    """The magnitudes of no values at all."""
     return Magnitudes(jnp.float32(0), jnp.float32(0), jnp.int32(-1))
 
 
 def magnitudes(x: jax.Array, leading: tuple[int, ...]) -> Magnitudes:
-    """Of one value of a site in a batch whose first axes have these sizes together: see `leading_sizes`."""
+    """The magnitudes of one value of a site, in a batch with these `leading_sizes`."""
     examples = leading[0] if leading else 0
     if not x.size:
         return nothing()
@@ -61,7 +64,7 @@ def magnitudes(x: jax.Array, leading: tuple[int, ...]) -> Magnitudes:
 
 
 def larger(first: Magnitudes, second: Magnitudes) -> Magnitudes:
-    """Of two values that one site has seen in a batch: two steps of a loop, or two calls."""
+    """The magnitudes of two values that one site saw in the same batch, in two steps of a loop or in two calls."""
     example = jnp.where(second.largest > first.largest, second.example, first.example)
     return Magnitudes(
         jnp.maximum(first.largest, second.largest), jnp.maximum(first.usual, second.usual), example
@@ -69,10 +72,11 @@ def larger(first: Magnitudes, second: Magnitudes) -> Magnitudes:
 
 
 def leading_sizes(inputs: Any) -> tuple[int, ...]:
-    """How many examples a batch has, by its first array, and how many rows they are with the axes behind joined to it.
+    """The sizes that an axis of examples may have in this batch: the products of the leading axes of its first array.
 
-    Tokens of all examples may share the first axis of a value; an axis of channels that happens to be a multiple of the
-    number of examples is not one of them.
+    The first is the number of examples. The others belong to values in which further axes were joined to that of the
+    examples, as when the tokens of all examples share an axis. An axis of channels is not taken for one of these only because
+    its size happens to be a multiple of the number of examples.
 
     Example:
       >>> leading_sizes(jnp.zeros((8, 128, 384)))
@@ -83,7 +87,7 @@ def leading_sizes(inputs: Any) -> tuple[int, ...]:
 
 
 class Outlier(NamedTuple):
-    """A batch that is far larger than the others at a site, by what factor, and which example of it, if that is known."""
+    """A batch that is far larger than the others at a site, by which factor, and which example it is, if that is known."""
 
     site: str
     batch: int
@@ -92,40 +96,40 @@ class Outlier(NamedTuple):
 
 
 def outliers(seen: Sequence[Mapping[str, Magnitudes]], ranges: Mapping[str, Range]) -> list[Outlier]:
-    """What stretches the ranges, site by site in their order; `seen` has an entry a batch, of numbers.
+    """The batches that stretch the ranges, in the order of the sites.
 
-    An observer that has left the large values out has done its work: they are outliers only if the range has them.
+    Large values that an observer has left out of the range do no harm, so they are not outliers.
+
+    Args:
+      seen: For each batch, the magnitudes (NumPy numbers) of the sites that ran.
+      ranges: The ranges that calibration found.
     """
     found = []
     for site, range in ranges.items():
-        usual = sorted(float(batch[site].usual) for batch in seen if site in batch and batch[site].usual > 0)
+        batches = [(index, batch[site]) for index, batch in enumerate(seen) if site in batch]
+        usual = sorted(float(sizes.usual) for _, sizes in batches if sizes.usual > 0)
         if not usual:
             continue
-        middle = usual[(len(usual) - 1) // 2]
-        reach = max(-range.minimum, range.maximum) / middle
-        if reach < FACTOR:
+        median = usual[(len(usual) - 1) // 2]
+        if max(-range.minimum, range.maximum) / median < FACTOR:
             continue
-        for index, batch in enumerate(seen):
-            ratio = float(batch[site].largest) / middle if site in batch else 0.0
+        for index, sizes in batches:
+            ratio = float(sizes.largest) / median
             if ratio >= FACTOR:
-                example = int(batch[site].example)
-                found.append(Outlier(site, index, ratio, example if example >= 0 else None))
+                example = int(sizes.example) if sizes.example >= 0 else None
+                found.append(Outlier(site, index, ratio, example))
     return found
 
 
 def warn(found: Sequence[Outlier], stacklevel: int) -> None:
-    """One warning of all outliers: the first site that has one, the largest there, and how much more there is."""
+    """Gives one warning for all outliers: it describes the largest one at the first site, and counts the rest."""
     if not found:
         return
     worst = max((o for o in found if o.site == found[0].site), key=lambda o: o.ratio)
-    place = (
-        f"batch {worst.batch}" if worst.example is None else f"example {worst.example} of batch {worst.batch}"
-    )
-    sites = len({o.site for o in found}) - 1
-    more = f" and {sites} later site{'s' if sites > 1 else ''}" if sites else ""
-    if others := sorted({o.batch for o in found} - {worst.batch}):
-        named = ", ".join(map(str, others[:5])) + (", ..." if len(others) > 5 else "")
-        more += f" (and so is batch {named})" if len(others) == 1 else f" (and so are batches {named})"
+    place = f"batch {worst.batch}"
+    if worst.example is not None:
+        place = f"example {worst.example} of {place}"
+    more = _later_sites(found) + _other_batches(found, worst)
     message = (
         f"calibrate: {place} is {_rounded(worst.ratio)} times as large as is usual at {worst.site}{more}: with it in the range "
         "few codes are left for the others; scale it as the others are or leave it out. If it belongs to the data, leave "
@@ -134,7 +138,26 @@ def warn(found: Sequence[Outlier], stacklevel: int) -> None:
     warnings.warn(CalibrationWarning(message, *worst), stacklevel=stacklevel + 1)
 
 
+def _later_sites(found: Sequence[Outlier]) -> str:
+    """How many sites besides the first have outliers, as part of a message."""
+    count = len({outlier.site for outlier in found}) - 1
+    if not count:
+        return ""
+    return f" and {count} later site{'s' if count > 1 else ''}"
+
+
+def _other_batches(found: Sequence[Outlier], worst: Outlier) -> str:
+    """Which batches besides that of `worst` have outliers, as part of a message."""
+    others = sorted({outlier.batch for outlier in found} - {worst.batch})
+    if not others:
+        return ""
+    if len(others) == 1:
+        return f" (and so is batch {others[0]})"
+    named = ", ".join(map(str, others[:5])) + (", ..." if len(others) > 5 else "")
+    return f" (and so are batches {named})"
+
+
 def _rounded(ratio: float) -> str:
-    """Three digits: ``1,020``, ``45.3``."""
+    """A ratio with three digits: ``1,020``, ``45.3``."""
     digits = 2 - math.floor(math.log10(ratio)) if math.isfinite(ratio) else 0
     return f"{round(ratio, digits):,.{max(digits, 0)}f}"

@@ -1,4 +1,4 @@
-"""`Report`: what `compare` found, as text, JSON and a picture."""
+"""`Report`: the errors that `compare` measured, as text, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from jaxq8.calibration.report_plot import plot_report
 from jaxq8.display.text_table import table
 
 REPORT_VERSION = 1
-JUMP_DB = 6.0  # a site whose SQNR falls this far below every site before it is where the error jumps
+JUMP_DB = 6.0  # the error jumps at a site whose SQNR is this far below that of every site before it
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `compare` found; ``print(report)`` shows it as a table.
+    """The errors that `compare` measured; ``print(report)`` shows them as a table.
 
     Attributes:
       output: `OutputErrors` of all results together.
       sites: `SiteErrors` in the order in which the function runs them.
-      weights: Site name -> the float weight that it reads, where it is an argument.
+      weights: Site name -> the float weight that the site reads, for weights that are arguments.
     """
 
     output: OutputErrors
@@ -39,7 +39,7 @@ class Report:
 
     @property
     def first_jump(self) -> SiteErrors | None:
-        """The first site whose SQNR is 6 dB below that of every site before it; None if the error only creeps."""
+        """The first site whose SQNR is over 6 dB below that of every site before it; None if the error only grows slowly."""
         least = math.inf
         for index, site in enumerate(self.sites):
             if index and site.sqnr_db < least - JUMP_DB:
@@ -57,7 +57,7 @@ class Report:
         return "\n".join([*self.summary(), "", *table(header, rows)])
 
     def summary(self) -> list[str]:
-        """The results' errors, and where the error jumps, in two or three lines."""
+        """Two or three lines: the errors of the results, and the site where the error jumps."""
         o, jump = self.output, self.first_jump
         lines = [f"output: SQNR {o.sqnr_db:.1f} dB, cosine {o.cosine:.5f}, max error {o.max_error:.4g}"]
         if o.top1 is not None and o.top5 is not None:
@@ -68,7 +68,7 @@ class Report:
         return [*lines, f"the error jumps first at: {where}"]
 
     def to_json(self) -> str:
-        """All figures, versioned; infinities as null."""
+        """All figures as JSON, with a version number; infinities become null."""
         document = {
             "version": REPORT_VERSION, "output": dataclasses.asdict(self.output),
             "sites": [dataclasses.asdict(s) for s in self.sites],
@@ -76,7 +76,7 @@ class Report:
         return json.dumps(_finite(document), indent=1, allow_nan=False)
 
     def plot(self, path: str | Path) -> None:
-        """Writes a picture: the error along the depth, the sites that add most, and their histograms with ranges.
+        """Writes a picture: the error at each site in order, the sites that add most, and their histograms with ranges.
 
         Args:
           path: File to write; its ending chooses the format (.png, .svg, .pdf).

@@ -1,4 +1,4 @@
-"""The picture of a `Report`: where along the depth of a net the error comes from."""
+"""The picture of a `Report`, which shows at which depth of a net the error arises."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plot_report(
     weights: Mapping[str, Any],
     path: Path,
 ) -> None:
-    """The error along the depth, the loss at each site, and histograms of the sites that lose most."""
+    """Draws the error along the depth, the loss at each site, and histograms of the sites that lose most."""
     pyplot = pyplot_for("Report.plot")
     worst = sorted(zip(losses(sites), sites, strict=True), key=lambda pair: -pair[0])[:SHOWN]
     columns = max(len(worst), 1)
@@ -37,7 +37,7 @@ def plot_report(
 
 
 def losses(sites: Sequence[SiteErrors]) -> list[float]:
-    """How many dB each site is below the worst before it (the first: below the best of all); never negative."""
+    """How many dB each site is below the worst site before it (the first site: below the best of all); never negative."""
     values = [min(s.sqnr_db, 100.0) for s in sites]
     least = np.minimum.accumulate([max(values, default=0.0), *values])
     return [float(max(before - v, 0.0)) for before, v in zip(least, values, strict=False)]

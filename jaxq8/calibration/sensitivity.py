@@ -1,4 +1,4 @@
-"""`sensitivity`: which sites cost how much, measured one at a time, and the fewest to leave in float for a given accuracy."""
+"""`sensitivity`: measures how much accuracy each site costs, and which few sites to leave in float for a wanted accuracy."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from jaxq8.transform import checked_config
 
 @dataclasses.dataclass(frozen=True)
 class SiteSensitivity:
-    """What one site costs.
+    """How much accuracy one site costs.
 
     Attributes:
       name: Site name.
-      alone_db: SQNR of the results if this site alone is quantized.
-      without_db: SQNR if all sites but this one are.
+      alone_db: SQNR of the results if only this site is quantized.
+      without_db: SQNR of the results if all sites but this one are quantized.
     """
 
     name: str
@@ -45,13 +45,13 @@ class SiteSensitivity:
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """What `sensitivity` found; ``print`` shows it as a table.
+    """The result of `sensitivity`; ``print`` shows it as a table.
 
     Attributes:
       all_db: SQNR of the results with every site quantized.
       all_agreement: Share of examples with the same largest result as in float.
-      sites: The most expensive site first. Contractions that read the same codes are one site, switched together, under the
-        name of the first.
+      sites: The costs of all sites, the most expensive site first. Contractions that read the same codes count as one site,
+        under the name of the first, and are switched together.
       overrides: For `Config(overrides=...)`: the sites to leave in float so that the target is reached.
       reached_db: SQNR with these overrides.
       reached_agreement: Agreement with these overrides.
@@ -75,14 +75,20 @@ class Sensitivity:
         return "\n".join([*lines, "", *table(("site", "alone, dB", "all but it, dB"), rows)])
 
     def to_json(self) -> str:
-        """All figures; infinities as null."""
-        document = dataclasses.asdict(self) | {"overrides": [[p, dict(c)] for p, c in self.overrides]}
-        document["sites"] = [{k: _number(v) for k, v in s.items()} for s in document["sites"]]
-        return json.dumps({k: _number(v) for k, v in document.items()}, indent=1)
+        """All figures as JSON; infinities become null."""
+        document = _with_null(dataclasses.asdict(self))
+        document["sites"] = [_with_null(site) for site in document["sites"]]
+        document["overrides"] = [[pattern, dict(changes)] for pattern, changes in self.overrides]
+        return json.dumps(document, indent=1)
 
 
-def _number(x: Any) -> Any:
-    return None if isinstance(x, float) and not math.isfinite(x) else x
+def _with_null(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with None for infinities and NaN, which JSON does not have."""
+    found = dict(figures)
+    for name, value in figures.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            found[name] = None
+    return found
 
 
 def sensitivity(
@@ -99,17 +105,19 @@ def sensitivity(
 ) -> Sensitivity:
     """Quantizes one site at a time, and all but one, and proposes the fewest sites to leave in float.
 
-    The error of every combination is measured, not estimated, with the numbers that the codes stand for (one compiled
-    function serves all combinations). Sites are given up in the order of what they cost alone, until the target is reached.
+    The error of every combination is measured, not estimated, with the numbers that the codes stand for; one compiled
+    function serves all combinations. Sites are left in float in the order of what they cost alone, until the target is
+    reached.
 
     Args:
       fn: The float function.
       variables: Its first argument, in float.
-      batches: As for `calibrate`; they are kept in memory, a few dozen examples are enough.
-      config: As for `quantize`; sites that it leaves in float are not looked at.
+      batches: As for `calibrate`; they are kept in memory. A few dozen examples are enough.
+      config: As for `quantize`; sites that it leaves in float are not measured.
       ranges: As for `quantize`.
       target_db: Wanted SQNR of the results, in dB.
-      target_agreement: Wanted share of examples (of results with two or more axes, along the last) with float's answer.
+      target_agreement: Wanted share of examples whose largest result (along the last axis, in results of two or more axes) is
+        the same as in float.
       progress: Show a progress bar.
       **kwargs: Keyword arguments of `fn`.
 
@@ -138,14 +146,16 @@ def sensitivity(
         trial.bar = bar
         whole = trial.measure(range(len(names)))
         alone = [trial.measure([i]).db for i in range(len(names))]
-        without = [trial.measure([j for j in range(len(names)) if j != i]).db for i in range(len(names))]
+        without = [trial.measure(set(range(len(names))) - {i}).db for i in range(len(names))]
         order = sorted(range(len(names)), key=lambda i: alone[i])
         kept = _fewest(trial, order, whole, target_db, target_agreement)
     sites = tuple(SiteSensitivity(names[i], alone[i], without[i]) for i in order)
-    overrides = tuple(
-        (_literal(name), {"mode": "off"}) for i in order[: kept.count] for name in sorted(groups[names[i]])
+    overrides: list[tuple[str, Mapping[str, Any]]] = []
+    for i in order[: kept.count]:
+        overrides += [(_literal(name), {"mode": "off"}) for name in sorted(groups[names[i]])]
+    return Sensitivity(
+        whole.db, whole.agreement, sites, tuple(overrides), kept.score.db, kept.score.agreement
     )
-    return Sensitivity(whole.db, whole.agreement, sites, overrides, kept.score.db, kept.score.agreement)
 
 
 def _check_targets(db: float | None, agreement: float | None) -> None:
@@ -166,6 +176,8 @@ class _Score:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
+    """How many sites stay in float, and the score that is reached with them."""
+
     count: int
     score: _Score
 
@@ -177,7 +189,7 @@ def _fewest(
     target_db: float | None,
     target_agreement: float | None,
 ) -> _Kept:
-    """How many of the first sites of `order` must stay float, by bisection."""
+    """Finds by bisection how many of the first sites of `order` must stay in float."""
     if whole.reaches(target_db, target_agreement):
         return _Kept(0, whole)
     low, high, best = 0, len(order), _Score(math.inf, 1.0)
@@ -216,6 +228,7 @@ class _Trial:
         self._exact = [self._run(variables, inputs, nothing) for inputs in data]
 
     def measure(self, quantized: Iterable[int]) -> _Score:
+        """The score over all data with these sites quantized and all others exact."""
         exact = np.ones(self._count, bool)
         exact[list(quantized)] = False
         signal = noise = same = count = 0.0
@@ -232,7 +245,7 @@ class _Trial:
 
 
 class _Names(Probe):
-    """Notes the name of everything that is encoded."""
+    """Keeps the names of all values that are encoded."""
 
     active = True
 
@@ -252,7 +265,7 @@ def _groups(
     config: Config,
     ranges: Ranges,
 ) -> dict[str, set[str]]:
-    """Every name under which something is encoded, and the sites that read those codes: they are switched together."""
+    """For each name under which a value is encoded, the sites that read these codes and are switched together."""
     call, probe = Call.trace(fn, (variables, *inputs), kwargs), _Names()
     jax.eval_shape(
         lambda leaves: evaluate_call(
@@ -271,5 +284,5 @@ def _groups(
 
 
 def _literal(name: str) -> str:
-    """A site name as a pattern that matches it alone."""
+    """A site name as a pattern that matches this name alone."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)

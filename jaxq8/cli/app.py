@@ -1,4 +1,4 @@
-"""`main`: reads the arguments, runs one command, and turns what went wrong into a line and an exit status."""
+"""`main`: reads the arguments, runs one command, and turns any error into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from jaxq8.cli.problems import FAILED, MISUSED, STOPPED, Misuse, short
 from jaxq8.errors import QuantizationError
 
 COMMANDS = (quantize, inspection, dequantize, explain, comparison, run, bench, difference, selfchecking)
-WIDTH = 80  # of descriptions; examples below them keep their lines
+WIDTH = 80  # width of descriptions, which are wrapped; the examples below them are not
 EPILOG = """\
 a model is named as MODULE:FUNCTION or FILE.py:FUNCTION: a function (variables, *inputs), a Flax module or its class, or a
 function without arguments that returns a model or (model, variables).
@@ -41,7 +41,7 @@ exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped; of diff: 0 equal, 1 d
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each module of a command adds its own."""
+    """The parser of all commands; the module of each command adds its own parser to it."""
     top = argparse.ArgumentParser(
         prog="jaxq8", description="Eight-bit models from JAX functions: make, look into, compare and run them.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``jaxq8``.
 
     Args:
-      arguments: The command line without the program's name; default: that of the process.
+      arguments: The command line without the program's name; default: the command line of the process.
 
     Returns:
       The exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped from the keyboard.
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = parser().parse_args(joined(sys.argv[1:] if arguments is None else arguments))
-    except SystemExit as done:  # argparse has printed what is wrong, or the help
+    except SystemExit as done:  # argparse has already printed the help or what is wrong
         return int(done.code or 0)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status; errors are reported in one line."""
     trouble = getattr(options, "trouble", FAILED)
     try:
         status = int(options.execute(options))
@@ -92,7 +93,7 @@ def _guarded(options: argparse.Namespace) -> int:
         return _report(options, str(error), trouble)
     except KeyboardInterrupt:
         return _report(options, "stopped", STOPPED)
-    except BrokenPipeError:  # the reader, `head` for example, has what it wanted
+    except BrokenPipeError:  # the program that reads the output, for example `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -102,7 +103,7 @@ def _guarded(options: argparse.Namespace) -> int:
         )
     except MemoryError as error:
         return _report(options, f"out of memory ({error}); use a smaller --batch", trouble)
-    except Exception as error:  # the last resort: still one line
+    except Exception as error:  # even an unexpected error is reported in one line
         return _report(options, f"{short(error)}; run with `jaxq8 --traceback` and report it", trouble)
 
 
@@ -114,6 +115,6 @@ def _report(options: argparse.Namespace, message: str, status: int) -> int:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-    """A warning in one line; Python's own form shows a line of our source, which helps nobody here."""
+    """Prints a warning in one line, without the line of jaxq8's source that Python would show with it."""
     if issubclass(category, UserWarning):
         print(f"jaxq8: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``jaxq8 bench``: how long a call takes, float beside eight bits, or several models beside each other."""
+"""``jaxq8 bench``: measures how long a call takes, in float and in eight bits, or for several models."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one model took: milliseconds a call, and seconds until its first result (loading not included)."""
+    """The times of one model: milliseconds for each call, and seconds until its first result (without loading)."""
 
     model: str
     batch: int
@@ -58,18 +58,17 @@ class Row:
 
 def execute(options: argparse.Namespace) -> int:
     """Runs the command."""
-    models = [load_model(name, None if name.endswith(".q8x") else options.params,
-                         None if name.endswith(".q8x") else shared.keywords(options))
-              for name in options.models]  # fmt: skip
-    shapes = options.input_shape or next(
-        (list(m.exported.inputs) for m in models if m.exported is not None), []
-    )
+    models = [_loaded(name, options) for name in options.models]
+    exported = [model.exported for model in models if model.exported is not None]
+    shapes = options.input_shape or (list(exported[0].inputs) if exported else [])
     if not shapes:
         raise Misuse("the shape of the inputs is not known; give --input-shape 1,224,224,3")
     rows = []
     for batch in options.batches:
         inputs = [_random(shape, batch) for shape in shapes]
-        candidates = [form for model in models for form in _forms(options, model, inputs)]
+        candidates = []
+        for model in models:
+            candidates += _forms(options, model, inputs)
         rows += _measured(candidates, inputs, batch, options)
     if options.json:
         print_json({"rounds": options.rounds, "rows": [dataclasses.asdict(row) for row in rows]})
@@ -78,8 +77,15 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
+def _loaded(name: str, options: argparse.Namespace) -> Model:
+    """A model of the command line; --params and --keyword are for those that are not exported."""
+    if name.endswith(".q8x"):
+        return load_model(name)
+    return load_model(name, options.params, shared.keywords(options))
+
+
 def _random(shape: Any, batch: int) -> np.ndarray[Any, Any]:
-    """Normal numbers; ones of integers and booleans, which are valid as indices and as masks."""
+    """An input of normal numbers; for integers and booleans of ones, which are valid as indices and as masks."""
     sizes = (batch, *shape.shape[1:]) if shape.shape else ()
     if not all(isinstance(n, int) for n in sizes):
         raise Misuse(f"an input has the shape {shape.shape}; give --input-shape")
@@ -91,10 +97,11 @@ def _random(shape: Any, batch: int) -> np.ndarray[Any, Any]:
 def _forms(
     options: argparse.Namespace, model: Model, inputs: Sequence[Any]
 ) -> list[tuple[str, Callable[..., Any]]]:
-    """The model as it is, and, if it is float, also quantized."""
+    """The model as it is and, if it is float, also quantized: the name and the compiled function of each."""
     model = fitted(model, inputs)
     if model.quantized:
-        return [(model.name if model.exported else f"{model.name}, {model.source}", model.runner())]
+        name = model.name if model.exported else f"{model.name}, {model.source}"
+        return [(name, model.runner())]
     config = shared.config_of(options)
     with foreign(
         f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
@@ -110,6 +117,7 @@ def _measured(
     batch: int,
     options: argparse.Namespace,
 ) -> list[Row]:
+    """The times of all candidates, which take turns in each round."""
     inputs = jax.device_put(tuple(inputs))
     first = [_seconds(call, inputs) for _, call in candidates]
     times: list[list[float]] = [[] for _ in candidates]

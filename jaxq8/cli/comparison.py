@@ -1,4 +1,4 @@
-"""``jaxq8 compare``: two models side by side on the same inputs."""
+"""``jaxq8 compare``: runs two models on the same inputs and measures how far their results are apart."""
 
 from __future__ import annotations
 
@@ -28,16 +28,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "  jaxq8 compare net.safetensors net.q8 --model net.py:Net --input x.npy\n"
         "  jaxq8 compare net.py:load net.q8x --image photos/ --mean 127 --std 128 --at-least 20\n",
     )  # fmt: skip
-    for name in ("A", "B"):
-        command.add_argument(
-            name.lower(), metavar=name, help=".q8x, MODULE:FUNCTION, or a file of weights of --model"
-        )
-    command.add_argument(
-        "--model", metavar="MODULE:FUNCTION", help="the model of A or B where they are weights"
-    )
-    command.add_argument(
-        "--keyword", action="append", default=[], metavar="NAME=JSON", help="keyword argument of --model"
-    )
+    _add_models(command)
     shared.add_inputs(command)
     command.add_argument(
         "--plot", metavar="OUT.png", help="also write a picture of the report (needs matplotlib)"
@@ -49,6 +40,20 @@ def add(commands: Any) -> argparse.ArgumentParser:
     return command
 
 
+def _add_models(command: argparse.ArgumentParser) -> None:
+    """Declares A and B, and the model that they are weights of."""
+    for name in ("A", "B"):
+        command.add_argument(
+            name.lower(), metavar=name, help=".q8x, MODULE:FUNCTION, or a file of weights of --model"
+        )
+    command.add_argument(
+        "--model", metavar="MODULE:FUNCTION", help="the model of A or B where they are weights"
+    )
+    command.add_argument(
+        "--keyword", action="append", default=[], metavar="NAME=JSON", help="keyword argument of --model"
+    )
+
+
 def execute(options: argparse.Namespace) -> int:
     """Runs the command."""
     first, second = (_side(name, options) for name in (options.a, options.b))
@@ -57,7 +62,7 @@ def execute(options: argparse.Namespace) -> int:
     if not items:
         raise Misuse("nothing to compare on; give --image, --input or --text")
     report = _report(options, first, second, items, expected)
-    print(_json(report) if options.json else report if report.sites else "\n".join(report.summary()[:-1]))
+    print(_json(report) if options.json else _text(report))
     if options.plot:
         report.plot(options.plot)
     if options.at_least is not None and not report.output.sqnr_db >= options.at_least:
@@ -69,7 +74,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _side(name: str, options: argparse.Namespace) -> Model:
-    """A or B: a model by itself, or weights of --model."""
+    """Loads A or B, which is a model by itself or a file of weights of --model."""
     if name.endswith(".q8x"):
         return load_model(name)
     if ":" in name and not Path(name).exists():
@@ -82,28 +87,42 @@ def _side(name: str, options: argparse.Namespace) -> Model:
 def _report(
     options: argparse.Namespace, first: Model, second: Model, items: list[Item], expected: Any
 ) -> Report:
-    """Of the sites too where both are one function, and the second its quantized form."""
+    """Compares the results of two models, and their sites if A is float and B quantized weights of a model."""
     shapes = shared.example_inputs(argparse.Namespace(input_shape=[]), items)
     first, second = fitted(first, shapes), fitted(second, shapes)
-    sites = not first.quantized and second.quantized and second.exported is None
-    a, b = (
-        m.fn if not m.quantized or m.exported else quantize(m.fn, m.config, ranges=m.ranges)
-        for m in (first, second)
-    )
-    fast = jax.jit(b) if sites else _results_only(jax.jit(b))
+    with_sites = not first.quantized and second.quantized and second.exported is None
+    exact, fast = _function(first), jax.jit(_function(second))
+    if not with_sites:
+        fast = _results_only(fast)
     with foreign(
         f"comparing {first.name} and {second.name}", "check that the inputs are those of both models"
     ):
-        return compare(a, fast, first.variables, whole_batches(items, options.batch, expected),
+        return compare(exact, fast, first.variables, whole_batches(items, options.batch, expected),
                        fast_variables=second.variables, progress=show_progress(options.quiet))  # fmt: skip
 
 
+def _function(model: Model) -> Any:
+    """The function of a model's variables and inputs, quantized if the model is."""
+    if not model.quantized or model.exported:
+        return model.fn
+    return quantize(model.fn, model.config, ranges=model.ranges)
+
+
 def _results_only(function: Any) -> Any:
-    """The function without the settings by which `compare` would look for sites in the other one."""
+    """The function without the settings by which `compare` would look for its sites in the other function."""
     return lambda *inputs: function(*inputs)
 
 
+def _text(report: Report) -> str:
+    """The report as a table; without sites only the lines about the results."""
+    if report.sites:
+        return str(report)
+    *about_results, _about_sites = report.summary()
+    return "\n".join(about_results)
+
+
 def _json(report: Report) -> str:
+    """The report as JSON, with the name of the site where the error jumps."""
     document = json.loads(report.to_json())
     jump = report.first_jump
     return json.dumps({**document, "first_jump": jump.name if jump else None}, indent=1)

@@ -1,4 +1,4 @@
-"""``jaxq8 dequantize``: the weights of a file as float again, for any other program."""
+"""``jaxq8 dequantize``: writes the weights of a quantized file as float32, for other programs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _npz(path: str, arrays: Arrays) -> None:
 
 
 def _msgpack(path: str, arrays: Arrays) -> None:
-    from flax.serialization import msgpack_serialize  # Flax takes longer to import than all else
+    from flax.serialization import msgpack_serialize  # imported here, since importing Flax takes long
 
     with open(path, "wb") as file:
         file.write(msgpack_serialize(nested(arrays, path)))

@@ -1,4 +1,4 @@
-"""``jaxq8 diff``: what differs between two files of weights; nothing is run."""
+"""``jaxq8 diff``: lists what differs between two files of weights, without running anything."""
 
 from __future__ import annotations
 
@@ -41,36 +41,36 @@ def execute(options: argparse.Namespace) -> int:
     rows = _rows(first, second)
     changed = [row for row in rows if row["what"] != "equal"]
     other = _settings(first, second)
+    shown = rows if options.all else changed
     if options.json:
-        print_json(
-            {
-                "equal": not changed and not other,
-                "settings": other,
-                "tensors": rows if options.all else changed,
-            }
-        )
+        print_json({"equal": not changed and not other, "settings": other, "tensors": shown})
     else:
-        _show(rows if options.all else changed, other, len(rows), len(changed))
+        _show(shown, other, len(rows), len(changed))
     return DIFFERENT if changed or other else 0
 
 
 def _rows(first: Contents, second: Contents) -> list[dict[str, Any]]:
+    """What `_row` says of each tensor, in the order of the first file."""
     a, b = _named(first, second), _named(second, first)
     names = [*a, *(name for name in b if name not in a)]
     return [_row(name, a.get(name), b.get(name)) for name in names]
 
 
 def _named(found: Contents, other: Contents) -> dict[str, Tensor]:
-    """By name; an outer ``params`` that one of the files alone has is left out, as Flax users save with and without it."""
+    """The tensors of a file by name.
 
-    def rooted(c: Contents) -> bool:
-        return all(t.name.startswith("params/") for t in c.tensors)
+    An outer ``params`` that only this file has is left out, since Flax users save variables with and without it.
+    """
+    outer = "params/" if _rooted(found) and not _rooted(other) else ""
+    return {tensor.name.removeprefix(outer): tensor for tensor in found.tensors}
 
-    strip = rooted(found) and not rooted(other)
-    return {t.name.removeprefix("params/") if strip else t.name: t for t in found.tensors}
+
+def _rooted(found: Contents) -> bool:
+    return all(tensor.name.startswith("params/") for tensor in found.tensors)
 
 
 def _row(name: str, a: Tensor | None, b: Tensor | None) -> dict[str, Any]:
+    """How a tensor is stored in both files, and what differs."""
     row: dict[str, Any] = {"name": name, "a": _form(a), "b": _form(b)}
     if a is None or b is None:
         return {**row, "what": "only in B" if a is None else "only in A"}
@@ -106,12 +106,15 @@ def _settings(first: Contents, second: Contents) -> list[str]:
 def _show(rows: list[dict[str, Any]], settings: list[str], count: int, changed: int) -> None:
     for what in settings:
         print(f"{what} differs")
-    lines = [
-        (r["name"], r["a"], r["b"],
-         f"{r['unequal']} of {r['of']} values, SQNR {decibels(r['sqnr_db'])}, largest {r['max_error']:.3g}"
-         if r["what"] == "values" else r["what"])
-        for r in rows
-    ]  # fmt: skip
+    lines = [(row["name"], row["a"], row["b"], _difference(row)) for row in rows]
     if lines:
         print("\n".join(table(("tensor", "in A", "in B", "difference"), lines)))
     print(f"{changed} of {count} tensors differ")
+
+
+def _difference(row: dict[str, Any]) -> str:
+    """What differs, as a cell of the table."""
+    if row["what"] != "values":
+        return str(row["what"])
+    largest = f"largest {row['max_error']:.3g}"
+    return f"{row['unequal']} of {row['of']} values, SQNR {decibels(row['sqnr_db'])}, {largest}"

@@ -1,4 +1,4 @@
-"""``jaxq8 explain``: what runs in eight bits, and why the rest does not."""
+"""``jaxq8 explain``: shows what runs in eight bits, and why the rest does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of weights of every kind as named tensors, read one at a time where the format allows it."""
+"""Opens files of weights of every kind as named tensors, which are read one at a time where the format allows it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Tensor:
     """One tensor of a file.
 
     Attributes:
-      name: Its path in the tree, ``params/head/kernel``.
-      shape: Of the array that it stands for.
-      dtype: Of that array.
-      spec: ``s4 symmetric, 10 scales``; empty for a float one.
-      nbytes: In the file.
-      read: Returns the array, or the QTensor.
+      name: Its path in the tree, such as ``params/head/kernel``.
+      shape: Shape of the array that it stands for.
+      dtype: dtype of that array.
+      spec: How it is represented, such as ``s4 symmetric, 10 scales``; empty for a float tensor.
+      nbytes: Its bytes in the file.
+      read: A function that returns the array, the QTensor or the CodeBook.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Contents:
     Attributes:
       path: The file or folder.
       kind: "variables", "program", or "float".
-      tensors: In the order of the file.
-      ranges: Static ranges, where the file has some.
-      config: Configuration, where the file has one.
-      document: The document of a file of ours (docs/FORMAT.md); empty for others.
+      tensors: Its tensors, in the order of the file.
+      ranges: Static ranges; None if the file has none.
+      config: Configuration; None if the file has none.
+      document: The document of a ``.q8`` or ``.q8x`` file (docs/FORMAT.md); empty for other files.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class Contents:
         """The tensor of that name.
 
         Raises:
-          Failure: There is none; the message names near ones.
+          Failure: There is no such tensor; the message offers names that are like it.
         """
         import difflib
 
@@ -87,7 +87,7 @@ def contents(path: str | Path) -> Contents:
     """Opens a file of weights.
 
     Raises:
-      FileError: It is missing, cut off, changed, or of an unknown kind.
+      FileError: The file is missing, cut off, changed, or of an unknown kind.
     """
     path = Path(path)
     if not path.exists():
@@ -105,7 +105,10 @@ def contents(path: str | Path) -> Contents:
 
 
 def _kind(path: Path) -> str | None:
-    """The kind of one of our files; None for others. What a file says is believed no further than to choose its reader."""
+    """The kind of a file that jaxq8 wrote; None for other files.
+
+    What the file says of itself is only used to choose its reader, which then checks it.
+    """
     if path.is_dir() or path.suffix in (".npz", ".msgpack"):
         return None
     with path.open("rb") as file:
@@ -122,6 +125,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _entries(container: Container) -> Iterator[tuple[str, Any]]:
+    """The name and the node of each weight of an exported program."""
     entries = container.document.get("weights")
     if not isinstance(entries, list):
         raise container.error("its document names no weights", "export the model again")
@@ -145,6 +149,7 @@ def _tensor(name: str, leaf: Any) -> Tensor:
 
 
 def _spec(leaf: StoredTensor) -> str:
+    """How a leaf is represented, as text."""
     if leaf.bits is None:
         return ""
     count = int(np.prod(leaf.node["scale_shape"], dtype=np.int64))
@@ -156,6 +161,6 @@ def _spec(leaf: StoredTensor) -> str:
 
 
 def real(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """The numbers that a tensor stands for, decoded."""
+    """The real numbers that a tensor stands for."""
     found = tensor.read()
     return np.asarray(found.dequantize() if is_encoded(found) else found)

@@ -1,4 +1,4 @@
-"""Inputs of a model: photos, arrays and lines of text, each an `Item` that is read when its turn comes."""
+"""The inputs of a model: photos, arrays and lines of text, each an `Item` that is read only when it is needed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from jaxq8.cli.photos import Photos, is_photo
 from jaxq8.cli.problems import Failure, Misuse, foreign, short
 from jaxq8.errors import QuantizationError
 
-Example = tuple[
-    np.ndarray[Any, Any], ...
-]  # one array for each input of the model, without the axis of the batch
+# One array for each input of the model, without the axis of the batch.
+Example = tuple[np.ndarray[Any, Any], ...]
 
 
 class InputError(Failure):
-    """One input that cannot be used; a run goes on without it."""
+    """One input that cannot be used; `jaxq8 run` continues without it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Item:
     """One input.
 
     Attributes:
-      name: Path of the photo, ``file.npy[3]``, or ``file.txt:4``.
-      read: Reads it.
-      ragged: Its arrays may be filled up with zeros at their ends to the length of others (tokens of a text).
+      name: Path of a photo, or a name such as ``file.npy[3]`` or ``file.txt:4``.
+      read: A function that reads the input.
+      ragged: Whether its arrays, as the tokens of a text, may be filled up with zeros at their ends to the length of others.
     """
 
     name: str
@@ -40,16 +39,16 @@ class Item:
     ragged: bool = False
 
     def example(self) -> Example:
-        """What the model gets.
+        """Reads the arrays that the model gets.
 
         Raises:
-          InputError: It is unreadable, or holds NaN or infinity; the message names it.
+          InputError: The input is unreadable, or holds NaN or infinity; the message names it.
         """
         try:
             arrays = self.read()
         except QuantizationError as error:
             raise InputError(str(error)) from error
-        except Exception as error:  # the user's own preprocessing raises what it likes
+        except Exception as error:  # the user's own preprocessing may raise anything
             raise InputError(
                 f"{self.name}: cannot be read ({short(error)}); repair it or leave it out"
             ) from error
@@ -64,9 +63,9 @@ class Reader:
     """How files become examples.
 
     Attributes:
-      photos: How an image file becomes an array where no function is given.
-      preprocess: The user's own: of one photo (PIL.Image) to its array or arrays without batch axis, or of a list of one text
-        to arrays with batch axis.
+      photos: How an image file becomes an array if no function is given.
+      preprocess: The user's own function. It takes one photo (PIL.Image) and returns its array or arrays without a batch axis,
+        or takes a list of one text and returns arrays with a batch axis.
     """
 
     photos: Photos
@@ -76,7 +75,7 @@ class Reader:
         """The inputs in files and folders, each name once, in the given order.
 
         Raises:
-          Failure: A path does not exist, holds no inputs, or is no whole file of arrays.
+          Failure: A path does not exist, holds no inputs, or is not a complete file of arrays.
         """
         found: dict[str, Item] = {}
         for file in files:
@@ -85,6 +84,7 @@ class Reader:
         return list(found.values())
 
     def _of(self, path: Path) -> list[Item]:
+        """The inputs in one file or folder."""
         if path.is_dir():
             photos = sorted(p for p in path.rglob("*") if is_photo(p))
             if not photos:
@@ -92,8 +92,9 @@ class Reader:
             return [self._photo(p) for p in photos]
         if not path.exists():
             raise Failure(f"{path}: no such file or folder; check the path")
-        readers = {".npy": _arrays, ".npz": _arrays, ".txt": self._texts}
-        return readers.get(path.suffix, lambda p: [self._photo(p)])(path)
+        if path.suffix in (".npy", ".npz"):
+            return _arrays(path)
+        return self._texts(path) if path.suffix == ".txt" else [self._photo(path)]
 
     def _photo(self, path: Path) -> Item:
         def read() -> Example:
@@ -125,10 +126,13 @@ class Reader:
 
 
 def _arrays(path: Path) -> list[Item]:
-    """The examples along the first axis of an .npy, or of all arrays of an .npz, which are the model's inputs in order."""
+    """The examples along the first axis of an .npy file, or of all arrays of an .npz file.
+
+    The arrays of an .npz file are the model's inputs in their order.
+    """
     try:
         arrays = _npz(path) if path.suffix == ".npz" else [np.load(path, mmap_mode="r", allow_pickle=False)]
-    except Exception as error:  # zipfile, zlib and NumPy each have errors of their own
+    except Exception as error:  # zipfile, zlib and NumPy raise errors of their own
         raise Failure(f"{path}: is not a whole file of arrays ({short(error)}); write it again") from error
     sizes = {a.shape[:1] for a in arrays}
     if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
@@ -155,12 +159,16 @@ def _tuple(x: Any) -> Example:
 def stacked(
     named: Sequence[tuple[str, Example]], expected: Sequence[Any] = (), ragged: bool = False
 ) -> Example:
-    """Examples as one batch.
+    """Stacks examples to one batch.
 
     Args:
-      named: (name, example) of each.
-      expected: Shapes and dtypes with the axis of the batch, where they are known: arrays are converted to these dtypes.
-      ragged: Fill arrays up with zeros at the end of their first axis.
+      named: The name and the arrays of each example.
+      expected: Shapes and dtypes of the model's inputs with the axis of the batch, if they are known; arrays are converted to
+        these dtypes.
+      ragged: Whether arrays are filled up with zeros at the end of their first axis.
+
+    Returns:
+      One array for each input of the model, with the axis of the batch in front.
 
     Raises:
       InputError: Number, shapes or dtypes do not fit; the message names the input.
@@ -168,7 +176,9 @@ def stacked(
     count = len(expected) or len(named[0][1])
     shapes = [tuple(e.shape[1:]) for e in expected] or [a.shape for a in named[0][1]]
     if ragged:
-        shapes = [_longest(shape, [e[i] for _, e in named], bool(expected)) for i, shape in enumerate(shapes)]
+        for i, shape in enumerate(shapes):
+            arrays = [example[i] for _, example in named]
+            shapes[i] = shape if expected else _longest(shape, arrays)
     rows: list[list[Any]] = [[] for _ in range(count)]
     for name, example in named:
         if len(example) != count:
@@ -178,23 +188,25 @@ def stacked(
         for i, array in enumerate(example):
             rows[i].append(_fitted(name, _filled(array, shapes[i]) if ragged else array, shapes[i]))
     batch = tuple(np.stack(row) for row in rows)
-    return (
-        tuple(_converted(a, e, named[0][0]) for a, e in zip(batch, expected, strict=True))
-        if expected
-        else batch
-    )
+    if not expected:
+        return batch
+    first_name = named[0][0]
+    return tuple(_converted(a, e, first_name) for a, e in zip(batch, expected, strict=True))
 
 
-def _longest(shape: tuple[int, ...], arrays: list[Any], fixed: bool) -> tuple[int, ...]:
-    return shape if fixed or not shape else (max(a.shape[0] for a in arrays), *shape[1:])
+def _longest(shape: tuple[int, ...], arrays: list[Any]) -> tuple[int, ...]:
+    """The shape with the longest first axis of all arrays; a scalar has none."""
+    return (max(a.shape[0] for a in arrays), *shape[1:]) if shape else shape
 
 
 def _filled(array: Any, shape: tuple[int, ...]) -> Any:
+    """The array with zeros at the end of its first axis, up to that of `shape`."""
     missing = shape[0] - array.shape[0] if shape and array.ndim else 0
     return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing > 0 else array
 
 
 def _fitted(name: str, array: Any, shape: tuple[Any, ...]) -> Any:
+    """The array, if it has this shape; sizes that are not integers are symbolic and may be anything."""
     same = len(array.shape) == len(shape) and all(
         not isinstance(n, int) or n == m for n, m in zip(shape, array.shape, strict=True)
     )
@@ -212,7 +224,7 @@ def _converted(array: Any, expected: Any, name: str) -> Any:
 
 
 def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """The items in groups; which are together depends on the list alone."""
+    """The items in groups of `size`; which items are in one group depends only on the list."""
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
@@ -220,7 +232,7 @@ Read = list[tuple[Item, Example | InputError]]
 
 
 def read_ahead(groups: Iterable[Sequence[Item]], ahead: int = 2) -> Iterator[Read]:
-    """Each group read, by threads that are a few groups ahead of who uses them: decoding photos and computing overlap."""
+    """Yields each group with its examples, which threads read a few groups ahead, so that reading and computing overlap."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         waiting: list[list[tuple[Item, Any]]] = []
         try:
@@ -242,7 +254,7 @@ def _attempt(item: Item) -> Example | InputError:
 
 
 def whole_batches(items: Sequence[Item], size: int, expected: Sequence[Any] = ()) -> Iterator[Example]:
-    """Batches for calibration and comparison, where every input counts: the first that cannot be read is an error."""
+    """Yields batches for calibration and comparison; an input that cannot be read is an error, since every input counts."""
     for group in read_ahead(batches(items, size)):
         named = []
         for item, example in group:
@@ -253,7 +265,7 @@ def whole_batches(items: Sequence[Item], size: int, expected: Sequence[Any] = ()
 
 
 def imported(name: str | None) -> Callable[..., Any] | None:
-    """The function of --preprocess."""
+    """The function that --preprocess names; None without the option."""
     if name is None:
         return None
     function = attribute(name)

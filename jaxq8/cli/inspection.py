@@ -1,4 +1,4 @@
-"""``jaxq8 inspect``: what a file holds."""
+"""``jaxq8 inspect``: shows what a file holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxq8.cli.text import print_json, size
 from jaxq8.display.text_table import table
 from jaxq8.numerics.codebook import is_encoded
 
-BINS, BAR = 16, 50
+BINS, BAR = 16, 50  # of a histogram: the number of its bins, and the characters of its longest bar
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -63,7 +63,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _document(found: Contents) -> dict[str, Any]:
-    """Everything that the text shows."""
+    """Everything that the text shows, for --json."""
     document = found.document
     return {
         "path": str(found.path), "kind": found.kind, "file_bytes": _file_size(found),
@@ -121,12 +121,12 @@ def _file_size(found: Contents) -> int:
 
 
 def _float_bytes(found: Contents) -> int:
-    """Bytes of the same numbers as float32."""
+    """The number of bytes that the same numbers take in float32."""
     return sum(int(np.prod(t.shape, dtype=np.int64)) * 4 for t in found.tensors)
 
 
 def figures(tensor: Tensor) -> dict[str, Any]:
-    """Extremes, moments and histogram of a tensor; of a quantized one of its codes (or indices), with its scales."""
+    """Extremes, moments and histogram of a tensor; for a quantized tensor those of its codes (or indices), and its scales."""
     value = tensor.read()
     result: dict[str, Any] = {
         "name": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "spec": tensor.spec, "bytes": tensor.nbytes,
@@ -151,7 +151,7 @@ def figures(tensor: Tensor) -> dict[str, Any]:
 
 
 def _histogram(data: np.ndarray, integers: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Counts in equal bins; of codes each bin holds the same number of codes."""
+    """Counts and edges of equal bins; for integers every bin has the same number of codes."""
     if not integers:
         return np.histogram(data, BINS)
     low, high = int(data.min()), int(data.max())

@@ -1,6 +1,6 @@
 """Options that take several values: with commas, with spaces, or with both.
 
-``--mean 123,117,104``, ``--mean 123 117 104`` and ``--mean "123, 117, 104"`` are one.
+``--mean 123,117,104``, ``--mean 123 117 104`` and ``--mean "123, 117, 104"`` mean the same.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 SEPARATOR = re.compile(r"\s*,\s*|\s+")
-NUMBERS = re.compile(r"[-+.\de]*\d[-+.\de,]*,?")  # one, or several with commas
-# Options of one word whose further values can be told from whatever follows: the model, above all.
+NUMBERS = re.compile(r"[-+.\de]*\d[-+.\de,]*,?")  # one number, or several with commas
+# The options whose values, if spaces separate them, can be told from the words after them, above all from the model's name.
 MORE = {
     "--input-shape": re.compile(r"\d+,?(:\w+)?"),
     "--platforms": re.compile(r"(cpu|tpu|cuda|rocm),?"),
@@ -28,13 +28,13 @@ def add_list(
     """Declares an option that takes several values.
 
     Args:
-      group: Where it belongs: a parser or a group of options.
+      group: The parser or group of options that the option is added to.
       option: Its name.
-      kind: Makes a value of its text; ValueError refuses it.
-      what: What a value is: "a number".
+      kind: A function that makes a value of its text; it raises ValueError for text that is not a value.
+      what: What a value is, for messages: "a number".
       example: Values as they may be written, with commas.
       default: The list without the option.
-      **more: As of `add_argument`.
+      **more: Other arguments of `add_argument`.
     """
     group.add_argument(
         option, nargs="+", action=_Several, default=default, kind=kind, what=what, example=example, **more
@@ -42,20 +42,20 @@ def add_list(
 
 
 def add_files(group: Any, option: str, **more: Any) -> None:
-    """Declares an option that takes several files; a file whose name has a comma in it is that file."""
+    """Declares an option that takes several files; an existing file with a comma in its name is taken as one file."""
     group.add_argument(option, nargs="+", action=_Files, default=[], **more)
 
 
 def split(text: str) -> list[str]:
-    """The values of a list that is written with commas, with spaces, or with both; a comma may end it."""
+    """The values of a list that is written with commas, with spaces, or with both; it may end with a comma."""
     return SEPARATOR.split(text.strip().removesuffix(",").strip())
 
 
 def joined(arguments: Sequence[str]) -> list[str]:
-    """A command line with values of one list as one word, where argparse would not see that they are.
+    """A command line in which the values of each option in `MORE` are joined to one word, as argparse needs them.
 
-    It takes a list that begins with a minus for an option (``--mean -1,-2``), and of ``--input-shape 1 64 net.py:Net`` it
-    would have to know what belongs to the list.
+    Otherwise argparse takes a list that begins with a minus for an option (``--mean -1,-2``), and it cannot know which words of
+    ``--input-shape 1 64 net.py:Net`` belong to the list.
     """
     result: list[str] = []
     rest = list(arguments)
@@ -74,6 +74,8 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 
 class _Several(argparse.Action):
+    """Stores the values of an option as a list."""
+
     def __init__(self, *args: Any, kind: Callable[[str], Any], what: str, example: str, **more: Any):
         super().__init__(*args, **more)
         self._kind, self._what, self._example = kind, what, example
@@ -92,10 +94,18 @@ class _Several(argparse.Action):
 
 
 class _Files(argparse.Action):
+    """Stores the files of an option as a list."""
+
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, [name for value in values for name in _files(value)])
+        files: list[str] = []
+        for value in values:
+            files += _files(value)
+        setattr(namespace, self.dest, files)
 
 
 def _files(text: str) -> list[str]:
+    """The files that one word names: several with commas, unless the word itself is a file or none of them exists."""
+    if Path(text).exists():
+        return [text]
     names = [name for name in re.split(r"\s*,\s*", text.strip()) if name]
-    return names if not Path(text).exists() and any(Path(name).exists() for name in names) else [text]
+    return names if any(Path(name).exists() for name in names) else [text]

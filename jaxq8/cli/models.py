@@ -1,4 +1,4 @@
-"""Models by name: ``MODULE:FUNCTION`` with its weights, or an exported file, as one `Model`."""
+"""Loads the models that the command line names: ``MODULE:FUNCTION`` with its weights, or an exported file."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ READABLE = (".q8", ".safetensors", ".npz", ".msgpack")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Something that can be called, and what is known of it.
+    """A model that can be called, and what is known about it.
 
     Attributes:
-      name: As the user wrote it.
-      fn: The float function of (variables, *inputs); of an exported model the program, which has no variables.
-      variables: Float ones, or eight-bit ones from a ``.q8``.
-      config: How a ``.q8`` is to run.
-      ranges: Static ranges of a ``.q8``.
+      name: The name that the user gave.
+      fn: The float function of (variables, *inputs); for an exported model its program, which ignores the variables.
+      variables: Float variables, or eight-bit variables from a ``.q8``.
+      config: The configuration of a ``.q8``.
+      ranges: The static ranges of a ``.q8``.
       quantized: Whether the weights come from a ``.q8`` or the model was exported.
-      module: The Linen module, whose own idea of its variables is then known.
-      exported: The exported model.
-      source: File of the weights, where there is one.
+      module: The Linen module, if the model is one; it tells which variables it expects.
+      exported: The exported model, if it is one.
+      source: The file of the weights, if there is one.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Model:
         return call
 
     def identity(self) -> str:
-        """Changes whenever file, weights, configuration or ranges do."""
+        """A checksum that changes whenever the file, the weights, the configuration or the ranges do."""
         if self.exported is not None:
             return f"{_file_checksum(Path(self.name)):08x}"
         total = zlib.crc32(repr((self.name, self.config, self.ranges, self.quantized)).encode())
@@ -93,7 +93,7 @@ def load_model(name: str, params: str | None = None, keywords: Mapping[str, Any]
       keywords: Keyword arguments that every call of the model gets.
 
     Raises:
-      Misuse: `name` has no such form, or nothing says where the weights are.
+      Misuse: `name` does not have one of these forms, or the weights are not given.
       Failure: The model's module cannot be imported, or its code failed.
       FileError: The weights cannot be read.
     """
@@ -114,29 +114,33 @@ def load_model(name: str, params: str | None = None, keywords: Mapping[str, Any]
 
 
 def _with_weights(model: Model) -> Model:
-    """The model with the weights of its source; compared with its own where it has some."""
+    """The model with the weights of its source, which are compared with the model's own weights if it has some."""
     assert model.source is not None
+    settings: dict[str, Any] = {}
     if model.source.suffix == ".q8":
         found, ranges, config = load(model.source)
-        model_of = dataclasses.replace(model, config=config, ranges=ranges, quantized=True)
+        settings = {"config": config, "ranges": ranges, "quantized": True}
     else:
-        found, model_of = _on_device(load_float(model.source)), model
+        found = _on_device(load_float(model.source))
     if model.variables is not None:
         found = _rooted(found, model.variables)
         check_tree(model.variables, found, model)
-    return dataclasses.replace(model_of, variables=found)
+    return dataclasses.replace(model, variables=found, **settings)
 
 
 def _on_device(tree: Any) -> Any:
-    """The arrays of a tree where they will be used; those that were read are not kept beside them."""
+    """The tree with its arrays on the default device."""
     return jax.tree_util.tree_map(lambda x: jax.device_put(x) if hasattr(x, "dtype") else x, tree)
 
 
 def fitted(model: Model, inputs: Sequence[Any]) -> Model:
-    """The model with its weights compared with what a Linen module makes for these inputs; computes nothing.
+    """Compares a model's weights with those that its Linen module expects for these inputs; computes nothing.
+
+    Returns:
+      The model, with its weights under Flax's outer ``params`` if the module expects that.
 
     Raises:
-      Failure: Names or shapes differ, or weights are not finite; the message lists the first.
+      Failure: Names or shapes differ, or weights are not finite; the message lists the first differences.
     """
     if model.module is not None and not model.exported:
         keywords = getattr(model.fn, "keywords", {})
@@ -144,7 +148,7 @@ def fitted(model: Model, inputs: Sequence[Any]) -> Model:
             expected = jax.eval_shape(
                 functools.partial(model.module.init, **keywords), jax.random.key(0), *inputs
             )
-        except Exception:  # init may want other random streams or arguments; tracing will show what is wrong
+        except Exception:  # init may need other random streams or arguments; tracing will show what is wrong
             expected = None
         if expected is not None:
             model = dataclasses.replace(model, variables=_rooted(model.variables, expected))
@@ -154,21 +158,24 @@ def fitted(model: Model, inputs: Sequence[Any]) -> Model:
 
 
 def check_tree(expected: Any, found: Any, model: Model) -> None:
-    """Refuses weights that lack names, have other ones, or have other shapes than the model's own."""
+    """Refuses weights whose names or shapes are not those of the model's own.
+
+    Raises:
+      Failure: They differ; the message lists the first differences.
+    """
     wanted, given = _shapes(expected), _shapes(found)
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())]
     problems += [f"{name} is not part of the model" for name in sorted(given.keys() - wanted.keys())]
-    problems += [
-        f"{name} has shape {list(given[name])} instead of {list(wanted[name])}"
-        for name in wanted
-        if name in given and wanted[name] != given[name]
-    ]
-    if problems:
-        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
-        raise Failure(
-            f"{model.source or 'the weights'} does not fit {model.name} in {len(problems)} places: {shown}; "
-            "give the weights of this model"
-        )
+    for name, shape in wanted.items():
+        if name in given and shape != given[name]:
+            problems.append(f"{name} has shape {list(given[name])} instead of {list(shape)}")
+    if not problems:
+        return
+    shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+    raise Failure(
+        f"{model.source or 'the weights'} does not fit {model.name} in {len(problems)} places: {shown}; "
+        "give the weights of this model"
+    )
 
 
 def _check_finite(model: Model) -> None:
@@ -187,13 +194,15 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _rooted(found: Any, expected: Any) -> Any:
-    """Weights saved without Flax's outer ``params``, put under it."""
-    alone = isinstance(expected, Mapping) and set(expected) == {"params"}
-    return {"params": found} if alone and isinstance(found, Mapping) and "params" not in found else found
+    """The weights, put under Flax's outer ``params`` if the model expects that and they were saved without it."""
+    wants_params = isinstance(expected, Mapping) and set(expected) == {"params"}
+    if wants_params and isinstance(found, Mapping) and "params" not in found:
+        return {"params": found}
+    return found
 
 
 def _resolved(name: str, params: str | None) -> tuple[Any, Any, Path | None]:
-    """(model, variables or None, file whose weights are still to be read or None) of ``MODULE:FUNCTION``."""
+    """What ``MODULE:FUNCTION`` gives: (model, variables or None, file whose weights are still to be read or None)."""
     found = attribute(name)
     source = Path(params) if params else None
     if source is not None and not source.exists():
@@ -202,7 +211,7 @@ def _resolved(name: str, params: str | None) -> tuple[Any, Any, Path | None]:
         return found, None, source
     given = []
     if source is not None and source.is_file() and source.suffix not in READABLE:
-        given, source = [source], None  # a format that only the model's own loader knows
+        given, source = [source], None  # a format that only the model's own loader can read
         if inspect.isclass(found) or not _takes(found, 1):
             raise Failure(
                 f"{params}: unknown kind of weights; known are {', '.join(READABLE)} and orbax folders"
@@ -215,7 +224,7 @@ def _resolved(name: str, params: str | None) -> tuple[Any, Any, Path | None]:
 
 
 def _function(model: Any, name: str) -> tuple[Callable[..., Any], Any, Any]:
-    """(function of (variables, *inputs), Linen module or None, variables that the model itself holds or None)."""
+    """Three parts of a model: its function of (variables, *inputs), its Linen module or None, its own variables or None."""
     nnx = sys.modules.get("flax.nnx")
     if _is_linen(model):
         return model.apply, model, None
@@ -230,7 +239,7 @@ def _function(model: Any, name: str) -> tuple[Callable[..., Any], Any, Any]:
 
 
 def _nnx_function(nnx: Any, model: Any) -> tuple[Callable[..., Any], Any, Any]:
-    """An NNX model as a function of its plain nested dict; its random streams stay with it."""
+    """An NNX model as a function of a plain nested dict of its variables; its random streams stay inside the function."""
     model.eval()
     graph, weights, rest = nnx.split(model, lambda path, v: not isinstance(v, nnx.RngState), ...)
 
@@ -248,6 +257,7 @@ def _is_linen(x: Any) -> bool:
 
 
 def _takes(function: Any, count: int) -> bool:
+    """Whether a function can be called with this many positional arguments."""
     try:
         inspect.signature(function).bind(*[None] * count)
     except (TypeError, ValueError):
@@ -256,7 +266,7 @@ def _takes(function: Any, count: int) -> bool:
 
 
 def _without_arguments(x: Any) -> bool:
-    """Whether it is a loader or a class that is made with no arguments, rather than the model's function."""
+    """Whether this is a loader, or a class that takes no arguments, rather than the function of a model."""
     nnx = sys.modules.get("flax.nnx")
     if not callable(x) or not _takes(x, 0) or (nnx is not None and isinstance(x, nnx.Module)):
         return False
@@ -268,7 +278,7 @@ def attribute(name: str) -> Any:
     """What ``MODULE:ATTRIBUTE`` or ``FILE.py:ATTRIBUTE`` names; the current folder is searched first.
 
     Raises:
-      Misuse: The text has no such form.
+      Misuse: The text does not have this form.
       Failure: The module cannot be imported, or has no such attribute.
     """
     where, _, what = name.rpartition(":")
@@ -291,12 +301,13 @@ def attribute(name: str) -> Any:
 
 
 def _module(where: str) -> Any:
+    """Imports a module by its name or from a file."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if where.endswith(".py"):
         if not Path(where).is_file():
             raise Failure(f"{where}: no such file; check the path")
-        # A name of its own: a file json.py must not stand in for the module json.
+        # The module gets a name of its own, so that a file json.py does not replace the module json.
         spec = importlib.util.spec_from_file_location(f"jaxq8_model_{Path(where).stem}", where)
         assert spec is not None
         assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean."""
+"""The options that several commands share, and functions that turn their values into models, inputs and configurations."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from jaxq8.numerics.spec import Spec
 def add_model(
     command: argparse.ArgumentParser, what: str = "MODULE:FUNCTION or FILE.py:FUNCTION; see jaxq8 --help"
 ) -> None:
-    """The model and its weights."""
+    """Declares the options for the model and its weights."""
     command.add_argument("model", metavar="MODEL", help=what)
     add_weights(command)
 
 
 def add_weights(command: argparse.ArgumentParser) -> None:
-    """Where weights come from, and keyword arguments of the model."""
+    """Declares the options for the file of the weights and for keyword arguments of the model."""
     command.add_argument(
         "--params", metavar="FILE", help="weights: .safetensors, .npz, .msgpack, an orbax folder, or a .q8"
     )
@@ -38,7 +38,7 @@ def add_weights(command: argparse.ArgumentParser) -> None:
 
 
 def add_inputs(command: argparse.ArgumentParser, batch: int = 1) -> None:
-    """Inputs and how they are prepared."""
+    """Declares the options for inputs and their preparation."""
     group = command.add_argument_group("inputs")
     add_files(group, "--image", metavar="PHOTO", help="photos, or folders of photos")
     add_files(group, "--input", metavar="X.npy",
@@ -51,7 +51,7 @@ def add_inputs(command: argparse.ArgumentParser, batch: int = 1) -> None:
 
 
 def add_preparation(command: argparse.ArgumentParser) -> None:
-    """How photos and texts become arrays."""
+    """Declares the options that say how photos and texts become arrays."""
     group = command.add_argument_group("preparation of photos and texts")
     group.add_argument("--preprocess", metavar="MODULE:FUNCTION",
                        help="of a photo (PIL.Image) to an array with no batch axis, or of a list of texts")  # fmt: skip
@@ -68,14 +68,14 @@ def add_preparation(command: argparse.ArgumentParser) -> None:
 
 
 def add_shape(command: argparse.ArgumentParser) -> None:
-    """Shapes of the inputs, for who has no example of them."""
+    """Declares the option for the shapes of the inputs, for users without example inputs."""
     command.add_argument("--input-shape", action="append", type=shape, default=[], metavar="1,224,224,3[:DTYPE]",
                          help="shape with the axis of the batch, and dtype, of one input, with commas or spaces; "
                          "repeat it for more")  # fmt: skip
 
 
 def add_config(command: argparse.ArgumentParser) -> None:
-    """What becomes eight bits, and how."""
+    """Declares the options that say what becomes eight bits, and how."""
     group = command.add_argument_group("quantization")
     group.add_argument(
         "--mode",
@@ -100,13 +100,13 @@ def add_config(command: argparse.ArgumentParser) -> None:
 
 
 def add_output_form(command: argparse.ArgumentParser) -> None:
-    """Whom the output is for."""
+    """Declares the options for the form of the output: --json for programs, and --quiet."""
     command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     command.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
 
 
 def positive(text: str) -> int:
-    """A positive integer of the command line."""
+    """Reads a positive integer of the command line."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
@@ -114,7 +114,7 @@ def positive(text: str) -> int:
 
 
 def shape(text: str) -> jax.ShapeDtypeStruct:
-    """``1,224,224,3`` or ``1,64:int32``."""
+    """Reads the shape and dtype of an input: ``1,224,224,3`` or ``1,64:int32``."""
     sizes, _, dtype = text.partition(":")
     try:
         return jax.ShapeDtypeStruct(tuple(int(n) for n in split(sizes)), np.dtype(dtype or "float32"))
@@ -125,7 +125,7 @@ def shape(text: str) -> jax.ShapeDtypeStruct:
 
 
 def keywords(options: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of the model."""
+    """The keyword arguments of the model that --keyword gives."""
     found = {}
     for entry in options.keyword:
         name, equals, value = entry.partition("=")
@@ -154,6 +154,7 @@ def config_of(options: argparse.Namespace) -> Config:
 
 
 def _bits(bits: int, group: int | None, mode: str) -> dict[str, Any]:
+    """The changes of a configuration that --bits and --group mean: of activations in mode round, else of weights."""
     if mode == "round":
         return {"activations": Spec(bits=bits)}
     if group:
@@ -162,7 +163,7 @@ def _bits(bits: int, group: int | None, mode: str) -> dict[str, Any]:
 
 
 def _override(entry: Sequence[str], options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    # Commas part fields too: those before a FIELD=, and at the end of a word. Others belong to the pattern.
+    # A comma before FIELD= or at the end of a word separates fields; any other comma belongs to the pattern.
     words = [part for word in entry for part in re.split(r"\s*,\s*(?=\w+=)", word.removesuffix(","))]
     return words[0], _changes(words[0], words[1:], options)
 
@@ -184,7 +185,7 @@ def _changes(pattern: str, fields: Sequence[str], options: argparse.Namespace) -
 
 
 def reader_of(options: argparse.Namespace, expected: Sequence[Any] = ()) -> Reader:
-    """How this command line turns files into examples; `expected` are shapes of inputs, where known."""
+    """The reader that turns files into examples as the options say; `expected` has the shapes of the inputs, if known."""
     size: Any = None
     if len(options.size or ()) > 2:
         raise Misuse("--size: give one number, or two, height and width, such as --size 224,320")
@@ -215,10 +216,10 @@ def files_of(options: argparse.Namespace) -> list[str]:
 
 
 def example_inputs(options: argparse.Namespace, items: Sequence[Item], batch: int = 1) -> tuple[Any, ...]:
-    """Inputs to trace the model with: of the shapes given, or like the first of the given files.
+    """Inputs to trace the model with: those of --input-shape, or inputs like the first of the given files.
 
     Raises:
-      Misuse: Neither is given.
+      Misuse: Neither shapes nor files are given.
       InputError: The first file cannot be read.
     """
     if options.input_shape:

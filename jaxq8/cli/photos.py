@@ -1,4 +1,7 @@
-"""Photos as arrays: upright RGB, the central square, resized, (x - mean) / std. Needs Pillow, which is asked for when used."""
+"""Turns photos into arrays: upright RGB, cropped to the centre, resized, and ``(x - mean) / std``.
+
+Pillow is imported when the first photo is read.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,24 @@ from jaxq8.cli.problems import Failure, Misuse
 if TYPE_CHECKING:
     from PIL import Image
 
-# The share of the short side that is kept before resizing, by the size wanted: 0.875 at 224, as is usual for ImageNet.
+# Photos are cropped as if they had first been resized to this many pixels more than the wanted size. At 224 this keeps 0.875 of
+# the short side, as is usual for ImageNet.
 MARGIN = 32
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 def is_photo(path: Path) -> bool:
-    """Whether a file of a folder is meant to be an image; hidden ones are not."""
+    """Whether a file of a folder is an image by its name; hidden files are not."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 @functools.cache
 def pillow() -> Any:
-    """The package, or a message how to get it."""
+    """The package PIL.
+
+    Raises:
+      Failure: It is not installed.
+    """
     try:
         import PIL.Image
         import PIL.ImageOps
@@ -39,13 +47,13 @@ def pillow() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Photos:
-    """How a photo becomes an array where the user names no function for it.
+    """How a photo becomes an array if the user names no function for it.
 
     Attributes:
       size: (height, width) of the array; None if it is not known.
-      mean: Subtracted from the 0..255 of each channel; one number, or one a channel in the order of `bgr`.
-      std: Divides after that.
-      bgr: Channels are blue, green, red.
+      mean: What is subtracted from values of 0 to 255: one number, or one for each channel in the array's order of channels.
+      std: What values are divided by after that, likewise.
+      bgr: Whether the order of the channels is blue, green, red.
     """
 
     size: tuple[int, int] | None = None
@@ -54,10 +62,10 @@ class Photos:
     bgr: bool = False
 
     def open(self, path: Path) -> Image.Image:
-        """An image file as upright RGB; transparency lies over white.
+        """Opens an image file as upright RGB; transparent parts show white.
 
         Raises:
-          Failure: The file is not (entirely) readable as an image, or Pillow is missing.
+          Failure: The file, or a part of it, is not readable as an image, or Pillow is missing.
         """
         pil = pillow()
         try:
@@ -68,7 +76,7 @@ class Photos:
             raise Failure(f"{path}: is not a readable image ({error}); repair it or leave it out") from error
 
     def array(self, image: Image.Image) -> np.ndarray[Any, Any]:
-        """The photo as float32 (height, width, 3)."""
+        """The photo as a float32 array (height, width, 3)."""
         if self.size is None:
             raise Misuse("the size of photos is not known; give --size, --input-shape, or --preprocess")
         height, width = self.size

@@ -1,4 +1,4 @@
-"""``jaxq8 quantize``: a float model in, a file a quarter of the size out."""
+"""``jaxq8 quantize``: makes a file a quarter of the size from a float model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from jaxq8.plan import Plan
 from jaxq8.transform import explain, quantize
 from jaxq8.weights import quantize_weights
 
-# The error is measured on at most so many examples: calibration sets may be large, and a share needs no more.
+# The error is measured on at most this many examples: calibration sets may be large, and a share of them is enough.
 MEASURED = 64
 EPILOG = """\
 modes:
@@ -70,6 +70,14 @@ def add(commands: Any) -> argparse.ArgumentParser:
     shared.add_config(command)
     command.add_argument("--keep-norms", action="store_true",
                          help="leave batch norms as they are, instead of folding them into scales of weights")  # fmt: skip
+    _add_inputs(command)
+    shared.add_preparation(command)
+    shared.add_output_form(command)
+    return command
+
+
+def _add_inputs(command: argparse.ArgumentParser) -> None:
+    """Declares the options for the shape of the inputs, for their ranges, for the sample, and for the exported program."""
     group = command.add_argument_group(
         "inputs: their shape, ranges, and the sample that the error is measured on"
     )
@@ -92,9 +100,6 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     group.add_argument("--platforms", type=split, default=list(PLATFORMS), metavar="NAMES",
                        help=f"(.q8x) what the program is for (default {','.join(PLATFORMS)})")  # fmt: skip
-    shared.add_preparation(command)
-    shared.add_output_form(command)
-    return command
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -124,7 +129,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What can be known to be wrong before anything is loaded."""
+    """Refuses what can be seen to be wrong before anything is loaded."""
     folder = Path(options.output).parent
     if not options.output.endswith((".q8", ".q8x")):
         raise Misuse(f"--output {options.output}: end it in .q8 (weights) or .q8x (weights and program)")
@@ -142,7 +147,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _ranges(options: argparse.Namespace, model: Model, config: Config, items: list[Item]) -> Ranges | None:
-    """Ranges of --ranges and of --calibrate; of a site in both, that of the file."""
+    """The ranges of --ranges together with those of --calibrate; for a site in both, the range of the file."""
     given = _read_ranges(options.ranges) if options.ranges else None
     if not items:
         return given
@@ -158,19 +163,25 @@ def _ranges(options: argparse.Namespace, model: Model, config: Config, items: li
 
 @contextlib.contextmanager
 def _files_of_batches(items: Sequence[Item], size: int) -> Iterator[None]:
-    """Warnings of the block that speak of a batch name the inputs in it."""
+    """Makes calibration warnings of the block, which speak of the number of a batch, name the inputs in that batch."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
         message = warning.message
         if isinstance(message, CalibrationWarning):
-            first = message.batch * size + (message.example or 0)
-            last = first + 1 if message.example is not None else (message.batch + 1) * size
-            names = [item.name for item in items[first:last]]
-            shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-            message = f"--calibrate {shown}: {message}"
+            message = f"--calibrate {_inputs_of(message, items, size)}: {message}"
         warnings.showwarning(message, warning.category, warning.filename, warning.lineno)
+
+
+def _inputs_of(warning: CalibrationWarning, items: Sequence[Item], size: int) -> str:
+    """The names of the inputs that a warning is about: one example, or a whole batch of this size."""
+    start = warning.batch * size
+    if warning.example is not None:
+        start += warning.example
+        size = 1
+    names = [item.name for item in items[start : start + size]]
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 
 def _read_ranges(path: str) -> Ranges:
@@ -181,9 +192,9 @@ def _read_ranges(path: str) -> Ranges:
 
 
 def _encoded(model: Model, config: Config, inputs: tuple[Any, ...], keep_norms: bool) -> tuple[Any, int]:
-    """Weights as codes, and the number of norms folded into their scales.
+    """The variables with weights as codes, and the number of norms that were folded into their scales.
 
-    In mode simulate weights stay float in the file, and are encoded by who runs it.
+    In mode simulate the weights stay float in the file and are encoded when the file is run.
     """
     if config.mode == "simulate" or config.kernels == "simulate":
         return model.variables, 0
@@ -192,7 +203,9 @@ def _encoded(model: Model, config: Config, inputs: tuple[Any, ...], keep_norms: 
         return encoded, 0
     folded = fold_norms(model.fn, encoded, *inputs, config=config)
     before, after = (jax.tree_util.tree_leaves(tree, is_leaf=is_encoded) for tree in (encoded, folded))
-    return folded, sum(a is not b and len(b.shape) > 1 for a, b in zip(before, after, strict=True))
+    # Folding a norm changes one weight, which has at least two axes, and some vectors.
+    count = sum(old is not new and len(new.shape) > 1 for old, new in zip(before, after, strict=True))
+    return folded, count
 
 
 def _write(
@@ -207,7 +220,7 @@ def _write(
 
 
 def _errors(options: argparse.Namespace, model: Model, made: Model, items: list[Item]) -> OutputErrors:
-    """Of the results of what was written, on the sample."""
+    """The errors of the results of the quantized model, measured on the sample."""
     fast = jax.jit(quantize(model.fn, made.config, ranges=made.ranges))
     with foreign(f"running {model.name}", "check that the sample holds inputs of this model"):
         report = compare(
@@ -222,7 +235,7 @@ def _sizes(model: Model, path: Path, config: Config) -> dict[str, Any]:
     before = sum(np.size(x) * 4 for x in leaves if hasattr(x, "dtype"))
     after = path.stat().st_size
     sizes = {"output": str(path), "float_bytes": before, "file_bytes": after, "share": after / max(before, 1)}
-    if config.mode == "weights_rounded":  # such files are for who compresses them
+    if config.mode == "weights_rounded":  # such files are made to be compressed
         sizes["gzip_bytes"] = _compressed(path)
     return sizes
 

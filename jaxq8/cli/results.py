@@ -1,7 +1,7 @@
-"""Results of a long run as lines of JSON, in a file that a killed run can be continued from.
+"""Stores the results of a long run as lines of JSON, so that a run that was killed can be continued.
 
-A line counts once its newline is in the file. Lines are appended in one write for each batch; what a killed run leaves
-after the last newline is cut off by the next. Every line names the run that it belongs to (a checksum of the model and of
+A line counts once its newline is in the file. Lines are appended in one write for each batch; whatever a killed run leaves
+after the last newline is cut off by the next run. Every line names the run that it belongs to (a checksum of the model and of
 the options that change results), so that results of two models never share a file.
 """
 
@@ -17,16 +17,18 @@ from typing import Any
 
 from jaxq8.cli.problems import Failure
 
-SYNC_SECONDS = 1.0  # what a crash of the machine, rather than of the process, may cost
+SYNC_SECONDS = (
+    1.0  # at most the results of this time are lost if the machine crashes, rather than the process
+)
 
 
 class Results:
     """An open file of results.
 
     Args:
-      path: Where; made if it is not there.
-      run: What every line of this run says.
-      restart: Begin anew, and forget what the file holds.
+      path: The file; it is made if it does not exist.
+      run: The name of this run, which every line holds.
+      restart: Whether to delete what the file holds and begin anew.
 
     Attributes:
       done: Names of the inputs whose results are in the file.
@@ -56,7 +58,7 @@ class Results:
         self._synced = time.monotonic()
 
     def _whole_lines(self) -> int:
-        """Reads what is done; returns the length of the file without a line that was not finished."""
+        """Reads which inputs are done; returns the length of the file without a last line that was not finished."""
         end = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -67,6 +69,7 @@ class Results:
         return end
 
     def _input_of(self, line: bytes, number: int) -> str:
+        """The name of the input whose result a line holds, which must be of this run."""
         try:
             entry = json.loads(line)
             name, run = entry["input"], entry["run"]
@@ -86,7 +89,7 @@ class Results:
         return name
 
     def add(self, entries: Sequence[dict[str, Any]]) -> None:
-        """Appends the results of one batch, whole or not at all as far as a reader of whole lines sees.
+        """Appends the results of one batch; a reader of complete lines sees each of them completely or not at all.
 
         Raises:
           Failure: The disk is full.
@@ -108,7 +111,7 @@ class Results:
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Writes to the disk what is still on its way, and lets others write."""
+        """Waits until everything is on disk, and lets other processes write the file."""
         os.fsync(self._file)
         os.close(self._file)
 

@@ -1,4 +1,4 @@
-"""``jaxq8 run``: a model on many inputs, photos or arrays or texts; stopped at any moment, it goes on where it was."""
+"""``jaxq8 run``: runs a model on many photos, arrays or texts; a run that was stopped can be continued where it was."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ class Job:
     """The work of one run.
 
     Attributes:
-      model: What runs.
-      expected: Shapes and dtypes of its inputs, where known.
-      batch: Examples a call; the last batch is filled up to it.
-      form: From the results of one example to what a line says of it.
-      failed: (input, reason) of the inputs left out.
-      kept: Results of all examples, where they become one array.
-      first: Moment of the first result.
+      model: The model.
+      expected: Shapes and dtypes of its inputs, if they are known.
+      batch: The number of examples in a call; a shorter batch is filled up to it.
+      form: A function from the result of one example to the fields of its line.
+      failed: (input, reason) for the inputs that were left out.
+      kept: The results of all examples so far.
+      first: The time of the first result; None before it.
     """
 
     model: Model
@@ -119,17 +119,22 @@ class Job:
     def process(self, items: Sequence[Item], done: set[str], keep: Keep) -> None:
         """Runs what is not done, batch by batch.
 
-        A batch holds the same inputs whether the run was stopped before or not: ranges that are found in the run depend on
-        all of them, and so would the results.
+        A batch has the same inputs whether or not the run was stopped before: ranges that are found in the run depend on all
+        inputs of a batch, and so do the results.
         """
-        groups = [g for g in batches(items, self.batch) if any(item.name not in done for item in g)]
-        for read in read_ahead(groups):
+        unfinished = []
+        for group in batches(items, self.batch):
+            names = {item.name for item in group}
+            if not names <= done:
+                unfinished.append(group)
+        for read in read_ahead(unfinished):
             good = self._usable(read)
             if good:
                 results = self._results(good)
                 keep([e for e in results if e["input"] not in done])
 
     def _usable(self, read: Read) -> list[tuple[Item, Any]]:
+        """The inputs that could be read and fit the model; the others are noted in `failed`."""
         good = []
         for item, example in read:
             if isinstance(example, InputError):
@@ -145,7 +150,7 @@ class Job:
 
     def _results(self, good: list[tuple[Item, Any]]) -> list[dict[str, Any]]:
         named = [(item.name, example) for item, example in good]
-        # A short batch is filled up with an input of its own: one compiled shape, and no range that it would not have.
+        # A short batch is filled up with copies of its first input: this keeps one compiled shape and changes no range.
         padded = [*named, *[named[0]] * (self.batch - len(named))]
         inputs = stacked(padded, self.expected, good[0][0].ragged)
         if self._call is None:
@@ -168,7 +173,7 @@ def _check_rows(outputs: Any, batch: int, name: str) -> None:
 
 
 def _batch(options: argparse.Namespace, expected: Sequence[Any]) -> int:
-    """Examples a call; a program for one batch size has no choice."""
+    """The number of examples in a call: that of --batch, or the one size that a program was exported for."""
     sizes = {e.shape[0] for e in expected if e.shape and isinstance(e.shape[0], int)}
     if not sizes:
         return int(options.batch)
@@ -179,16 +184,16 @@ def _batch(options: argparse.Namespace, expected: Sequence[Any]) -> int:
 
 
 def _run_id(options: argparse.Namespace, model: Model, batch: int) -> str:
-    """A checksum of everything that results depend on, but for the inputs."""
+    """A checksum of everything except the inputs that results depend on."""
     names = ("preprocess", "size", "mean", "std", "channels", "top", "labels", "keyword")
     chosen = [model.identity(), batch, *(getattr(options, name) for name in names)]
     return f"{zlib.crc32(json.dumps(chosen).encode()):08x}"
 
 
 def _sink(options: argparse.Namespace, stack: contextlib.ExitStack, run: str, done: set[str]) -> Keep:
-    """Where lines go; `done` is filled with what a file holds already."""
+    """A function that takes the results of a batch; `done` gets the names of the inputs whose results a file has already."""
     if options.output is None:
-        return lambda entries: [sys.stdout.write(line(e)) for e in entries] and sys.stdout.flush()
+        return _print_lines
     if options.output.endswith(".npy"):
         return lambda entries: None
     results = Results(Path(options.output), run, options.restart)
@@ -197,8 +202,15 @@ def _sink(options: argparse.Namespace, stack: contextlib.ExitStack, run: str, do
     return results.add
 
 
+def _print_lines(entries: list[dict[str, Any]]) -> None:
+    for entry in entries:
+        sys.stdout.write(line(entry))
+    if entries:
+        sys.stdout.flush()
+
+
 def _form(options: argparse.Namespace) -> Callable[[Any], dict[str, Any]]:
-    """What a line says of one example."""
+    """A function from the result of one example to the fields of its line; refuses options that contradict each other."""
     if options.output and not options.output.endswith((".jsonl", ".npy")):
         raise Misuse(f"--output {options.output}: end it in .jsonl (can be resumed) or .npy (one array)")
     if options.json and not options.output:
@@ -212,6 +224,7 @@ def _form(options: argparse.Namespace) -> Callable[[Any], dict[str, Any]]:
 
 
 def _top(row: Any, count: int, labels: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The largest values of a result with their classes and, if given, the names of the classes."""
     leaves = jax.tree_util.tree_leaves(row)
     if len(leaves) != 1 or np.ndim(leaves[0]) != 1:
         raise Misuse("--top needs one vector an input as result; leave it out")
@@ -237,7 +250,7 @@ def _labels(path: str) -> list[str]:
 
 
 def _write_npy(path: Path, job: Job) -> None:
-    """All results as one array, in one step; not if an input is missing, since rows would then stand for other inputs."""
+    """Writes all results as one array, in one step; not if an input failed, since rows would then belong to other inputs."""
     if job.failed:
         return
     if len(jax.tree_util.tree_leaves(job.kept[0])) != 1:
@@ -254,7 +267,10 @@ def _write_npy(path: Path, job: Job) -> None:
 
 
 def peak_memory() -> int:
-    """Bytes that were resident at most in this process (not in the one that started it, as `getrusage` has it on Linux)."""
+    """The largest number of bytes that this process had in memory.
+
+    On Linux `getrusage` may give the number of the process that started this one, so it is not used there.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -266,7 +282,7 @@ def peak_memory() -> int:
 def _summary(
     options: argparse.Namespace, job: Job, count: int, before: int, seconds: float, started: float
 ) -> None:
-    """What was done, on stderr; the inputs left out, each with its reason."""
+    """Says on stderr what was done, and which inputs were left out for which reasons; prints JSON if that is wanted."""
     for _, reason in job.failed:
         note(f"jaxq8 run: skipped: {reason}")
     found: dict[str, Any] = {

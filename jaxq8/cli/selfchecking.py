@@ -1,4 +1,4 @@
-"""``jaxq8 selfcheck``: whether the integer forms compute exactly on this machine, and which of them are used."""
+"""``jaxq8 selfcheck``: checks whether the integer forms compute exactly on this machine, and says which of them are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How figures are shown."""
+"""Prints figures, notes and JSON documents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def size(count: float) -> str:
-    """Bytes in decimal units: ``"4.9 MB"``."""
+    """A number of bytes in decimal units: ``"4.9 MB"``."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -20,22 +20,22 @@ def size(count: float) -> str:
 
 
 def note(message: str) -> None:
-    """A line for people: to stderr, so that stdout stays what a script reads."""
+    """Prints a line for people on stderr, so that stdout has only what a script reads."""
     print(message, file=sys.stderr, flush=True)
 
 
 def show_progress(quiet: bool) -> bool:
-    """Whether to draw progress bars: on a terminal, unless they are not wanted."""
+    """Whether to draw progress bars: on a terminal, unless --quiet is given."""
     return not quiet and sys.stderr.isatty()
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout; NaN and infinity, which JSON lacks, as null."""
+    """Prints one JSON document on stdout; NaN and infinity, which JSON does not have, become null."""
     print(json.dumps(plain(document), indent=1, allow_nan=False))
 
 
 def plain(x: Any) -> Any:
-    """Arrays, tuples and numbers of NumPy as what JSON can hold."""
+    """Arrays, tuples and NumPy numbers in the form that JSON can hold."""
     if isinstance(x, dict):
         return {str(key): plain(value) for key, value in x.items()}
     if isinstance(x, list | tuple):
@@ -46,5 +46,5 @@ def plain(x: Any) -> Any:
 
 
 def decibels(value: float) -> str:
-    """``"24.5 dB"``; equal results have infinitely many."""
+    """Decibels as text: ``"24.5 dB"``, or ``"no error"`` for infinitely many."""
     return "no error" if value == math.inf else f"{value:.1f} dB"

@@ -1,5 +1,4 @@
-"""How results are shown: rows of text, tables that can be saved, pictures.
+"""Shows results as rows of text, as tables that can be saved, and as pictures.
 
-In come rows and numbers; out come text and files of pictures. matplotlib is touched in `figures` alone. Nothing here knows
-what is quantized, or what the numbers mean.
+Only `figures` imports matplotlib. Nothing here depends on what is quantized or on what the numbers mean.
 """

@@ -1,4 +1,4 @@
-"""What all pictures share: matplotlib, found or asked for, the file that is written, and names that fit under a bar."""
+"""Functions that all pictures share: importing matplotlib, writing the file, and shortening the names of sites."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from jaxq8.errors import ArgumentError
 
-LONGEST = 30  # characters of a site name
+LONGEST = 30  # how many characters a site name may have in a picture
 
 
 def pyplot_for(who: str) -> Any:
-    """matplotlib's pyplot, imported when the first picture is drawn: it is optional, and slow to import.
+    """Returns matplotlib's pyplot, which is imported when the first picture is drawn: it is optional and slow to import.
 
     Raises:
-      ArgumentError: It is not installed; the message names `who` needs it.
+      ArgumentError: matplotlib is not installed; the message names the function `who` that needs it.
     """
     try:
         import matplotlib
@@ -27,10 +27,10 @@ def pyplot_for(who: str) -> Any:
 
 
 def write_figure(pyplot: Any, figure: Any, path: Path, who: str) -> None:
-    """Writes a figure in the format of the ending of `path`, and closes it.
+    """Writes a figure in the format that the ending of `path` names, and closes the figure.
 
     Raises:
-      ArgumentError: matplotlib cannot write it.
+      ArgumentError: matplotlib cannot write the file; the message names the function `who`.
     """
     try:
         figure.savefig(path, dpi=80)
@@ -41,6 +41,6 @@ def write_figure(pyplot: Any, figure: Any, path: Path, who: str) -> None:
 
 
 def short(name: str) -> str:
-    """A site name without the parts that all names share, its beginning left out where it is long."""
+    """A site name without the parts that all names share; the beginning of a long name is left out."""
     name = name.removeprefix("params/").replace("/kernel", "")
     return name if len(name) <= LONGEST else "\N{HORIZONTAL ELLIPSIS}" + name[1 - LONGEST :]

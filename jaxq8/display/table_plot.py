@@ -25,15 +25,22 @@ def plot_table(
     title: str,
     names: Mapping[Any, str],
 ) -> None:
-    """The metric and its interval over `x`: a colour for each value of `by`, a marker for each combination of the rest."""
+    """Draws a metric and its interval over `x`.
+
+    Each value of `by` has a colour, and each combination of the other settings that vary has a marker.
+    """
     pyplot = pyplot_for("Table.plot")
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     rest = [name for name in settings if name not in (x, by) and len(_values(rows, name)) > 1]
     places, colours = _values(rows, x), _values(rows, by)
-    kinds = list(dict.fromkeys(tuple(row[name] for name in rest) for row in rows))
-    # Values of one metric at the same place stand side by side, in the order of colours.
+
+    def kind_of(row: Row) -> tuple[Any, ...]:
+        return tuple(row[name] for name in rest)
+
+    kinds = list(dict.fromkeys(map(kind_of, rows)))
     for colour, kind in itertools.product(range(len(colours)), range(len(kinds))):
-        shown = [r for r in rows if r[by] == colours[colour] and tuple(r[n] for n in rest) == kinds[kind]]
+        shown = [row for row in rows if row[by] == colours[colour] and kind_of(row) == kinds[kind]]
+        # Points of different colours at the same place stand side by side.
         shift = (colour - (len(colours) - 1) / 2) * 0.6 / len(colours)
         middle = np.array([row[metric] for row in shown])
         ends = [middle - [r[f"{metric}_low"] for r in shown], [r[f"{metric}_high"] for r in shown] - middle]
@@ -51,5 +58,5 @@ def plot_table(
 
 
 def _values(rows: Sequence[Row], name: str) -> list[Any]:
-    """The different values of a column, in their order."""
+    """The distinct values of a column, in the order of their first rows."""
     return list(dict.fromkeys(row[name] for row in rows))

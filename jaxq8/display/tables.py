@@ -1,4 +1,4 @@
-"""`Table`: what `experiment` found, one row a setting, as text, CSV, JSON and a picture."""
+"""`Table`: the results of `experiment`, with one row for each setting, as text, CSV, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jaxq8.display.table_plot import Row, plot_table
 from jaxq8.display.text_table import table as aligned
 from jaxq8.errors import ArgumentError
 
-RESAMPLES = 2000
+RESAMPLES = 2000  # of the bootstrap
 
 
 def bootstrap(values: Any, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of a sample and its percentile bootstrap interval (Efron 1979), by resampling the examples 2,000 times.
+    """Mean of a sample and its percentile bootstrap interval (Efron 1979), from 2,000 resamplings of the examples.
 
     Args:
-      values: One number an example, finite.
-      confidence: Share of resampled means inside the interval.
-      seed: Of the resampling.
+      values: One finite number for each example.
+      confidence: Share of the resampled means that lie inside the interval.
+      seed: Seed of the resampling.
 
     Returns:
       (mean, low, high).
@@ -46,7 +46,8 @@ class Table:
     """Tidy results: every row has the same columns.
 
     Attributes:
-      rows: Settings, and for each metric its mean over examples, ``metric_low`` and ``metric_high`` (95% bootstrap interval).
+      rows: The settings, and for each metric its mean over the examples and the ends ``metric_low`` and ``metric_high`` of its
+        95% bootstrap interval.
       metrics: Names of the metrics.
     """
 
@@ -57,31 +58,33 @@ class Table:
         return len(self.rows)
 
     def __str__(self) -> str:
-        cells = [
-            (
-                *(str(row[name]) for name in self.settings),
-                *(f"{row[m]:.3g} ({row[m + '_low']:.3g} to {row[m + '_high']:.3g})" for m in self.metrics),
-            )
-            for row in self.rows
-        ]
-        return "\n".join(aligned((*self.settings, *self.metrics), cells))
+        settings, cells = self.settings, []
+        for row in self.rows:
+            names = [str(row[name]) for name in settings]
+            figures = [_with_interval(row, metric) for metric in self.metrics]
+            cells.append([*names, *figures])
+        return "\n".join(aligned((*settings, *self.metrics), cells))
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """The names of all columns."""
         return tuple(self.rows[0]) if self.rows else ()
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The columns that are no metric and no end of an interval."""
-        ends = ("", "_low", "_high")
-        return tuple(n for n in self.columns if n not in {m + end for m in self.metrics for end in ends})
+        """The columns that are neither a metric nor an end of its interval."""
+        measured: set[str] = set()
+        for metric in self.metrics:
+            measured |= {metric, f"{metric}_low", f"{metric}_high"}
+        return tuple(name for name in self.columns if name not in measured)
 
     def where(self, **settings: Any) -> Table:
         """The rows with these settings: ``table.where(bits=4, granularity="channel")``."""
-        chosen = tuple(
-            row for row in self.rows if all(row[name] == value for name, value in settings.items())
-        )
-        return dataclasses.replace(self, rows=chosen)
+
+        def is_chosen(row: Row) -> bool:
+            return all(row[name] == value for name, value in settings.items())
+
+        return dataclasses.replace(self, rows=tuple(filter(is_chosen, self.rows)))
 
     def to_csv(self) -> str:
         """All rows, comma-separated, with a header."""
@@ -96,10 +99,10 @@ class Table:
         return json.dumps(list(self.rows), indent=1, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
-        """Writes CSV or JSON, by the ending of `path`.
+        """Writes CSV or JSON, depending on the ending of `path`.
 
         Raises:
-          ArgumentError: The ending is another one.
+          ArgumentError: `path` ends in neither .csv nor .json.
         """
         path = Path(path)
         forms = {".csv": self.to_csv, ".json": self.to_json}
@@ -117,22 +120,28 @@ class Table:
         title: str = "",
         names: Mapping[Any, str] | None = None,
     ) -> None:
-        """Writes a picture of one metric: its means and confidence intervals over `x`, a colour for each value of `by`.
+        """Writes a picture of one metric: its means and confidence intervals over `x`, with a colour for each value of `by`.
 
-        Settings that vary beside these two have markers of their own.
+        Each combination of the other settings that vary has a marker of its own.
 
         Args:
           path: File to write; its ending chooses the format (.png, .svg, .pdf).
-          x: Column along the axis; numbers, or names.
+          x: Column along the horizontal axis, of numbers or names.
           by: Column whose values have colours.
-          metric: Which; default the first.
-          title: Above the picture.
-          names: Other texts for columns, the metric and values.
+          metric: The metric to draw; default the first.
+          title: Title above the picture.
+          names: Texts to show in place of the names of columns, metrics and values.
 
         Raises:
           ArgumentError: There is no such column, matplotlib is not installed, or it cannot write that format.
         """
-        unknown = [name for name in (x, by, metric or self.metrics[0]) if name not in self.columns]
+        metric = metric or self.metrics[0]
+        unknown = [name for name in (x, by, metric) if name not in self.columns]
         if unknown:
             raise ArgumentError(f"Table.plot: no column {unknown[0]!r}; there are {', '.join(self.columns)}")
-        plot_table(self.rows, self.settings, Path(path), x, by, metric or self.metrics[0], title, names or {})
+        plot_table(self.rows, self.settings, Path(path), x, by, metric, title, names or {})
+
+
+def _with_interval(row: Row, metric: str) -> str:
+    """A metric of one row with its interval: ``0.9 (0.85 to 0.95)``."""
+    return f"{row[metric]:.3g} ({row[metric + '_low']:.3g} to {row[metric + '_high']:.3g})"

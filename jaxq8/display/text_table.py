@@ -1,4 +1,4 @@
-"""Rows of text in aligned columns: how a Plan, a Report and a Table are printed."""
+"""Prints rows of text in aligned columns, as a `Plan`, a `Report` and a `Table` are shown."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned text columns; a column without content is left out."""
-    shown = [c for c in range(len(header)) if any(row[c] for row in rows)]
-    cells = [[str(row[c]) for c in shown] for row in [header, *rows]]
+    """The lines of a table with aligned columns; a column in which all rows are empty is left out."""
+    shown = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    cells = [[str(row[column]) for column in shown] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
+    lines = []
+    for row in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    rule = "  ".join("-" * width for width in widths)
+    return [lines[0], rule, *lines[1:]]

@@ -1,4 +1,4 @@
-"""Codes of 2 to 7 bits without gaps, in plain numpy: four bits are exactly half of eight.
+"""Packs codes of 2 to 7 bits without gaps, in plain NumPy, so that codes of four bits take exactly half the bytes.
 
 Code i occupies bits ``i * bits`` to ``(i + 1) * bits - 1`` of the stream, lowest bit first; bit j of the stream is bit
 ``j % 8`` of byte ``j // 8``. Signed codes are in two's complement. The last byte is filled with zeros.
@@ -12,12 +12,13 @@ import numpy as np
 
 from jaxq8.files.container import aligned
 
-# Codes are unpacked in pieces, since each takes eight bytes on the way; a multiple of 8 ends on a whole byte.
+# Codes are packed and unpacked in pieces of this many, since each takes eight bytes on the way. A multiple of 8 codes fills
+# whole bytes, whatever their width.
 PIECE = 1 << 16
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes that `count` codes take."""
+    """The number of bytes that `count` codes take when packed."""
     return (count * bits + 7) // 8
 
 
@@ -41,7 +42,7 @@ def pack(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
 
 
 def unpack(data: np.ndarray[Any, Any], bits: int, count: int, signed: bool) -> np.ndarray[Any, Any]:
-    """The `count` codes that `pack` packed, one axis, as int8 (`signed`) or uint8."""
+    """The first `count` codes that `pack` packed into `data`, in one axis, as int8 if `signed`, else as uint8."""
     result = aligned(count)
     for i in range(0, count, PIECE):
         size = min(PIECE, count - i)
@@ -49,7 +50,7 @@ def unpack(data: np.ndarray[Any, Any], bits: int, count: int, signed: bool) -> n
         piece = data[start : start + packed_size(size, bits)]
         stream = np.unpackbits(piece, count=size * bits, bitorder="little").reshape(size, bits)
         result[i : i + size] = np.packbits(stream, axis=1, bitorder="little")[:, 0]
-    if signed:
+    if signed:  # extends the sign bit of two's complement to eight bits
         sign = np.uint8(1 << (bits - 1))
         result ^= sign
         result -= sign

@@ -1,8 +1,8 @@
-"""The container of jaxq8's files: safetensors, with one JSON document in its metadata, and checksums.
+"""The container format of jaxq8's files: a safetensors file with a JSON document in its metadata, and checksums.
 
-`write` replaces a file in one step: whoever reads sees the old file or the new one, whatever happens in between. `Container`
-opens one, refuses what is not whole, and reads tensors one at a time, each into memory that JAX takes as it is. Layout:
-docs/FORMAT.md.
+`write` replaces a file in one step, so that a reader sees either the old file or the new one, even if writing is interrupted.
+`Container` opens a file, refuses one that is incomplete or changed, and reads tensors one at a time into memory that JAX uses
+without a copy. docs/FORMAT.md describes the layout.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from jaxq8.errors import FileError
 
 FORMAT_VERSION = 2
 DOCUMENT_KEY, CHECKSUM_KEY = "jaxq8", "jaxq8.crc32"
-# A document of a model with 100,000 tensors has some 20 MB; JSON of more is not worth the memory of parsing it.
+# The document of a model with 100,000 tensors has about 20 million characters. A document of more than this many is refused,
+# since parsing it would take too much memory.
 MAXIMUM_DOCUMENT = 64 << 20
-# Equal arrays are stored once; a file stands for at most so many times its length by that.
+# Equal arrays are stored once. The data that is saved by this may be at most this many times as large as what is stored.
 MAXIMUM_SHARING = 7
 DTYPES: dict[str, Any] = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
@@ -41,17 +42,17 @@ STORABLE = {np.dtype(dtype).name: np.dtype(dtype) for dtype in DTYPES.values()}
 
 
 def checksum(data: Any) -> str:
-    """CRC-32 (zlib's) as eight hexadecimal digits: against accidents, not against forgery."""
+    """zlib's CRC-32 as eight hexadecimal digits; it protects against accidents, not against forgery."""
     return f"{zlib.crc32(data):08x}"
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray[Any, Any]], document: Any) -> None:
-    """Writes a file in one step: temporary file in the same folder, fsync, rename, fsync of the folder.
+    """Writes a file in one step, as `replacement` does.
 
     Args:
-      path: Where; an existing file is replaced.
+      path: The file to write; an existing file is replaced.
       tensors: Arrays of the dtypes in `DTYPES`, by name.
-      document: What JSON can hold; the checksums of the tensors are added to it.
+      document: A dict of what JSON can hold; the checksums of the tensors are added to it.
 
     Raises:
       FileError: The folder does not exist, is not writable, or the disk is full.
@@ -72,13 +73,17 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray[Any, An
 
 @contextlib.contextmanager
 def replacement(path: Path) -> Iterator[str]:
-    """A temporary file that takes the place of `path` when the block ends well, and is deleted when it does not."""
+    """Yields the name of a temporary file that replaces `path` when the block ends without an exception, else is deleted.
+
+    The temporary file lies in the same folder. It is synchronized to disk before it is renamed, and the folder after that.
+    """
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
         yield temporary
         _sync(temporary)
-        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        permissions = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+        os.chmod(temporary, permissions)
         os.replace(temporary, path)
         _sync(str(path.parent))
     except BaseException:
@@ -88,7 +93,7 @@ def replacement(path: Path) -> Iterator[str]:
 
 
 def _umask() -> int:
-    """The process's mask of permissions; it can only be read by setting it."""
+    """The process's mask of permissions, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -104,25 +109,32 @@ def _sync(path: str) -> None:
 
 
 class Container:
-    """An open file: its document, and its tensors one at a time.
+    """An open file, whose document is read at once and whose tensors are read one at a time.
 
     Args:
       path: A file written by `write`.
       kind: The kind of document that the caller can use ("variables" or "program").
 
+    Attributes:
+      path: The file.
+      names: The names of its tensors.
+      size: Its length in bytes.
+      document: Its document, whose checksum and version were checked.
+
     Raises:
-      FileError: It is missing, not whole, changed, of another kind, or of a newer version.
+      FileError: The file is missing, incomplete, changed, of another kind, or of a newer version.
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: str):
         self.path = Path(path)
-        open_safetensors(self.path)  # checks header, offsets and length
+        open_safetensors(self.path)  # only for its checks of header, offsets and length
         self._file = self.path.open("rb", buffering=0)
         weakref.finalize(self, self._file.close)
         self._lock = threading.Lock()  # leaves may be read from several threads; the file has one position
         self._start, self._metadata, self._entries = _header(self._file)
         self.names = tuple(self._entries)
         self.size = os.fstat(self._file.fileno()).st_size
+        # The tensors that the document has claimed, and how many bytes it has claimed more than once.
         self._claimed, self._shared = set[str](), 0
         self.document = self._document()
         self._check_version()
@@ -138,7 +150,10 @@ class Container:
         return FileError(f"{self.path}: {wrong}; {remedy}")
 
     def claim(self, name: str, nbytes: int) -> None:
-        """Notes that the document names a tensor; refuses one that names the same tensors again and again."""
+        """Notes that the document uses a tensor, and refuses documents that use the same tensors again and again.
+
+        Otherwise a small file could stand for more data than fits into memory (see `MAXIMUM_SHARING`).
+        """
         self._shared += nbytes if name in self._claimed else 0
         self._claimed.add(name)
         if self._shared > MAXIMUM_SHARING * self.size:
@@ -147,29 +162,27 @@ class Container:
             )
 
     def tensor(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """Reads one tensor and checks it against what the document says of it."""
+        """Reads one tensor of the dtype and shape that the document gives.
+
+        Raises:
+          FileError: The file has no such tensor, or its data does not match its checksum.
+        """
         if name not in self._sums:
             raise self.error(f"tensor {name!r} is missing", "write the file again")
-        entry = self._entries.get(name)
-        stored = DTYPES.get(str(entry["dtype"])) if entry else None
-        if (
-            entry is None
-            or stored is None
-            or np.dtype(stored) != np.dtype(dtype)
-            or tuple(entry["shape"]) != shape
-        ):
-            found = f"{entry['dtype']}{entry['shape']}" if entry else "nowhere"
+        entry = self._entries[name]  # there is one, since the names of `_sums` are those of `_entries`
+        stored = DTYPES.get(str(entry["dtype"]))
+        if stored is None or np.dtype(stored) != np.dtype(dtype) or tuple(entry["shape"]) != shape:
             raise self.error(
-                f"tensor {name!r} is {found}, its document says {np.dtype(dtype).name}{list(shape)}",
-                "the header was changed; get the file again",
-            )
+                f"tensor {name!r} is {entry['dtype']}{entry['shape']}, its document says "
+                f"{np.dtype(dtype).name}{list(shape)}", "the header was changed; get the file again",
+            )  # fmt: skip
         data = self._read(*entry["data_offsets"])
         if data.size != math.prod(shape) * np.dtype(dtype).itemsize or checksum(data) != self._sums[name]:
             raise self.error(f"the data of tensor {name!r} does not match its checksum", "get the file again")
         return data.view(dtype).reshape(shape)
 
     def _read(self, begin: int, end: int) -> np.ndarray[Any, Any]:
-        """Bytes of the data, as many as there are."""
+        """The bytes from `begin` to `end` of the data, or as many of them as the file has."""
         data = aligned(max(0, min(end, self.size) - begin))
         with self._lock:
             self._file.seek(self._start + begin)
@@ -179,6 +192,7 @@ class Container:
         return data[:count]
 
     def _document(self) -> dict[str, Any]:
+        """The document, after its length and checksum were checked."""
         text = self._metadata.get(DOCUMENT_KEY)
         if text is None:
             raise self.error(
@@ -211,21 +225,25 @@ class Container:
 
 
 def _header(file: Any) -> tuple[int, dict[str, str], dict[str, Any]]:
-    """Where the data begins, the metadata, and what the header says of each tensor."""
+    """The position at which the data begins, the metadata, and what the header says of each tensor."""
     length = int.from_bytes(file.read(8), "little")
     entries = json.loads(file.read(length))
     return 8 + length, entries.pop("__metadata__", None) or {}, entries
 
 
 def aligned(size: int) -> np.ndarray[Any, Any]:
-    """Bytes at an address that is a multiple of 64: XLA:CPU takes such memory as it is, without a copy."""
+    """Uninitialized bytes at an address that is a multiple of 64, which XLA:CPU uses without a copy."""
     data = np.empty(size + 64, np.uint8)
     start = -data.ctypes.data % 64
     return data[start : start + size]
 
 
 def open_safetensors(path: Path) -> Any:
-    """Opens a safetensors file; the library checks header, offsets and length before any tensor is read."""
+    """Opens a safetensors file; the safetensors library checks header, offsets and length before any tensor is read.
+
+    Raises:
+      FileError: There is no such file, or it is incomplete or of another format.
+    """
     if not path.is_file():
         raise FileError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} file; check the path")
     try:

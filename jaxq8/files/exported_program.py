@@ -1,7 +1,8 @@
-"""`export` and `load_exported`: the eight-bit program and its weights in one file that runs with no model code.
+"""`export` and `load_exported`: one file for the eight-bit program and its weights, which runs without the model's code.
 
-The program is StableHLO in the portable form of `jax.export`, lowered for several platforms at once. Its weights are its
-arguments, not constants in it: they are stored, checked and packed like those of `save`, and stay eight bits wide in memory.
+The program is StableHLO in the portable form of `jax.export`, lowered for several platforms at once. The weights are arguments
+of the program, not constants in it. They are stored, checked and packed like those of `save`, and stay eight bits wide in
+memory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from jaxq8.analysis.arguments import path_name
 from jaxq8.config import Config
 from jaxq8.errors import ArgumentError, QuantizationError
 from jaxq8.files.container import Container, write
-from jaxq8.files.tree_records import Writer, read_tree
+from jaxq8.files.tree_records import read_tree
+from jaxq8.files.tree_writer import Writer
 from jaxq8.files.weights_file import header, read_all, settings
 from jaxq8.kernels.processor import compiler_options
 from jaxq8.numerics.codebook import is_encoded
@@ -30,7 +32,7 @@ from jaxq8.numerics.ranges import Range
 from jaxq8.transform import quantize
 
 KIND = "program"
-PROGRAM = "program"  # the tensor that holds the bytes of jax.export
+PROGRAM = "program"  # the name of the tensor that holds the bytes of jax.export
 PLATFORMS = ("cpu", "tpu", "cuda")
 
 
@@ -42,15 +44,15 @@ def export(
     """Writes ``quantize(fn, config, ranges=ranges)(q_vars, *inputs)`` into a file that `load_exported` runs.
 
     Args:
-      path: Where; ``.q8x`` by convention. An existing file is replaced in one step.
+      path: The file to write; ``.q8x`` by convention. An existing file is replaced in one step.
       fn: The float function, as for `quantize`; arrays that it closes over become part of the program.
-      q_vars: Its first argument: variables from `quantize_weights` (float ones are encoded on each call).
-      *inputs: Its other arguments: arrays or `jax.ShapeDtypeStruct`, in containers or not. Only shapes and dtypes count.
+      q_vars: Its first argument: variables from `quantize_weights` (float variables are encoded on each call).
+      *inputs: Its other arguments: arrays or `jax.ShapeDtypeStruct`, in containers or not. Only shapes and dtypes matter.
       ranges: As for `quantize`.
       config: As for `quantize`.
-      platforms: What the program is lowered for.
-      symbolic_batch: Whether the first axis of the inputs may have any size of at least 1. None: if the model allows it;
-        where it does not, a warning says so, and the program takes the given sizes only.
+      platforms: The platforms that the program is lowered for.
+      symbolic_batch: Whether the first axis of the inputs may have any size of at least 1. With None it may if the model
+        allows it; otherwise a warning says that it does not, and the program takes inputs of the given sizes only.
 
     Raises:
       ArgumentError: An input is not an array, or `symbolic_batch` is True and the model does not allow it.
@@ -74,8 +76,12 @@ def export(
         exported, symbolic = _lowered(program, [_parts(v) for v in leaves], inputs, platforms, symbolic_batch)
     writer = Writer()
     code = np.frombuffer(exported.serialize(), np.uint8)
-    writer.tensors[PROGRAM] = code  # first, so that no leaf takes its name
-    entries = [[path_name(flat[i][0]), writer.node(flat[i][1], (path_name(flat[i][0]),))] for i in arrays]
+    writer.tensors[PROGRAM] = code  # before the leaves, so that none of them takes its name
+    entries = []
+    for i in arrays:
+        keys, leaf = flat[i]
+        name = path_name(keys)
+        entries.append([name, writer.node(leaf, (name,))])
     document = {
         **header(KIND, writer, ranges, config), "jax_version": jax.__version__, "platforms": list(platforms),
         "symbolic_batch": symbolic, "program_size": code.size, "weights": entries,
@@ -84,19 +90,19 @@ def export(
 
 
 def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
-    """Reads what `export` wrote; needs jax, and neither the model's code nor Flax.
+    """Reads what `export` wrote; this needs JAX, but neither the model's code nor Flax.
 
-    A file is data until its program is called; the program then computes on its inputs, and calls nothing outside of XLA:
-    one with a callback into Python is refused.
+    Reading a file runs nothing. Its program, when it is called, computes on its inputs and calls nothing outside of XLA: a
+    program with a callback into Python is refused.
 
     Args:
       path: The file.
 
     Returns:
-      A function of the inputs.
+      An `ExportedModel`, a function of the inputs.
 
     Raises:
-      FileError: The file is missing, cut off, changed, or of a newer version.
+      FileError: The file is missing, cut off, changed, of a newer version, or its program calls into Python.
 
     Example:
       >>> model = q8.load_exported("model.q8x")
@@ -119,13 +125,13 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
 
 
 class ExportedModel:
-    """A program with its weights, callable with the inputs that `export` was given.
+    """A program with its weights, to be called with inputs like those that `export` was given.
 
     Attributes:
       weights: Codes, scales, zero points and float leaves, as the program takes them.
-      platforms: What it was lowered for.
-      inputs: Shapes and dtypes of the inputs, flat; the batch is symbolic where it may vary.
-      outputs: Shapes and dtypes of the results, flat.
+      platforms: The platforms that the program was lowered for.
+      inputs: Shapes and dtypes of the inputs as a flat tuple; the batch size is symbolic where it may vary.
+      outputs: Shapes and dtypes of the results as a flat tuple.
     """
 
     def __init__(self, exported: Any, weights: Any, name: str):
@@ -140,8 +146,8 @@ class ExportedModel:
         """Runs the program.
 
         Raises:
-          ArgumentError: Number, shapes, dtypes or structure of the inputs differ from what was exported, or the platform was
-            not exported for.
+          ArgumentError: Number, shapes, dtypes or structure of the inputs differ from those that were exported, or the
+            program was not exported for this platform.
         """
         for given, wanted in zip(jax.tree_util.tree_leaves(inputs), self.inputs, strict=False):
             if str(getattr(given, "dtype", None)) != str(wanted.dtype) or np.ndim(given) != len(wanted.shape):
@@ -149,9 +155,10 @@ class ExportedModel:
                     f"{self._name}: input {describe(given)} does not fit {wanted}; convert it (np.asarray(x, dtype))"
                 )
         try:
-            # Options belong to the outermost compilation: inside of another transformation that is not this one.
+            # Compiler options belong to the outermost compilation, which is not this one inside another transformation.
             traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree_util.tree_leaves(inputs))
-            return (self._exported.call if traced else self._call)(self.weights, *inputs)
+            call = self._exported.call if traced else self._call
+            return call(self.weights, *inputs)
         except (ValueError, TypeError) as error:
             raise ArgumentError(
                 f"{self._name}: the inputs do not fit ({error}); it takes {', '.join(map(str, self.inputs))}"
@@ -163,12 +170,12 @@ class ExportedModel:
 
 
 def _parts(leaf: Any) -> list[Any]:
-    """The plain arrays of a leaf: a program of them needs no registered tree of ours."""
+    """The plain arrays of a leaf. A program that takes only plain arrays does not depend on jaxq8's pytree classes."""
     return list(leaf.tree_flatten()[0]) if is_encoded(leaf) else [leaf]
 
 
 def _whole(leaf: Any, parts: Sequence[Any]) -> Any:
-    """The inverse of `_parts`, with the static fields of `leaf`."""
+    """The leaf that plain arrays are the parts of, with the static fields of `leaf`; the inverse of `_parts`."""
     if not is_encoded(leaf):
         return parts[0]
     return type(leaf).tree_unflatten(leaf.tree_flatten()[1], parts)
@@ -186,20 +193,20 @@ def _lowered(
     lower = jax_export.export(jax.jit(program), platforms=tuple(platforms))
     shapes = jax.tree_util.tree_map(_shape_of, weights)
     fixed = jax.tree_util.tree_map(_shape_of, inputs)
-    reason: Exception | str = "the inputs have no common first axis"
-    if wanted is not False and (symbolic := _with_symbolic_batch(fixed)) is not None:
+    if wanted is False:
+        return lower(shapes, *fixed), False
+    symbolic = _with_symbolic_batch(fixed)
+    reason, cause = "the inputs have no common first axis", None
+    if symbolic is not None:
         try:
             return lower(shapes, *symbolic), True
         except (InconclusiveSize, TypeError, ValueError, QuantizationError) as error:
-            reason = error
-    if wanted is not False:
-        first = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
-        message = f"export: the batch cannot be symbolic: {first}"
-        if wanted:
-            raise ArgumentError(f"{message}; pass symbolic_batch=False") from (
-                reason if isinstance(reason, Exception) else None
-            )
-        warnings.warn(f"{message}; the program takes inputs of the given shapes only", stacklevel=3)
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            cause = error
+    message = f"export: the batch cannot be symbolic: {reason}"
+    if wanted:
+        raise ArgumentError(f"{message}; pass symbolic_batch=False") from cause
+    warnings.warn(f"{message}; the program takes inputs of the given shapes only", stacklevel=3)
     return lower(shapes, *fixed), False
 
 
@@ -208,7 +215,7 @@ def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _with_symbolic_batch(inputs: Any) -> Any | None:
-    """The inputs with the first axis of each that is not a scalar made symbolic; None if their sizes differ."""
+    """The inputs with a symbolic first axis (scalars stay as they are); None if the sizes of the first axes differ."""
     sizes = {x.shape[0] for x in jax.tree_util.tree_leaves(inputs) if x.shape}
     if len(sizes) != 1:
         return None
@@ -221,10 +228,13 @@ def _with_symbolic_batch(inputs: Any) -> Any | None:
 
 
 def _deserialized(container: Container, data: bytes) -> Any:
+    """The exported program in these bytes, which must not call into Python."""
     try:
         exported = jax_export.deserialize(bytearray(data))
         calls = set(re.findall(r"custom_call @(\w+)", exported.mlir_module()))
-    except Exception as error:  # flatbuffers, MLIR and JAX raise what they like on bytes that are no program
+    except (
+        Exception
+    ) as error:  # flatbuffers, MLIR and JAX raise many kinds of errors for bytes that are not a program
         written = container.document.get("jax_version")
         raise container.error(
             f"its program, written with JAX {written}, is not readable by JAX {jax.__version__} "
@@ -236,7 +246,7 @@ def _deserialized(container: Container, data: bytes) -> Any:
 
 
 def _check_weights(container: Container, exported: Any, weights: Any) -> None:
-    """Refuses weights that the program does not take."""
+    """Refuses weights whose shapes or dtypes are not those that the program takes."""
     leaves = jax.tree_util.tree_leaves(weights)
     wanted = [(tuple(a.shape), str(a.dtype)) for a in exported.in_avals[: len(leaves)]]
     if [(tuple(w.shape), str(w.dtype)) for w in leaves] != wanted:

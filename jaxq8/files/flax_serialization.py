@@ -1,7 +1,7 @@
-"""`flax.serialization` takes trees with `QTensor` and `CodeBook` leaves, though this library imports no framework.
+"""Makes `flax.serialization` accept trees with `QTensor` and `CodeBook` leaves without importing Flax.
 
-Flax asks a table which types it can take apart; both are entered into it as soon as Flax's module is there: now, where it was
-imported before, or right after it will have been.
+Flax has a table of the types that it can serialize. Both types are registered in that table as soon as Flax's module exists: at
+once if it has been imported already, else right after it is imported.
 """
 
 from __future__ import annotations
@@ -38,15 +38,11 @@ def register() -> None:
 def _enter(serialization: Any) -> None:
     def restored(target: Any, state: Any) -> Any:
         place = serialization.current_path().removeprefix("./")
-        children = _checked(target, state, f"{MODULE}: {place}")
-        # The children may be anything that Flax restores itself: boxes of metadata, for example.
-        return dataclasses.replace(
-            target,
-            **{
-                name: serialization.from_state_dict(child, state[name], name=name)
-                for name, child in children.items()
-            },
-        )
+        fields = {}
+        for name, child in _checked(target, state, f"{MODULE}: {place}").items():
+            # A child may be anything that Flax restores itself, for example a box of metadata.
+            fields[name] = serialization.from_state_dict(child, state[name], name=name)
+        return dataclasses.replace(target, **fields)
 
     def taken_apart(tensor: Any) -> dict[str, Any]:
         children = {n: serialization.to_state_dict(c) for n, c in _children(tensor).items()}
@@ -57,19 +53,24 @@ def _enter(serialization: Any) -> None:
 
 
 def _children(tensor: Any) -> dict[str, Any]:
-    """The arrays of a tensor by the names of their fields."""
+    """The arrays of a QTensor or CodeBook by the names of their fields."""
     return {key.name: child for key, child in tensor.tree_flatten_with_keys()[0]}
 
 
 def _static(tensor: Any) -> dict[str, Any]:
-    """All other fields, as msgpack can hold them: dtypes by name."""
-    names = [f.name for f in dataclasses.fields(tensor) if f.name not in _children(tensor)]
-    fields = {name: getattr(tensor, name) for name in names}
-    return {n: v if isinstance(v, bool | int | str | None) else np.dtype(v).name for n, v in fields.items()}
+    """All other fields in a form that msgpack can hold, with dtypes as their names."""
+    children = _children(tensor)
+    found = {}
+    for field in dataclasses.fields(tensor):
+        if field.name not in children:
+            value = getattr(tensor, field.name)
+            is_plain = isinstance(value, bool | int | str | None)
+            found[field.name] = value if is_plain else np.dtype(value).name
+    return found
 
 
 def _checked(target: Any, state: Any, where: str) -> dict[str, Any]:
-    """The target's arrays, after a comparison of all that must be equal in the target and in what is restored.
+    """The target's arrays, after everything that must be equal in the target and in the state was compared.
 
     Raises:
       TensorError: Something differs; the message names the place, what both have, and the remedy.
@@ -85,15 +86,15 @@ def _checked(target: Any, state: Any, where: str) -> dict[str, Any]:
             f"{where}: the state has {', '.join(map(str, state)) or 'nothing'}, the target's {kind} has "
             f"{', '.join(children)}; {REMEDY}"
         )
-    # A field that a newer version has added is the target's where an older one wrote the state.
-    static = {name: value for name, value in _static(target).items() if name in state}
-    both = [(n, state[n], value) for n, value in static.items()]
-    both += [(n, _form(state[n]), _form(c)) for n, c in children.items() if hasattr(c, "shape")]
-    differ = [
-        f"{name} {found} in the state and {expected} in the target"
-        for name, found, expected in both
-        if found != expected
-    ]
+    # An older version may have written a state without a field that was added later: the target's value is kept then.
+    both = [(name, state[name], value) for name, value in _static(target).items() if name in state]
+    for name, child in children.items():
+        if hasattr(child, "shape"):
+            both.append((name, _form(state[name]), _form(child)))
+    differ = []
+    for name, found, expected in both:
+        if found != expected:
+            differ.append(f"{name} {found} in the state and {expected} in the target")
     if differ:
         raise TensorError(f"{where}: {', '.join(differ)}; {REMEDY}")
     return children
@@ -104,7 +105,7 @@ def _form(x: Any) -> str:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Lets all other finders look for Flax's module, and enters both types when it has been executed."""
+    """Lets the other finders look for Flax's module, and registers both types after the module has been executed."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -120,7 +121,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 class _Entering(importlib.abc.Loader):
-    """A loader that enters both types into the module that another one has loaded."""
+    """A loader that registers both types in a module after another loader has executed it."""
 
     def __init__(self, loader: Any):
         self._loader = loader
@@ -133,7 +134,6 @@ class _Entering(importlib.abc.Loader):
         self._loader.exec_module(module)
         _enter(module)
 
-    def __getattr__(
-        self, name: str
-    ) -> Any:  # what else a loader can do: the source of a module, for tracebacks
+    def __getattr__(self, name: str) -> Any:
+        # Whatever else a loader can do, for example give the source of a module for tracebacks.
         return getattr(self._loader, name)

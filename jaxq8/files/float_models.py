@@ -1,4 +1,4 @@
-"""Float models in: safetensors, Flax msgpack, orbax checkpoint folders and ``.npz`` become nested dicts of NumPy arrays."""
+"""`load_float`: reads safetensors, Flax msgpack, orbax checkpoint folders and ``.npz`` as nested dicts of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from safetensors import SafetensorError
 from jaxq8.errors import FileError
 from jaxq8.files.container import open_safetensors
 
-ORBAX = (
-    "_METADATA",
-    "manifest.ocdbt",
-    "checkpoint",
-)  # a folder with one of these holds the arrays of a checkpoint
+# A folder that holds a file of one of these names is an orbax checkpoint.
+ORBAX = ("_METADATA", "manifest.ocdbt", "checkpoint")
 
 
 def load_float(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a float model; the kind of file is seen from its name or its first bytes.
+    """Reads a float model; the name of the file or its first bytes tell which kind it is.
 
-    Flat names become nested dicts: they are split at "/" if one of them has it, else at ".". Nothing is unpickled.
+    Flat names become nested dicts: they are split at "/" if any of them contains one, else at ".". Nothing is unpickled.
 
     Args:
       path: ``.safetensors``, ``.msgpack`` (`flax.serialization.to_bytes`), ``.npz``, or the folder of an orbax checkpoint.
@@ -46,7 +43,7 @@ def load_float(path: str | os.PathLike[str]) -> dict[str, Any]:
         return read(path)
     except FileError:
         raise
-    except Exception as error:  # each format's library has errors of its own
+    except Exception as error:  # the library of each format raises errors of its own
         raise FileError(
             f"{path}: cannot be read as {read.__name__.strip('_')} ({type(error).__name__}: {str(error)[:200]}); "
             "it is cut off, changed, or of another kind"
@@ -54,10 +51,14 @@ def load_float(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def nested(flat: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Flat names as nested dicts.
+    """Turns arrays with flat names into nested dicts.
+
+    Args:
+      flat: Arrays by name.
+      path: The file that they come from, for messages.
 
     Raises:
-      FileError: A name is the beginning of another, so that it would be an array and a dict at once.
+      FileError: A name is the beginning of another name, so that it would be an array and a dict at once.
     """
     separator = "/" if any("/" in name for name in flat) else "."
     result: dict[str, Any] = {}
@@ -120,7 +121,7 @@ def _orbax(path: Path) -> dict[str, Any]:
     checkpoint = _package("orbax.checkpoint", "orbax-checkpoint", path)
     with checkpoint.PyTreeCheckpointer() as reader:
         tree = reader.metadata(path.resolve()).item_metadata.tree
-        # As NumPy arrays: the devices on which the checkpoint was written need not be here.
+        # Restored as NumPy arrays, since this machine may not have the devices that the checkpoint was written on.
         kinds = jax.tree_util.tree_map(lambda _: checkpoint.RestoreArgs(restore_type=np.ndarray), tree)
         return _checked(reader.restore(path.resolve(), restore_args=kinds), path)
 
@@ -134,7 +135,7 @@ def _checked(tree: Any, path: Path) -> dict[str, Any]:
 
 
 def _as_numpy(tree: Any) -> Any:
-    """Arrays of any library as NumPy's, in dicts and lists as they are."""
+    """The tree with the arrays of any library as NumPy arrays; dicts, lists and tuples stay as they are."""
     if isinstance(tree, Mapping):
         return {key: _as_numpy(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -1,6 +1,7 @@
-"""Trees of variables as JSON and tensors, and back: what `jaxq8.files.weights_file` and `jaxq8.files.exported_program` store.
+"""Reads trees of variables from JSON nodes and tensors, the form in which files store them.
 
-A node of the document is one of::
+`jaxq8.files.tree_writer` makes this form of a tree; `jaxq8.files.weights_file` and `jaxq8.files.exported_program` store their
+variables in it. A node of the document is one of::
 
     {"dict": [[key, node], ...]}         keys are strings or integers
     {"list": [node, ...]}  {"tuple": [node, ...]}
@@ -10,16 +11,16 @@ A node of the document is one of::
      "scale_dtype": "float32", "scale_shape": [1, 4]}
     {"codebook": name, "bits": 4, "dtype": "float32", "shape": [3, 4], "scale_shape": [1, 4]}        from version 2 on
 
-A QTensor of fewer than eight bits is packed (`jaxq8.files.bit_packing`). Its scale is the tensor ``name.scale``, its zero point
-``name.zero_point``; a symmetric one has no zero point in the file, it is 0. Of a code book, ``name`` is the packed indices,
-``name.book`` the values and ``name.scale`` the scale. Equal arrays are stored once: their nodes have the same name.
+The codes of a QTensor are the tensor ``name``, packed if they have fewer than eight bits (`jaxq8.files.bit_packing`). Its scale
+is the tensor ``name.scale`` and its zero point the tensor ``name.zero_point``; that of a symmetric QTensor is 0 and not
+stored. Of a code book the tensor ``name`` holds the packed indices, ``name.book`` the values and ``name.scale`` the scale.
+Equal arrays are stored once: their nodes have the same name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,122 +28,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8.errors import FileError
-from jaxq8.files.bit_packing import pack, packed_size, unpack
-from jaxq8.files.container import MAXIMUM_SHARING, STORABLE, Container, checksum
-from jaxq8.numerics.codebook import CodeBook, validate_book
-from jaxq8.numerics.qtensor import QTensor, describe, validate
+from jaxq8.files.bit_packing import packed_size, unpack
+from jaxq8.files.container import STORABLE, Container
+from jaxq8.numerics.codebook import CodeBook
+from jaxq8.numerics.qtensor import QTensor
 
 MAXIMUM_DEPTH = 64
 MAXIMUM_AXES = 32
 CODES = ("int8", "uint8", "int32")
 
 
-class Writer:
-    """Takes a tree apart into nodes (JSON) and `tensors`."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, np.ndarray[Any, Any]] = {}
-        self.version = 1  # the oldest format that has all nodes so far
-        self._names: dict[Any, str] = {}
-        self._stored = self._shared = 0  # bytes
-
-    def node(self, tree: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The node of a tree; its tensors are collected.
-
-        Raises:
-          FileError: Something in the tree cannot be stored; the message names its path.
-        """
-        if len(path) > MAXIMUM_DEPTH:
-            raise FileError(f"tree deeper than {MAXIMUM_DEPTH} levels at {_text(path)}; flatten it")
-        tree = _plain(tree)
-        if isinstance(tree, QTensor):
-            return self._qtensor(tree, path)
-        if isinstance(tree, CodeBook):
-            return self._codebook(tree, path)
-        if isinstance(tree, Mapping):
-            if len({type(k) for k in tree}) > 1:
-                raise FileError(
-                    f"{_text(path)}: keys of different types, which JAX cannot sort; use strings only"
-                )
-            return {"dict": [[_key(k, path), self.node(v, (*path, str(k)))] for k, v in tree.items()]}
-        if isinstance(tree, list | tuple):
-            kind = "list" if isinstance(tree, list) else "tuple"
-            return {kind: [self.node(v, (*path, str(i))) for i, v in enumerate(tree)]}
-        if tree is None or isinstance(tree, bool | int | float | str):
-            return {"value": tree}
-        return self._array(tree, path)
-
-    def _array(self, leaf: Any, path: tuple[str, ...]) -> dict[str, Any]:
-        data = _data(leaf, path)
-        content = (data.dtype, data.shape, checksum(np.ascontiguousarray(data).reshape(-1).view(np.uint8)))
-        name = self._names.get(content)
-        if name is None or not self._shares(name, data):
-            name = self._names[content] = self._add(_text(path), data)
-        return {"array": name, "dtype": data.dtype.name, "shape": list(data.shape)}
-
-    def _qtensor(self, q: QTensor, path: tuple[str, ...]) -> dict[str, Any]:
-        where = _text(path)
-        validate(q, where)
-        values, scale = _data(q.values, path), _data(q.scale, path)
-        zero_point = _data(q.zero_point, path)
-        if values.dtype.name not in CODES:
-            raise FileError(
-                f"{where}: codes are {values.dtype} (simulated); encode with mode eightbit to save them"
-            )
-        name = self._add(where, pack(values, q.bits) if q.bits < 8 else values)
-        self.tensors[f"{name}.scale"] = scale
-        if not q.symmetric:
-            self.tensors[f"{name}.zero_point"] = zero_point.astype(np.int32)
-        return {
-            "qtensor": name, "bits": q.bits, "storage": values.dtype.name, "symmetric": q.symmetric,
-            "dtype": np.dtype(q.dtype).name, "shape": list(values.shape), "scale_dtype": scale.dtype.name,
-            "scale_shape": list(scale.shape),
-        }  # fmt: skip
-
-    def _codebook(self, b: CodeBook, path: tuple[str, ...]) -> dict[str, Any]:
-        where = _text(path)
-        validate_book(b, where)
-        self.version = 2
-        name = self._add(where, pack(_data(b.indices, path), b.bits))
-        self.tensors[f"{name}.book"], self.tensors[f"{name}.scale"] = (
-            _data(b.book, path),
-            _data(b.scale, path),
-        )
-        return {
-            "codebook": name, "bits": b.bits, "dtype": np.dtype(b.dtype).name, "shape": list(b.shape),
-            "scale_shape": list(b.scale.shape),
-        }  # fmt: skip
-
-    def _shares(self, name: str, data: np.ndarray[Any, Any]) -> bool:
-        """Whether a stored tensor stands for this one too: vectors of ones and zeros need not be there many times."""
-        shared = self._shared + data.nbytes
-        if shared > MAXIMUM_SHARING * self._stored or self.tensors[name].tobytes() != data.tobytes():
-            return False
-        self._shared = shared
-        return True
-
-    def _add(self, name: str, data: np.ndarray[Any, Any]) -> str:
-        """Stores under a name that no other tensor has: paths of different trees may read the same."""
-        unique, count = name, 1
-        while any(f"{unique}{end}" in self.tensors for end in ("", ".scale", ".zero_point", ".book")):
-            count += 1
-            unique = f"{name}~{count}"
-        self.tensors[unique] = data
-        self._stored += data.nbytes
-        return unique
-
-
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A leaf that is still in its file; `read` reads it (and nothing else).
+    """A leaf that is still in its file; `read` reads this leaf alone.
 
     Attributes:
       name: Its name in the file.
       shape: Shape of the array that it stands for.
       dtype: dtype of the array, or the float dtype that a QTensor or CodeBook stands for.
-      bits: Width of a code or index, or None of an array that is not quantized.
+      bits: Width of a code or of an index; None for an array that is not quantized.
       nbytes: Bytes in the file, scales, zero points and books included.
+      container: The open file.
+      node: What the document says of the leaf.
     """
 
     name: str
@@ -154,10 +61,10 @@ class StoredTensor:
     node: Mapping[str, Any] = dataclasses.field(repr=False)
 
     def read(self) -> Any:
-        """The array, QTensor or CodeBook, on the default device.
+        """Reads the array, QTensor or CodeBook onto the default device.
 
         Raises:
-          FileError: The data does not match its checksum, or codes or scales are out of bounds.
+          FileError: The data does not match its checksum, or a scale is not positive and finite.
         """
         if self.bits is None:
             return _on_device(self.container.tensor(self.name, self.dtype, self.shape))
@@ -165,10 +72,15 @@ class StoredTensor:
 
 
 def read_tree(container: Container, node: Any, depth: int = 0) -> Any:
-    """The tree that a node describes, its leaves `StoredTensor`.
+    """The tree that a node describes, with a `StoredTensor` for each array, QTensor and code book.
+
+    Args:
+      container: The open file.
+      node: What JSON gave for the node; it is checked before it is used.
+      depth: How many nodes lie around this one.
 
     Raises:
-      FileError: The document is not of the form above; the message names the tensor.
+      FileError: The document does not have the form that this module's docstring describes; the message names the tensor.
     """
     if depth > MAXIMUM_DEPTH:
         raise container.error(f"tree deeper than {MAXIMUM_DEPTH} levels", "it was not written by jaxq8")
@@ -182,15 +94,17 @@ def read_tree(container: Container, node: Any, depth: int = 0) -> Any:
         return items if kind == "list" else tuple(items)
     if kind == "value" and (node[kind] is None or isinstance(node[kind], bool | int | float | str)):
         return node[kind]
-    if kind in ("array", "qtensor"):
-        return _stored(container, node, kind)
+    if kind == "array":
+        return _stored_array(container, node)
+    if kind == "qtensor":
+        return _stored_qtensor(container, node)
     if kind == "codebook":
         return _stored_codebook(container, node)
     raise container.error(f"unknown kind of node {kind!r}", "it needs a newer jaxq8, or was changed")
 
 
 def is_stored(x: Any) -> bool:
-    """For ``tree_map(..., is_leaf=is_stored)``."""
+    """Whether a leaf is a `StoredTensor`; for ``tree_map(..., is_leaf=is_stored)``."""
     return isinstance(x, StoredTensor)
 
 
@@ -199,40 +113,57 @@ def _read_dict(container: Container, entries: list[Any], depth: int) -> dict[Any
     for entry in entries:
         if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str | int):
             raise container.error(f"{str(entry)[:80]!r} is not [key, node]", "it was not written by jaxq8")
-        if entry[0] in result:
-            raise container.error(f"key {entry[0]!r} occurs twice", "it was not written by jaxq8")
-        if type(entry[0]) is not type(entries[0][0]):
+        key, node = entry
+        if key in result:
+            raise container.error(f"key {key!r} occurs twice", "it was not written by jaxq8")
+        if type(key) is not type(entries[0][0]):
             raise container.error("a dict has strings and integers as keys", "it was not written by jaxq8")
-        result[entry[0]] = read_tree(container, entry[1], depth + 1)
+        result[key] = read_tree(container, node, depth + 1)
     return result
 
 
-def _stored(container: Container, node: dict[str, Any], kind: str) -> StoredTensor:
-    name, shape = node[kind], _shape(container, node, "shape", node[kind])
-    dtype = _dtype(container, node, "dtype", name)
-    size = math.prod(shape)
-    container.claim(name, size * dtype.itemsize)
-    if kind == "array":
-        return StoredTensor(name, shape, dtype, None, size * dtype.itemsize, container, node)
-    bits, scale = node.get("bits"), _shape(container, node, "scale_shape", name)
+def _stored_array(container: Container, node: dict[str, Any]) -> StoredTensor:
+    name = node["array"]
+    shape, dtype, nbytes = _claimed(container, node, name)
+    return StoredTensor(name, shape, dtype, None, nbytes, container, node)
+
+
+def _claimed(container: Container, node: dict[str, Any], name: Any) -> tuple[tuple[int, ...], Any, int]:
+    """Shape, dtype and bytes of the array that a node stands for, checked, and noted with `Container.claim`."""
+    shape, dtype = _shape(container, node, "shape", name), _dtype(container, node, "dtype", name)
+    nbytes = math.prod(shape) * dtype.itemsize
+    container.claim(name, nbytes)
+    return shape, dtype, nbytes
+
+
+def _stored_qtensor(container: Container, node: dict[str, Any]) -> StoredTensor:
+    name, storage = node["qtensor"], node.get("storage")
+    bits: Any = node.get("bits")
+    shape, dtype, _ = _claimed(container, node, name)
+    scale_shape = _shape(container, node, "scale_shape", name)
     scale_dtype = _dtype(container, node, "scale_dtype", name)
-    fits = len(scale) == len(shape) and all(
-        s in (1, n) or (s and n % s == 0) for s, n in zip(scale, shape, strict=True)
-    )
-    widths = (32,) if node.get("storage") == "int32" else (2, 3, 4, 5, 6, 7, 8)
-    if not fits or node.get("storage") not in CODES or type(bits) is not int or bits not in widths:
+    widths = (32,) if storage == "int32" else (2, 3, 4, 5, 6, 7, 8)
+    good_bits = storage in CODES and type(bits) is int and bits in widths
+    if not good_bits or not _groups_evenly(scale_shape, shape):
         raise container.error(
-            f"tensor {name!r}: {bits!r} bits stored as {node.get('storage')!r} of shape {list(shape)} with scales of shape "
-            f"{list(scale)} is no QTensor", "it was not written by jaxq8",
+            f"tensor {name!r}: {bits!r} bits stored as {storage!r} of shape {list(shape)} with scales of shape "
+            f"{list(scale_shape)} is no QTensor", "it was not written by jaxq8",
         )  # fmt: skip
     if scale_dtype.name not in ("float32", "float64") or not jnp.issubdtype(dtype, jnp.floating):
         raise container.error(
             f"tensor {name!r}: scales and what they stand for must be floats", "it was changed"
         )
-    per_scale = scale_dtype.itemsize + (0 if node.get("symmetric") is True else 4)
-    return StoredTensor(
-        name, shape, dtype, bits, packed_size(size, bits) + math.prod(scale) * per_scale, container, node
-    )
+    zero_point_bytes = 0 if node.get("symmetric") is True else 4
+    per_scale = scale_dtype.itemsize + zero_point_bytes
+    nbytes = packed_size(math.prod(shape), bits) + math.prod(scale_shape) * per_scale
+    return StoredTensor(name, shape, dtype, bits, nbytes, container, node)
+
+
+def _groups_evenly(scale_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether every axis has one scale, a scale for each element, or a scale for each of several equal groups."""
+    if len(scale_shape) != len(shape):
+        return False
+    return all(s in (1, n) or (s and n % s == 0) for s, n in zip(scale_shape, shape, strict=True))
 
 
 def _read_qtensor(leaf: StoredTensor) -> QTensor:
@@ -255,23 +186,20 @@ def _read_qtensor(leaf: StoredTensor) -> QTensor:
 
 
 def _stored_codebook(container: Container, node: dict[str, Any]) -> StoredTensor:
-    name, bits = node["codebook"], node.get("bits")
+    name = node["codebook"]
+    bits: Any = node.get("bits")
     shape, scale = (_shape(container, node, field, name) for field in ("shape", "scale_shape"))
     dtype = _dtype(container, node, "dtype", name)
     fits = len(scale) == len(shape) and all(s in (1, n) for s, n in zip(scale, shape, strict=True))
-    if (
-        not fits
-        or type(bits) is not int
-        or bits not in range(2, 7)
-        or not jnp.issubdtype(dtype, jnp.floating)
-    ):
+    good_bits = type(bits) is int and bits in range(2, 7)
+    if not fits or not good_bits or not jnp.issubdtype(dtype, jnp.floating):
         raise container.error(
             f"tensor {name!r}: {bits!r} bits of shape {list(shape)} with books of shape {list(scale)} that stand for {dtype} "
             "are no code book", "it was not written by jaxq8",
         )  # fmt: skip
     container.claim(name, math.prod(shape))
-    size = packed_size(math.prod(shape), bits) + math.prod(scale) * (2**bits + 4)
-    return StoredTensor(name, shape, dtype, bits, size, container, node)
+    nbytes = packed_size(math.prod(shape), bits) + math.prod(scale) * (2**bits + 4)
+    return StoredTensor(name, shape, dtype, bits, nbytes, container, node)
 
 
 def _read_codebook(leaf: StoredTensor) -> CodeBook:
@@ -295,19 +223,22 @@ def _check_scale(container: Container, name: str, scale: np.ndarray[Any, Any]) -
 
 
 def _shape(container: Container, node: Mapping[str, Any], field: str, name: object) -> tuple[int, ...]:
+    """The shape in a field of a node, checked; the node's name is checked with it."""
     shape = node.get(field)
-    good = isinstance(shape, list) and len(shape) <= MAXIMUM_AXES
-    if (
-        not isinstance(name, str)
-        or not good
-        or any(type(n) is not int or not 0 <= n < 2**48 for n in shape or ())
-    ):
+    if not isinstance(name, str) or not _is_shape(shape):
         raise container.error(f"tensor {name!r}: {field} {str(shape)[:80]} is not a shape", "it was changed")
     assert shape is not None
     return tuple(shape)
 
 
+def _is_shape(x: Any) -> bool:
+    if not isinstance(x, list) or len(x) > MAXIMUM_AXES:
+        return False
+    return all(type(n) is int and 0 <= n < 2**48 for n in x)
+
+
 def _dtype(container: Container, node: Mapping[str, Any], field: str, name: object) -> Any:
+    """The dtype that a field of a node names, checked."""
     dtype = node.get(field)
     if not isinstance(dtype, str) or dtype not in STORABLE:
         raise container.error(
@@ -317,46 +248,7 @@ def _dtype(container: Container, node: Mapping[str, Any], field: str, name: obje
 
 
 def _on_device(data: np.ndarray[Any, Any]) -> Any:
-    """The array as JAX's; one of 64 bits that JAX would cut stays NumPy's."""
+    """The array as a JAX array; an array of 64 bits, which JAX would cut to 32, stays a NumPy array."""
     if jax.dtypes.canonicalize_dtype(data.dtype) != data.dtype:
         return data
     return jax.device_put(data)  # on a CPU without a copy; jnp.asarray makes one
-
-
-def _plain(tree: Any) -> Any:
-    """NNX states become plain dicts; Flax is not imported for it: who has a state has imported it."""
-    nnx = sys.modules.get("flax.nnx")
-    if nnx is None:
-        return tree
-    if isinstance(tree, nnx.State):
-        return nnx.to_pure_dict(tree)
-    return tree.get_value() if isinstance(tree, nnx.Variable) else tree
-
-
-def _data(leaf: Any, path: tuple[str, ...]) -> np.ndarray[Any, Any]:
-    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-        raise FileError(
-            f"{_text(path)}: a {type(leaf).__name__} cannot be stored; files hold dicts, lists, tuples, arrays and numbers"
-        )
-    if str(leaf.dtype) not in STORABLE:
-        raise FileError(
-            f"{_text(path)}: dtype {leaf.dtype} cannot be stored; known are {', '.join(sorted(STORABLE))}"
-        )
-    try:
-        return np.asarray(leaf)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise FileError(
-            f"{_text(path)}: {describe(leaf)} has no data to store ({error}); save outside of jit"
-        ) from error
-
-
-def _key(key: Any, path: tuple[str, ...]) -> str | int:
-    if isinstance(key, bool) or not isinstance(key, str | int):
-        raise FileError(
-            f"{_text(path)}: key {key!r} is a {type(key).__name__}; files hold strings and integers as keys"
-        )
-    return key
-
-
-def _text(path: tuple[str, ...]) -> str:
-    return "/".join(path) or "variables"

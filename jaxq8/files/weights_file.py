@@ -1,9 +1,9 @@
-"""`save` and `load`: variables with eight-bit leaves, ranges and configuration in one safetensors file (docs/FORMAT.md)."""
+"""`save` and `load`: one safetensors file for variables with eight-bit leaves, ranges and configuration (docs/FORMAT.md)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,8 @@ from jaxq8._version import __version__
 from jaxq8.config import Config
 from jaxq8.errors import QuantizationError
 from jaxq8.files.container import Container, write
-from jaxq8.files.tree_records import StoredTensor, Writer, is_stored, read_tree
+from jaxq8.files.tree_records import StoredTensor, is_stored, read_tree
+from jaxq8.files.tree_writer import Writer
 from jaxq8.numerics.ranges import Range, Ranges
 
 KIND = "variables"
@@ -21,12 +22,12 @@ KIND = "variables"
 def save(
     path: str | os.PathLike[str], q_vars: Any, *, ranges: Mapping[str, Range] | None = None, config: Config | None = None
 ) -> None:  # fmt: skip
-    """Writes variables, and what is needed to run with them, into one file. An existing one is replaced in one step.
+    """Writes variables, and what is needed to run with them, into one file.
 
     Args:
-      path: Where; ``.q8`` by convention.
-      q_vars: Nested dicts, lists and tuples of arrays, QTensors (`quantize_weights`) and numbers. An NNX state is stored as,
-        and comes back as, a plain nested dict; a named tuple comes back as a tuple.
+      path: The file to write; ``.q8`` by convention. An existing file is replaced in one step.
+      q_vars: Nested dicts, lists and tuples of arrays, QTensors (`quantize_weights`) and numbers. An NNX state is stored as a
+        plain nested dict and is read back as one; a named tuple is read back as a tuple.
       ranges: Static ranges.
       config: How the weights were quantized and how the model is to run.
 
@@ -43,7 +44,7 @@ def save(
 
 
 def load(path: str | os.PathLike[str], *, lazy: bool = False) -> tuple[Any, Ranges | None, Config | None]:
-    """Reads what `save` wrote. Nothing in a file is executed, and nothing is believed before it is checked.
+    """Reads what `save` wrote. Nothing in the file is executed, and everything in it is checked before it is used.
 
     Leaves are read and put on the default device one after the other; no float copy of a weight is made. Codes of fewer
     than eight bits, and indices of code books, are eight bits wide in memory.
@@ -53,7 +54,7 @@ def load(path: str | os.PathLike[str], *, lazy: bool = False) -> tuple[Any, Rang
       lazy: Return `StoredTensor` leaves (``.shape``, ``.dtype``, ``.bits``, ``.nbytes``), each read by its ``.read()``.
 
     Returns:
-      (q_vars, ranges, config); None for what was not given to `save`.
+      (q_vars, ranges, config); ranges and config are None where `save` was given none.
 
     Raises:
       FileError: The file is missing, cut off, changed, or of a newer version.
@@ -69,7 +70,7 @@ def load(path: str | os.PathLike[str], *, lazy: bool = False) -> tuple[Any, Rang
 
 
 def read_all(tree: Any) -> Any:
-    """A tree with its `StoredTensor` leaves read."""
+    """The tree with each `StoredTensor` leaf replaced by what it reads from the file."""
     return jax.tree_util.tree_map(
         lambda t: t.read() if isinstance(t, StoredTensor) else t, tree, is_leaf=is_stored
     )
@@ -78,7 +79,7 @@ def read_all(tree: Any) -> Any:
 def header(
     kind: str, writer: Writer, ranges: Mapping[str, Range] | None, config: Config | None
 ) -> dict[str, Any]:
-    """What every document begins with; call it when the writer has seen all nodes."""
+    """The fields that every document has; to be called after all nodes are written, which decide the format's version."""
     given = None if ranges is None else Ranges(ranges).to_json()
     return {
         "format_version": writer.version, "kind": kind, "library_version": __version__, "ranges": given,
@@ -87,14 +88,21 @@ def header(
 
 
 def settings(container: Container) -> tuple[Ranges | None, Config | None]:
-    """The ranges and configuration of a document."""
-    found: list[Any] = []
-    for field, read in (("ranges", Ranges.from_json), ("config", Config.from_json)):
-        text = container.document.get(field)
-        if text is not None and not isinstance(text, str):
-            raise container.error(f"its {field} are not text", "get the file again")
-        try:
-            found.append(None if text is None else read(text))
-        except QuantizationError as error:
-            raise container.error(f"its {field} cannot be read: {error}", "get the file again") from error
-    return found[0], found[1]
+    """The ranges and the configuration of a document; None where it has none.
+
+    Raises:
+      FileError: They cannot be read.
+    """
+    return _setting(container, "ranges", Ranges.from_json), _setting(container, "config", Config.from_json)
+
+
+def _setting(container: Container, field: str, read: Callable[[str], Any]) -> Any:
+    text = container.document.get(field)
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise container.error(f"its {field} are not text", "get the file again")
+    try:
+        return read(text)
+    except QuantizationError as error:
+        raise container.error(f"its {field} cannot be read: {error}", "get the file again") from error

@@ -1,4 +1,4 @@
-"""`experiment`: a grid of quantization settings over one model and its data, resumable, as a tidy table."""
+"""`experiment`: measures a model in a grid of quantization settings; the result is a tidy table, and runs can be resumed."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from jaxq8.numerics.spec import Spec
 from jaxq8.transform import quantize
 from jaxq8.weights import quantize_weights
 
-DYNAMIC = "dynamic"  # the observer that is none: ranges are found in each run
-CAP_DB = 120.0  # stands for no error at all, which has no finite number of decibels
-# ``metric(exact, found) -> one number an example``: both are results of the function over one batch.
+DYNAMIC = "dynamic"  # stands for no observer: ranges are found in each run
+CAP_DB = 120.0  # the SQNR that stands for no error at all, which would be infinite
+# ``metric(exact, found)`` takes the results of both functions for one batch and returns one number for each example.
 Metric = Callable[[np.ndarray, np.ndarray], Any]
 
 
 def sqnr_by_example(exact: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Signal to quantization noise of each example in dB, at most 120: ``10 log10(sum x**2 / sum (x - y)**2)``, (n,)."""
-    x, off = (np.asarray(a, np.float64).reshape(len(exact), -1) for a in (exact, exact - found))
-    signal, noise = (np.maximum((a * a).sum(1), 1e-300) for a in (x, off))
+    """SQNR of each example in dB, (n,), at most 120: ``10 log10(sum x**2 / sum (x - y)**2)``."""
+    x, difference = (np.asarray(a, np.float64).reshape(len(exact), -1) for a in (exact, exact - found))
+    signal, noise = (np.maximum((a * a).sum(1), 1e-300) for a in (x, difference))
     return np.minimum(10 * np.log10(signal / noise), CAP_DB)
 
 
 def same_answer(exact: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """1 where the largest logit is the same, else 0, (n,)."""
+    """For each example 1 if the largest logit is the same, else 0, (n,)."""
     return (exact.argmax(-1) == found.argmax(-1)).astype(np.float64)
 
 
@@ -49,11 +49,11 @@ class Setting:
 
     Attributes:
       rounding: A registered rounding, or a method of learned rounding for the weights.
-      bits: Of weights.
-      activation_bits: Of activations.
-      granularity: Of weights: "tensor", "channel", or "group64" for groups of 64.
-      symmetric: Of weights.
-      observer: Of activations' ranges, or "dynamic".
+      bits: Bits of weights.
+      activation_bits: Bits of activations.
+      granularity: Granularity of weights: "tensor", "channel", or "group64" for groups of 64.
+      symmetric: Whether the representation of weights is symmetric.
+      observer: The observer of activations, or "dynamic".
     """
 
     rounding: str = "half_even"
@@ -65,6 +65,7 @@ class Setting:
 
     @property
     def is_learned(self) -> bool:
+        """Whether the rounding of the weights is learned."""
         return self.rounding not in rounding_names()
 
     def config(self, base: Config) -> Config:
@@ -97,33 +98,33 @@ def experiment(
     name: str = "",
     progress: bool = True,
 ) -> Table:
-    """Quantizes a model in every combination of the given settings and measures each against float, example by example.
+    """Quantizes a model in every combination of the given settings and compares each with float, example by example.
 
     Args:
       fn: The float function, with one result: ``model.apply``.
       variables: Its first argument, in float.
       batches: Data to measure on, as for `compare`; batches of one size compile once.
-      rounding: Registered roundings (of weights and activations), and methods of `learn_rounding` (of weights).
-      bits: Of weights.
-      activation_bits: Of activations.
-      granularity: Of weights, "tensor", "channel", or "group64" for groups of 64.
-      symmetric: Of weights.
+      rounding: Registered roundings (for weights and activations), and methods of `learn_rounding` (for weights).
+      bits: Bits of weights.
+      activation_bits: Bits of activations.
+      granularity: Granularities of weights: "tensor", "channel", or "group64" for groups of 64.
+      symmetric: Whether the representation of weights is symmetric.
       observer: Names of observers, or "dynamic".
-      metrics: Name -> ``metric(exact, found)``, one number an example; default "sqnr_db" and, for results of at least three
-        columns, "same_answer".
-      calibration: Batches for observers and learned rounding; none of those that are measured.
-      config: Everything else.
-      path: A file of JSON lines. Every finished setting is added to it at once, and what it holds is not run again: an
-        experiment that was interrupted goes on where it stopped.
-      name: The model's name, a column of the table and part of what `path` is searched for.
+      metrics: Name -> ``metric(exact, found)``, which returns one number for each example; default "sqnr_db" and, for results
+        of at least three columns, "same_answer".
+      calibration: Batches for observers and learned rounding; they should not be among those that are measured.
+      config: The configuration that each setting changes.
+      path: A file of JSON lines. Every finished setting is added to it at once, and settings that it holds are not run again,
+        so an experiment that was interrupted continues where it stopped.
+      name: The model's name. It is a column of the table, and `path` is searched for settings of this model only.
       progress: Show progress bars.
 
     Returns:
-      A `Table`, one row a setting in the order of the grid, means with their 95% bootstrap intervals over examples.
+      A `Table` with one row for each setting, in the order of the grid: means with their 95% bootstrap intervals over examples.
 
     Raises:
-      ArgumentError: There are no batches, a rounding has no name that is known, or calibration data is needed and missing.
-      FileError: `path` holds something else.
+      ArgumentError: There are no batches, a rounding is unknown, or calibration data is needed and missing.
+      FileError: `path` holds something other than results of `experiment`.
 
     Example:
       >>> table = q8.experiment(model.apply, variables, batches, bits=(8, 4, 3), rounding=("half_even", "stochastic"))
@@ -162,8 +163,11 @@ def _check(settings: list[Setting], calibration: list[Any]) -> None:
 
 
 def _default_metrics(exact: list[np.ndarray]) -> dict[str, Metric]:
-    answers = exact[0].ndim == 2 and exact[0].shape[1] >= 3
-    return {"sqnr_db": sqnr_by_example, **({"same_answer": same_answer} if answers else {})}
+    metrics: dict[str, Metric] = {"sqnr_db": sqnr_by_example}
+    looks_like_logits = exact[0].ndim == 2 and exact[0].shape[1] >= 3
+    if looks_like_logits:
+        metrics["same_answer"] = same_answer
+    return metrics
 
 
 def _outputs(fn: Callable[..., Any], variables: Any, data: list[tuple[Any, ...]]) -> list[np.ndarray]:
@@ -171,12 +175,13 @@ def _outputs(fn: Callable[..., Any], variables: Any, data: list[tuple[Any, ...]]
 
 
 def _identity(point: Mapping[str, Any]) -> str:
+    """Text that two rows share if they are of the same model and setting."""
     names = ("model", *(f.name for f in dataclasses.fields(Setting)))
     return json.dumps([point[name] for name in names])
 
 
 def _read(path: Path, metrics: Mapping[str, Metric]) -> dict[str, Row]:
-    """Finished rows of a file that have all metrics; a last line that was cut off is dropped from the file."""
+    """The finished rows of a file that have all metrics, by `_identity`; a last line that was cut off is removed from it."""
     if not path.exists():
         return {}
     text = path.read_text()
@@ -193,7 +198,7 @@ def _read(path: Path, metrics: Mapping[str, Metric]) -> dict[str, Row]:
 
 @dataclasses.dataclass
 class _Laboratory:
-    """What all settings share, and the ranges that observers have found so far."""
+    """Measures one setting after the other; holds what all settings share, and the ranges that were calibrated so far."""
 
     fn: Callable[..., Any]
     variables: Any
@@ -205,11 +210,11 @@ class _Laboratory:
     _ranges: dict[tuple[str, Spec], Ranges] = dataclasses.field(default_factory=dict)
 
     def measure(self, setting: Setting) -> Row:
+        """The mean of each metric in one setting, with the ends of its interval."""
         config = setting.config(self.base)
         ranges = self._calibrated(setting.observer, config)
-        found = _outputs(
-            jax.jit(quantize(self.fn, config, ranges=ranges)), self._encoded(setting, config), self.data
-        )
+        fast = jax.jit(quantize(self.fn, config, ranges=ranges))
+        found = _outputs(fast, self._encoded(setting, config), self.data)
         row: Row = {}
         for name, metric in self.metrics.items():
             values = np.concatenate([np.ravel(metric(x, y)) for x, y in zip(self.exact, found, strict=True)])

@@ -1,4 +1,4 @@
-"""The moments of what each contraction reads, and where in their leaves the weights of each contraction are."""
+"""Measures the moments of what each contraction reads, and finds where in its leaf each element of a weight lies."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Recorder
 
-# Moments are taken of the float function at every contraction, whatever the mode that the weights are for.
+# Moments are measured on the float function at every contraction, whatever mode the weights are meant for.
 EXACT = Config(kernels="xla")
-DAMPING = 0.1  # of the mean diagonal: how firmly a weight stays where it is
+DAMPING = 0.1  # how firmly a weight stays where it is, as a part of the mean diagonal of the second moments
 
 
 class Moments(NamedTuple):
-    """Of what a site reads: x in float, y with what was rounded before it.
+    """The moments of what a site reads: x in float, and y with the weights that were rounded before it.
 
     Attributes:
       second: The mean of ``y y^T``, (g, k, k).
@@ -41,17 +41,21 @@ class Moments(NamedTuple):
     found: Any
 
     def centred(self) -> Moments:
-        """The same about the means: for sites whose mean error goes elsewhere."""
+        """The moments about the means, for sites whose mean error is corrected in a vector after them."""
         outer = self.found[:, :, None]
         return self._replace(
             second=self.second - outer * self.found[:, None],
             drift=self.drift - outer * (self.exact - self.found)[:, None],
         )
 
-    def aimed(self, weight: Any) -> Any:
-        """The weight that, reading y, comes closest to what `weight` gives for x: ``w + H^-1 E[y (x - y)^T] w``.
+    def without_drift(self) -> Moments:
+        """The moments as if x were y, so that `aimed` leaves a weight as it is."""
+        return self._replace(drift=np.zeros_like(self.drift), exact=self.found)
 
-        The least-squares solution, damped so that it stays near `weight` where the data say little.
+    def aimed(self, weight: Any) -> Any:
+        """The weight whose result for y is closest to the result of `weight` for x: ``w + H^-1 E[y (x - y)^T] w``.
+
+        It is the least-squares solution, damped so that it stays near `weight` where the data say little.
         """
         size = self.second.shape[1]
         mean = np.trace(self.second, axis1=1, axis2=2)[:, None, None] / size
@@ -60,7 +64,7 @@ class Moments(NamedTuple):
 
 
 def patches(form: ConvForm, x: jax.Array) -> jax.Array:
-    """What each output of a convolution reads: ``(rows, groups, k)`` with k ordered as the kernel's axes, then channels."""
+    """The elements that each output of a convolution reads, ``(rows, groups, k)``; k runs over kernel axes, then channels."""
     x = filled(form, x, 0)
     reach = [(n - 1) * s + 1 for n, s in zip(form.out_spatial, form.strides, strict=True)]
     pieces = []
@@ -83,7 +87,7 @@ def read_rows(layout: DotLayout | ConvLayout, x: jax.Array) -> jax.Array:
 
 
 def as_columns(layout: DotLayout | ConvLayout, w: Any) -> Any:
-    """A weight as ``(g, k, n)``, in the order of `read_rows`."""
+    """A weight as ``(g, k, n)``, with its k in the order of `read_rows`."""
     canonical = layout.weight(w)
     if isinstance(layout, DotLayout):
         return canonical if canonical.ndim == 3 else canonical[None]
@@ -92,7 +96,7 @@ def as_columns(layout: DotLayout | ConvLayout, w: Any) -> Any:
 
 
 class _Reading(Probe):
-    """Keeps, of contractions outside of loops, their moments or the places of their weights."""
+    """Keeps what a function makes of the operands of each contraction outside of loops."""
 
     def __init__(self, keep: Callable[[DotLayout | ConvLayout, QTensor, QTensor], Any], wanted: Any = None):
         super().__init__()
@@ -110,17 +114,17 @@ def moments(
     kwargs: dict[str, Any],
     names: set[str],
 ) -> dict[str, Moments]:
-    """Second and first moments of what each named site reads, over one batch; traceable.
+    """Second and first moments of what each named site reads, over one batch; it can be traced.
 
     Args:
       fn: The float function.
-      variables: Those of the float function, and those rounded so far: x and y below are what a site reads with them.
+      variables: The float variables, with which a site reads x, and those rounded so far, with which it reads y.
       inputs: The other positional arguments.
       kwargs: Keyword arguments of `fn`.
       names: The sites.
 
     Returns:
-      Site -> `Moments`.
+      A dict of `Moments` by site name.
     """
     rows = []
     for each in variables:
@@ -140,10 +144,15 @@ def _moments(x: jax.Array, y: jax.Array) -> Moments:
 
 
 def places(call: Call, leaves: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
-    """Where in its leaf each element of a contraction's weight is, ``(g, k, n)`` of int, for weights of the given leaves.
+    """For each contraction, where in its leaf each element of its weight lies: int64 indices, ``(g, k, n)``.
 
-    Found by letting numbered elements take the weights' place: only layout happens to a weight before it is read, so the
-    numbers arrive as they are. Sites where they do not (dtype conversions, more than 2**24 elements) are left out.
+    The weights are replaced by arrays of consecutive numbers. Since only the layout of a weight changes before it is read, the
+    numbers arrive unchanged and tell where they come from. Sites where they do not arrive unchanged (because of a dtype
+    conversion, or with more than 2**24 elements) are left out.
+
+    Args:
+      call: The traced float function.
+      leaves: Which leaves of the call's arguments are the weights.
     """
 
     def run(numbered: list[Any]) -> dict[str, jax.Array]:
@@ -156,9 +165,10 @@ def places(call: Call, leaves: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]
 
     sizes = [np.shape(call.arguments.leaves[i]) for i in leaves]
     numbered = [jnp.arange(int(np.prod(s)), dtype=jnp.float32).reshape(s) for s in sizes]
-    found = {name: np.asarray(numbers) for name, numbers in jax.jit(run)(numbered).items()}
-    return {
-        name: numbers.astype(np.int64)
-        for name, numbers in found.items()
-        if np.array_equal(np.sort(numbers, axis=None), np.arange(numbers.size)) and numbers.size < 2**24
-    }
+    found = {}
+    for name, arrived in jax.jit(run)(numbered).items():
+        numbers = np.asarray(arrived)
+        unchanged = np.array_equal(np.sort(numbers, axis=None), np.arange(numbers.size))
+        if unchanged and numbers.size < 2**24:  # float32 holds integers exactly up to 2**24
+            found[name] = numbers.astype(np.int64)
+    return found

@@ -1,4 +1,4 @@
-"""Which weights of a function can be learned: each layer with its grid, and the vector behind it that takes a mean error."""
+"""Finds the weights of a function that can be learned, and the vectors after them that can take up a mean error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from jaxq8.learning.layer_moments import places
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A weight leaf that one contraction reads: its position, its grid, and where its elements are in canonical form."""
+    """A weight leaf that exactly one contraction reads.
+
+    Attributes:
+      leaf: Number of the leaf among the variables' array leaves.
+      site: Name of the contraction.
+      config: Configuration of the site; its `weights` are the grid.
+      keep: Axes that keep scales of their own.
+      places: Where in the leaf each element of the weight in canonical form is, ``(g, k, n)``.
+    """
 
     leaf: int
     site: str
@@ -29,6 +37,7 @@ class Layer:
 
     @property
     def hessian_bytes(self) -> int:
+        """Bytes of the two second-moment matrices of the layer, in float32."""
         groups, terms, _ = self.places.shape
         return 2 * 4 * groups * terms * terms
 
@@ -36,7 +45,7 @@ class Layer:
 def learnable_layers(
     fn: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], config: Config
 ) -> list[Layer]:
-    """The weights that can be learned, in the order of the leaves."""
+    """The weights that can be learned, in the order in which their sites run."""
     call = Call.trace(fn, (variables, *inputs), kwargs)
     analysis, count = call.analyse(config), len(call.consts)
     marked = [i for i, w in enumerate(call.arguments.weights) if w]
@@ -50,10 +59,11 @@ def learnable_layers(
         if is_weight(leaf, use, config) and site.split("#")[0].endswith((":dot", ":conv")):
             candidates.append((i - count, site, settings, kept(leaf, use, settings)))
     found = places(call, [i for i, *_ in candidates])
-    sizes = {i: np.size(call.arguments.leaves[i]) for i, *_ in candidates}
-    layers = [
-        Layer(i, s, c, k, found[s]) for i, s, c, k in candidates if s in found and found[s].size == sizes[i]
-    ]
+    layers = []
+    for i, site, settings, keep in candidates:
+        is_whole_leaf = site in found and found[site].size == np.size(call.arguments.leaves[i])
+        if is_whole_leaf:
+            layers.append(Layer(i, site, settings, keep, found[site]))
     order = {site.name: number for number, site in enumerate(analysis.sites.values())}
     return sorted(layers, key=lambda layer: order[layer.site])
 
@@ -61,14 +71,17 @@ def learnable_layers(
 def correctable_vectors(
     fn: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], config: Config
 ) -> dict[str, int]:
-    """Sites whose mean error a vector after them can take, and the leaf that the vector is."""
+    """The sites whose mean error a vector after them can take up, and for each the leaf that holds the vector."""
     chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
     flat, arrays, _ = array_leaves(variables)
     after = {site.name: (node, chains.shift_after(node)) for node, site in chains.contractions()}
     users = collections.Counter(place[0] for _, place in after.values() if place)
     result = {}
     for name, (node, place) in after.items():
+        if place is None:
+            continue
+        leaf, _ = place
         outputs = node.outputs[0][1].aval.shape
-        if place and users[place[0]] == 1 and np.size(flat[arrays[place[0]]]) in outputs:
-            result[name] = place[0]
+        if users[leaf] == 1 and np.size(flat[arrays[leaf]]) in outputs:
+            result[name] = leaf
     return result

@@ -1,4 +1,4 @@
-"""`reconstruct`: codes that are learned all together, by what they do to the results of the whole function."""
+"""`reconstruct`: learns the codes of all layers together, by their effect on the results of the whole function."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from jaxq8.numerics.spec import Spec
 from jaxq8.plan import Recorder
 from jaxq8.transform import checked_config
 
-EDGE = 0.45  # how far from its code, in steps, a weight may begin: nearer to a neighbour's code it would not begin there
+EDGE = 0.45  # how far from its code, in steps, a weight may start; from 0.5 on it would round to a neighbouring code
 TINY = float(np.finfo(np.float32).tiny)
 Parameters = dict[str, dict[str, Any]]
 
@@ -49,35 +49,35 @@ def reconstruct(
 ) -> Any:
     """Learns codes, scales and biases of all layers together, so that the results come close to those in float.
 
-    What `learn_rounding` decides layer by layer is where this begins. Each weight becomes a number that is rounded to its code
-    in value and passed straight through in derivative; it starts next to its code, on the side of the float weight. Adam then
-    lessens the squared error of the function's results against the float function's on the same data (labels are not needed),
-    plus that of every contraction's output, each relative to its variance: the network's own features keep the many weights
-    from fitting few results only. The idea of reconstructing more than a layer is that of Li et al. 2021 (BRECQ); the scales
-    are learned as logarithms, activations are in float while learning.
+    Learning starts from what `learn_rounding` decided layer by layer. Each weight becomes a number that is rounded to its
+    code, with the straight-through estimator as derivative; it starts next to its code, on the side of the float weight. Adam
+    then reduces the squared error of the results against those of the float function on the same data (labels are not
+    needed), plus the squared error of the output of every contraction, each relative to its variance. The errors of the
+    outputs keep the many weights from fitting only the few results. The idea of reconstructing more than one layer is that of
+    Li et al. 2021 (BRECQ). The scales are learned as logarithms, and activations are in float while learning.
 
     Args:
       fn: The float function: ``model.apply``.
       variables: Its first argument, in float.
-      encoded: The same with weights as QTensors, from `learn_rounding` or `quantize_weights`.
+      encoded: The same variables with weights as QTensors, from `learn_rounding` or `quantize_weights`.
       batches: As for `calibrate`; each step uses one of them, in an order that `key` shuffles. Each shape compiles once.
-      config: As it was for `encoded`.
-      steps: Steps of Adam; the rate falls to 0 along a cosine.
-      rate: The largest move of a weight in one step, in units of a code. Logarithms of scales, and vectors that are added
-        after a layer (in units of their root mean square), move by at most half of it.
-      inner: Weight of the error of the contractions' outputs, against 1 for the results.
-      key: PRNG key of the order. Default ``jax.random.key(config.seed)``.
+      config: The configuration that `encoded` was made with.
+      steps: The number of steps of Adam; the learning rate falls to 0 along a cosine.
+      rate: The learning rate, about the largest move of a weight in one step, in units of a code. The rate of logarithms of
+        scales, and of vectors that are added after a layer (in units of their root mean square), is half of it.
+      inner: Weight of the error of the contractions' outputs; that of the results has the weight 1.
+      key: PRNG key of the order of the batches. Default ``jax.random.key(config.seed)``.
       progress: Show a progress bar.
       **kwargs: Keyword arguments of `fn`.
 
     Returns:
-      A tree like `encoded`; `encoded` itself where the results over all batches would end no better than they began. Weights
-      that the layer-wise methods leave alone (read twice, or in loops) keep their codes. While learning, 16 bytes a weight are
-      held (the number, its derivative, two moments of Adam), besides the activations of one batch, twice.
+      A tree like `encoded`, or `encoded` itself where the error of the results over all batches did not become smaller.
+      Weights that the layer-wise methods do not learn (read twice, or in loops) keep their codes. While learning, memory holds
+      16 bytes for each weight (the number, its derivative and two moments of Adam) and twice the activations of one batch.
 
     Raises:
-      ArgumentError: There are no batches, `steps` is below 1, `encoded` is of another structure than `variables`, or holds no
-        codes that can be learned.
+      ArgumentError: There are no batches, `steps` is below 1, `encoded` has another structure than `variables`, or `encoded`
+        holds no codes that can be learned.
 
     Example:
       >>> start = q8.learn_rounding(model.apply, variables, batches, config=four)
@@ -92,19 +92,23 @@ def reconstruct(
     draw = np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32).tolist())
     after = _descend(net, before, _order(draw, inputs, steps), steps, rate, progress)
     error = jax.jit(net.error)
-    first, last = (sum(float(error(p, x)[1]) for x in inputs) for p in (None, after))
-    return net.encoded(jax.device_get(after)) if last < first else encoded  # NaN is no better either
+    first_error = sum(float(error(None, x)[1]) for x in inputs)
+    last_error = sum(float(error(after, x)[1]) for x in inputs)
+    if last_error < first_error:  # false for NaN too
+        return net.encoded(jax.device_get(after))
+    return encoded
 
 
 def _order(draw: np.random.Generator, inputs: list[Any], steps: int) -> Iterable[Any]:
-    """A batch for each step: all of them in turn, shuffled anew each time."""
+    """Yields a batch for each step; all batches are used in turn, in a new random order each time."""
     turns = -(-steps // len(inputs))
     indices = np.concatenate([draw.permutation(len(inputs)) for _ in range(turns)])[:steps]
     return (inputs[i] for i in indices)
 
 
 def _descend(net: _Net, p: Parameters, data: Iterable[Any], steps: int, rate: float, progress: bool) -> Any:
-    import optax  # here: whoever only runs a program that was exported does not need it
+    """The parameters after one step of Adam for each batch of the data."""
+    import optax  # imported here, since running an exported program does not need it
 
     fast, slow = (optax.adam(optax.cosine_decay_schedule(r, steps)) for r in (rate, rate / 2))
     labels = {name: {kind: kind for kind in part} for name, part in p.items()}
@@ -126,7 +130,7 @@ def _descend(net: _Net, p: Parameters, data: Iterable[Any], steps: int, rate: fl
 
 
 class _Outputs(Probe):
-    """Keeps what every contraction outside of loops gives."""
+    """Keeps the result of every contraction outside of loops, in float."""
 
     def contracted(self, name: str, result: Accumulator, encoded: Callable[[], jax.Array]) -> None:
         if len(self._frames) == 1:
@@ -135,7 +139,19 @@ class _Outputs(Probe):
 
 @dataclasses.dataclass(frozen=True)
 class _Net:
-    """The float function, and which of its leaves are learned: weights with their grids, and vectors after layers."""
+    """The float function, and which leaves of its variables are learned.
+
+    Attributes:
+      fn: The float function.
+      kwargs: Its keyword arguments.
+      exact: Its variables in float.
+      leaves: All leaves of the encoded variables.
+      reals: All leaves of the float variables.
+      tree: Structure of the encoded variables.
+      grids: The weights that are learned: the number of the leaf and the spec of its codes.
+      vectors: The vectors after layers that are learned, as numbers of leaves.
+      inner: Weight of the error of the contractions' outputs.
+    """
 
     fn: Callable[..., Any]
     kwargs: Mapping[str, Any]
@@ -167,7 +183,7 @@ class _Net:
         return cls(fn, kwargs, variables, leaves, reals, tree, grids, frozenset(vectors), inner)
 
     def start(self) -> Parameters:
-        """The parameters that stand for what `encoded` holds, but for the order of sums."""
+        """The parameters that stand for the codes of `encoded`."""
         found: Parameters = {}
         for i in self.grids:
             q = self.leaves[i]
@@ -180,7 +196,10 @@ class _Net:
         return found
 
     def error(self, p: Parameters | None, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        """What is descended, and the part of it that is the results' error; without parameters that of `encoded`."""
+        """The error that is minimized, and the part of it that is the error of the results.
+
+        Without parameters they are the errors of the codes that learning started from.
+        """
         wanted, kept = self._run(self.exact, inputs)
         found, seen = self._run(self._real(p), inputs)
         pairs = [(a, b) for a, b in zip(wanted, found, strict=True) if jnp.issubdtype(a.dtype, jnp.floating)]
@@ -189,6 +208,7 @@ class _Net:
         return result + self.inner * features, result
 
     def _run(self, variables: Any, inputs: Any) -> tuple[list[Any], dict[str, Any]]:
+        """The results of the float function, and the output of every contraction by site (none if `inner` is 0)."""
         call, probe = Call.trace(self.fn, (variables, *inputs), self.kwargs), _Outputs()
         leaves = call.arguments.leaves
         out = evaluate_call(call, leaves, EXACT, Ranges(), Recorder(), probe, exact=lambda name: True)
@@ -203,6 +223,7 @@ class _Net:
         return self.tree.unflatten([self._leaf(i, p, self._codes) for i in range(len(self.leaves))])
 
     def _leaf(self, i: int, p: Parameters | None, weight: Callable[..., Any]) -> Any:
+        """Leaf number `i` for these parameters, with `weight` (`_decoded` or `_codes`) to make it of those of a weight."""
         old = self.leaves[i]
         if p is not None and i in self.grids:
             return weight(old, self.grids[i], **p[str(i)])
@@ -213,17 +234,19 @@ class _Net:
 
     @staticmethod
     def _decoded(old: QTensor, spec: Spec, weight: Any, log_scale: Any) -> Any:
+        """The float numbers of a learned weight, differentiable by the straight-through estimator."""
         steps = jnp.clip(weight, spec.qmin, spec.qmax)
         codes = straight_through(steps, jnp.round(steps)) - old.by_element(old.zero_point)
         return (codes * old.by_element(old.scale * jnp.exp(log_scale))).astype(old.dtype)
 
     @staticmethod
     def _codes(old: QTensor, spec: Spec, weight: Any, log_scale: Any) -> QTensor:
+        """A learned weight as integer codes with its learned scale."""
         codes = jnp.round(jnp.clip(weight, spec.qmin, spec.qmax)).astype(old.values.dtype)
         return dataclasses.replace(old, values=codes, scale=old.scale * jnp.exp(log_scale))
 
 
 def _off(exact: Any, found: Any, centre: Any) -> Any:
-    """The squared error relative to the spread about `centre`."""
+    """The squared error relative to the spread of the exact numbers about `centre`."""
     spread = jnp.sum((exact - centre) ** 2)
     return jnp.sum((found - exact) ** 2) / jnp.maximum(spread, TINY)

@@ -12,35 +12,39 @@ import numpy as np
 from jaxq8.learning.rounding_problems import FloatArray, RoundingProblem, register_learned_rounding
 from jaxq8.numerics.rounding import stochastic
 
-BLOCK = 64  # rows whose errors are fed back one by one before the rows below them hear of it
-DAMPING = 0.01  # of the mean diagonal of the Hessian, as in GPTQ
+# GPTQ: errors are fed back row by row inside a block of this many rows, and to the rows below only after the whole block.
+BLOCK = 64
+DAMPING = 0.01  # what GPTQ adds to the diagonal of the Hessian, as a part of its mean diagonal
+# AdaRound: the steps of Adam and its learning rate.
 STEPS = 400
 RATE = 0.05
-PENALTY = 0.3  # weight of the term that drives decisions to 0 or 1, against the error of rounding to nearest
+PENALTY = (
+    0.3  # weight of the term that drives decisions to 0 or 1, in units of the error of rounding to nearest
+)
 STRETCH = (-0.1, 1.1)  # the rectified sigmoid reaches 0 and 1 at finite arguments
 
 
 @register_learned_rounding("nearest")
 def nearest(problem: RoundingProblem, key: jax.Array) -> FloatArray:
-    """The nearest code: what `quantize_weights` does."""
+    """Rounds to the nearest code, as `quantize_weights` does."""
     return problem.nearest()
 
 
 @register_learned_rounding("stochastic")
 def by_chance(problem: RoundingProblem, key: jax.Array) -> FloatArray:
-    """Up with a probability equal to the fraction (Gupta et al. 2015)."""
+    """Rounds up with a probability equal to the fraction (Gupta et al. 2015)."""
     drawn = np.asarray(stochastic(jnp.asarray(problem.steps), key))
     return np.clip(drawn, problem.qmin, problem.qmax)
 
 
 @register_learned_rounding("gptq")
 def gptq(problem: RoundingProblem, key: jax.Array) -> FloatArray:
-    """Rounds one input after the other and lets the inputs that are left make up for the error.
+    """Rounds the weights of one input after the other, and compensates the error in the weights that are not rounded yet.
 
     After rounding row i, the rows below move by ``-error / U[i, i] * U[i, j]``, where ``U^T U`` is the inverse of the (damped)
     Hessian (Frantar et al. 2022, GPTQ, equations 2 and 3, in the Cholesky form of section 3.3). Inputs with the largest
-    second moment come first. A column for which that ends worse than rounding to nearest, by the same quadratic form, keeps
-    the nearest codes: no output is ever worse.
+    second moment come first. A column whose error (by the same quadratic form) would be larger than with rounding to nearest
+    keeps the nearest codes, so no output is ever worse.
     """
     order = np.argsort(-np.diagonal(problem.hessian, axis1=1, axis2=2), axis=1, kind="stable")
     back = np.argsort(order, axis=1)
@@ -54,7 +58,7 @@ def gptq(problem: RoundingProblem, key: jax.Array) -> FloatArray:
 
 
 def _inverse_factor(hessian: FloatArray, order: np.ndarray) -> np.ndarray:
-    """Upper triangular U with ``U^T U = H^-1``, of the damped Hessian with its inputs in `order`, (g, k, k)."""
+    """Upper triangular U, (g, k, k), with ``U^T U = H^-1`` for the damped Hessian H with its inputs in `order`."""
     h = np.take_along_axis(np.asarray(hessian, np.float64), order[:, :, None], 1)
     h = np.take_along_axis(h, order[:, None, :], 2)
     mean = np.trace(h, axis1=1, axis2=2)[:, None] / h.shape[1]
@@ -66,6 +70,7 @@ def _inverse_factor(hessian: FloatArray, order: np.ndarray) -> np.ndarray:
 def _feed_back(
     weight: np.ndarray, scale: np.ndarray, zero: np.ndarray, upper: np.ndarray, qmin: int, qmax: int
 ) -> np.ndarray:
+    """The codes after rounding row by row with error feedback; changes `weight`."""
     codes = np.empty_like(weight)
     count = weight.shape[1]
     for start in range(0, count, BLOCK):
@@ -81,7 +86,7 @@ def _feed_back(
 
 
 def _better(problem: RoundingProblem, codes: FloatArray) -> FloatArray:
-    """Of each output the codes with the smaller error: these or the nearest."""
+    """For each output, the codes with the smaller error: these codes or the nearest ones."""
     plain = problem.nearest()
     worse = problem.error(codes) > problem.error(plain)
     return np.where(worse[:, None], plain, codes)
@@ -93,8 +98,9 @@ def adaround(problem: RoundingProblem, key: jax.Array) -> FloatArray:
 
     ``code = floor(w / s) + h(v)`` with the rectified sigmoid ``h``; the loss is the reconstruction error ``d^T H d`` plus a
     penalty ``1 - |2 h - 1|^b`` that drives h to 0 or 1 while b falls from 20 to 2 (Nagel et al. 2020, AdaRound, equations 21
-    to 25). The calibration Hessian holds all that the squared error of a layer depends on, so every step sees all of the
-    data at the price of one product with it. Outputs that end worse than nearest keep the nearest codes.
+    to 25). The squared error of a layer depends on the calibration data only through the Hessian, so every step uses all of
+    the data at the cost of one product with the Hessian. Outputs whose error would be larger than with rounding to nearest
+    keep the nearest codes.
     """
     low, high = STRETCH
     below = np.floor(problem.steps)
@@ -111,7 +117,8 @@ def adaround(problem: RoundingProblem, key: jax.Array) -> FloatArray:
 def _learn(
     start: Any, weight: Any, hessian: Any, scale: Any, zero: Any, below: Any, qmin: int, qmax: int
 ) -> jax.Array:
-    import optax  # here: whoever only runs a program that was exported does not need it
+    """The decisions v after learning: a weight is rounded up where v is positive."""
+    import optax  # imported here, since running an exported program does not need it
 
     optimizer = optax.adam(RATE)
     outputs = weight.shape[0] * weight.shape[2]

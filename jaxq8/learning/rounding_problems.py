@@ -1,4 +1,4 @@
-"""What a method of learned rounding is given: one layer's weight, its grid, and the moments of what the layer reads."""
+"""`RoundingProblem`, the input of a method of learned rounding, and the registry of methods."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 class RoundingProblem:
     """One contraction as ``g`` independent products ``x (rows, k) . weight (k, n)``, and the grid of its weight.
 
-    A dot has g = 1 (or its batch axes); a convolution reads patches, and has as many products as groups: a depthwise 3x3
-    one has k = 9.
+    A dot has g = 1, or the size of its batch axes. A convolution reads patches and has as many products as groups; a depthwise
+    3x3 convolution has k = 9.
 
     Attributes:
-      name: The site.
+      name: Name of the site.
       weight: Float32, (g, k, n).
-      hessian: Float32, (g, k, k): the mean of ``x x^T`` over the calibration data; with the mean of x taken out where the
-        mean of the error is corrected elsewhere.
+      hessian: Float32, (g, k, k): the mean of ``x x^T`` over the calibration data, or the covariance of x where the mean error
+        is corrected in a vector after the contraction.
       scale: Float32, (g, k, n): the step of each element.
       zero_point: Float32, (g, k, n).
       qmin: Smallest code.
@@ -53,12 +53,12 @@ class RoundingProblem:
         return (codes - self.zero_point) * self.scale
 
     def error(self, codes: FloatArray) -> FloatArray:
-        """The mean square of what each output is off because of the rounding, (g, n): ``d^T H d``."""
+        """The mean squared error of each output that comes from rounding, (g, n): ``d^T H d``."""
         off = self.weight - self.real(codes)
         return np.einsum("gkn,gkn->gn", off, self.hessian @ off)
 
 
-# ``method(problem, key, progress) -> codes``: integer-valued floats (g, k, n) between qmin and qmax.
+# ``method(problem, key) -> codes``: integer-valued floats (g, k, n) between qmin and qmax.
 Method = Callable[..., Any]
 _METHODS: dict[str, Method] = {}
 

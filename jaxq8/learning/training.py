@@ -1,4 +1,4 @@
-"""Steps of weights and ranges of activations that are trained, for `quantize` under `jax.grad`."""
+"""Training of the steps of weights and of the ranges of activations, for `quantize` under `jax.grad`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxq8.numerics.spec import Spec
 
 
 def initial_step(weight: jax.Array, spec: Spec, axis: tuple[int, ...] = ()) -> jax.Array:
-    """The step to start from: ``2 mean|w| / sqrt(qmax)`` (Esser et al. 2020, section 2.1).
+    """The step to start training from: ``2 mean|w| / sqrt(qmax)`` (Esser et al. 2020, section 2.1).
 
     Args:
       weight: Float array.
@@ -26,7 +26,7 @@ def initial_step(weight: jax.Array, spec: Spec, axis: tuple[int, ...] = ()) -> j
       axis: Axes that keep steps of their own.
 
     Returns:
-      Float32 of the rank of `weight`, size 1 on all other axes; positive.
+      Positive float32 of the rank of `weight`, with size 1 on all other axes.
 
     Example:
       >>> step = q8.initial_step(kernel, q8.Spec(bits=3, symmetric=True), axis=(3,))
@@ -37,16 +37,16 @@ def initial_step(weight: jax.Array, spec: Spec, axis: tuple[int, ...] = ()) -> j
 
 
 def learned_step(weight: jax.Array, step: jax.Array, spec: Spec) -> QTensor:
-    """A weight as codes of a learned step (LSQ, Esser et al. 2020), differentiable in both.
+    """A weight as codes of a learned step (LSQ, Esser et al. 2020), differentiable in the weight and in the step.
 
-    The result stands for ``step * clip(round(weight / step), qmin, qmax)`` and is passed to the quantized function in the
-    place of the weight. Rounding is passed straight through, so the derivative by the step is the paper's equation 3:
-    ``round(w / s) - w / s`` inside the range, qmin or qmax beyond it; it is scaled by ``1 / sqrt(n qmax)`` for the n weights
-    that share the step (section 2.2).
+    The result stands for ``step * clip(round(weight / step), qmin, qmax)`` and is passed to the quantized function in place of
+    the weight. Rounding uses the straight-through estimator, so the derivative with respect to the step is the paper's
+    equation 3: ``round(w / s) - w / s`` inside the range, and qmin or qmax beyond it. It is scaled by ``1 / sqrt(n qmax)`` for
+    the n weights that share the step (section 2.2).
 
     Args:
       weight: Float array.
-      step: Positive float32 of the rank of `weight`, size 1 on the axes that share it.
+      step: Positive float32 of the rank of `weight`, with size 1 on the axes that share a step.
       spec: A symmetric `Spec`, 2 to 8 bits.
 
     Returns:
@@ -72,22 +72,25 @@ def learned_step(weight: jax.Array, step: jax.Array, spec: Spec) -> QTensor:
 
 
 def initial_ranges(ranges: Mapping[str, Range]) -> dict[str, jax.Array]:
-    """Calibrated ranges as parameters to train: site name -> float32 (2,), minimum and maximum."""
+    """Calibrated ranges as parameters to train: site name -> float32 (2,), which holds minimum and maximum."""
     return {name: jnp.array(list(r), jnp.float32) for name, r in ranges.items()}
 
 
 def learned_ranges(ends: Mapping[str, jax.Array]) -> Ranges:
     """Ranges of activations that are trained, for ``quantize(..., ranges=...)``.
 
-    Inside `jax.grad` (or `jax.jit`) they have derivatives, with ``Config(kernels="simulate")``: what rounding leaves moves the
-    step (LSQ, Esser et al. 2020), what is clipped moves the end that clips it (PACT, Choi et al. 2018). Of plain numbers, after
-    training, the result is like that of `calibrate`: for integer kernels and files.
+    Inside `jax.grad` (or `jax.jit`), with ``Config(kernels="simulate")``, the ends have derivatives. Those of the rounding
+    errors change the step (LSQ, Esser et al. 2020), and those of clipped values change the end that clips them (PACT, Choi et
+    al. 2018). From plain numbers, after training, the result is like that of `calibrate`, for integer kernels and files.
 
     Args:
-      ends: Site name -> (minimum, maximum), of `initial_ranges`.
+      ends: Site name -> (minimum, maximum), as from `initial_ranges`.
+
+    Returns:
+      `Ranges`, to be given to `quantize(..., ranges=...)`.
 
     Raises:
-      RangesError: (plain numbers) a minimum exceeds its maximum, or is not finite.
+      RangesError: (for plain numbers) A minimum exceeds its maximum, or an end is not finite.
 
     Example:
       >>> def loss(params, images, labels):
@@ -96,16 +99,21 @@ def learned_ranges(ends: Mapping[str, jax.Array]) -> Ranges:
     """
     entries: dict[str, Any] = {}
     for name, pair in ends.items():
-        plain = is_concrete(pair)
-        entries[name] = (float(pair[0]), float(pair[1])) if plain else LearnedRange(pair[0], pair[1])
+        if is_concrete(pair):
+            entries[name] = (float(pair[0]), float(pair[1]))
+        else:
+            entries[name] = LearnedRange(pair[0], pair[1])
     return Ranges(entries)
 
 
 def integer_codes(variables: Any) -> Any:
-    """Variables whose simulated codes (float32) are integers again, for files and integer kernels.
+    """Turns simulated codes, which are float32, into integers again, for files and integer kernels.
 
     Args:
       variables: Any tree; leaves that are not simulated QTensors stay as they are.
+
+    Returns:
+      The tree with integer codes in its QTensors.
 
     Example:
       >>> logits = jax.jit(q8.quantize(model.apply))(q8.integer_codes(trained), images)

@@ -1,7 +1,7 @@
-"""`selfcheck`: every fast form beside plain arithmetic, compiled, on this machine, in seconds.
+"""`selfcheck`: compares every fast form, compiled on this machine, with plain arithmetic; it takes seconds.
 
-XLA runs few integer forms fast, other ones on other processors, and has miscompiled some of them. A form that is wrong here
-is barred: whatever is traced afterwards takes the next form of the table, or float.
+XLA runs only few integer forms fast, different ones on different processors, and it has miscompiled some of them. A form that
+is wrong on this machine is barred: functions that are traced afterwards use the next form of the table, or float.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Check:
 
     Attributes:
       form: Name in the table of forms, or "max_pool", "sum_pool", "weight_sum", "encode".
-      case: What was computed.
-      ok: Every integer was equal.
-      used: The planner takes this form for this case on this machine.
-      detail: How many results differed, or the error.
+      case: Description of what was computed.
+      ok: Whether every integer was equal.
+      used: Whether the planner takes this form for this case on this machine.
+      detail: How many results differed, or the error that was raised.
     """
 
     form: str
@@ -47,7 +47,7 @@ class SelfCheck:
 
     Attributes:
       checks: All checks.
-      processor: The capability that was detected ("avx512_vnni", "amx", ...).
+      processor: The capability of the processor that was detected ("avx512_vnni", "amx", ...).
       barred: Forms that are barred now.
     """
 
@@ -57,7 +57,7 @@ class SelfCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether every form was right."""
+        """Whether every form was correct in every case."""
         return not self.failed
 
     @property
@@ -71,7 +71,7 @@ class SelfCheck:
         return tuple(dict.fromkeys(c.form for c in self.checks if c.used))
 
     def summary(self) -> str:
-        """One line: how many checks, where, and what was wrong."""
+        """One line: the number of checks, the machine, and the forms that were wrong."""
         verdict = "all forms are exact" if self.ok else f"WRONG: {', '.join(self.failed)}"
         machine = f"{self.processor}, {jax.default_backend()}, jax {jax.__version__}"
         return f"{len(self.checks)} checks on {machine}: {verdict}"
@@ -140,12 +140,12 @@ def selfcheck(*, bar: bool = True) -> SelfCheck:
     """Compares every fast form with plain arithmetic on this machine.
 
     Args:
-      bar: Bar the forms that fail (`bar_forms`): functions traced afterwards in this process avoid them. Forms that were
-        barred before stay barred. Set the environment variable JAXQ8_BARRED_FORMS to the names to spare the next process
-        the check.
+      bar: Bar the forms that fail (`bar_forms`), so that functions traced afterwards in this process avoid them. Forms that
+        were barred before stay barred. With the names in the environment variable JAXQ8_BARRED_FORMS, the next process avoids
+        the forms without a check.
 
     Returns:
-      A `SelfCheck`: print it, or ask for `.ok` and `.failed`.
+      A `SelfCheck`; print it, or read its `.ok` and `.failed`.
 
     Example:
       >>> assert q8.selfcheck().ok
@@ -173,19 +173,20 @@ def _contraction(entry: select.Candidate, form: Form) -> tuple[Any, Any]:
 
 
 def codes(form: Form, dtype: str = "uint8", seed: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Random operands of a form over the whole range of codes."""
+    """Random operands of a form, an activation of `dtype` and a weight of int8, over the whole range of codes."""
     numbers = np.random.default_rng(seed)
+    x_shape: tuple[int, ...]
+    w_shape: tuple[int, ...]
     if isinstance(form, DotForm):
         lead = (form.batch,) if form.batch else ()
-        shapes: Any = (
-            (*lead, form.m, form.k),
-            (*lead, *((form.n, form.k) if form.transposed else (form.k, form.n))),
-        )
+        x_shape = (*lead, form.m, form.k)
+        w_shape = (*lead, form.n, form.k) if form.transposed else (*lead, form.k, form.n)
     else:
-        shapes = (form.batch, *form.spatial, form.c_in), (*form.kernel, form.c_in // form.groups, form.c_out)
+        x_shape = (form.batch, *form.spatial, form.c_in)
+        w_shape = (*form.kernel, form.c_in // form.groups, form.c_out)
     info = np.iinfo(dtype)
-    x = numbers.integers(info.min, info.max + 1, shapes[0]).astype(dtype)
-    return jnp.asarray(x), jnp.asarray(numbers.integers(-127, 128, shapes[1]), jnp.int8)
+    x = numbers.integers(info.min, info.max + 1, x_shape).astype(dtype)
+    return jnp.asarray(x), jnp.asarray(numbers.integers(-127, 128, w_shape), jnp.int8)
 
 
 def _others() -> Iterator[Check]:
@@ -216,7 +217,7 @@ def _summed() -> tuple[Any, Any]:
 
 
 def _encoded(offset: Any) -> tuple[Any, Any]:
-    """Numbers that float32 holds exactly, ties among them: there is one right code, whatever is fused."""
+    """Encodes numbers, among them ties, that float32 holds exactly, so that the codes do not depend on what XLA fuses."""
     values = np.arange(-40_000, 24_000, dtype=np.int32).reshape(-1, 64)
     found = jax.jit(
         lambda v: epilogue.encode(v, jnp.float32(1 / 128), jnp.asarray(offset), 0.0, 255.0, jnp.uint8)
@@ -227,7 +228,7 @@ def _encoded(offset: Any) -> tuple[Any, Any]:
 def _check(form: str, case: str, used: bool, computed: Callable[[], tuple[Any, Any]]) -> Check:
     try:
         found, expected = map(np.asarray, computed())
-    except Exception as error:  # whatever XLA refuses to compile must not be used
+    except Exception as error:  # a form that XLA does not compile must not be used either
         return Check(form, case, False, used, f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
     if found.shape != expected.shape:
         return Check(form, case, False, used, f"shape {found.shape}, not {expected.shape}")

@@ -1,4 +1,4 @@
-"""`tune`: the candidate forms of a model's contractions, timed once on this machine; the planner then takes the fastest."""
+"""`tune`: times the candidate forms of a model's contractions once on this machine, so that the planner takes the fastest."""
 
 from __future__ import annotations
 
@@ -28,31 +28,29 @@ from jaxq8.numerics.ranges import Range
 from jaxq8.transform import explain
 
 TUNING_VERSION = 1
-ROUNDS = 5  # all candidates take turns, so that a noisy second harms none alone
+ROUNDS = (
+    5  # in each round all candidates take turns, so that a disturbance of the machine affects all of them
+)
 KINDS: dict[str, type[DotForm] | type[ConvForm]] = {"dot": DotForm, "conv": ConvForm}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """What `tune` measured; ``print`` shows it as a table.
+    """The times that `tune` measured; ``print`` shows them as a table.
 
     Attributes:
       times: Form -> {name of a candidate: microseconds}; "float" is the float contraction.
-      machine: What the times belong to: the processor's capability and JAX's version.
+      machine: The machine that the times hold for: the processor's capability and JAX's version.
     """
 
     times: Mapping[Form, Mapping[str, float]]
     machine: Mapping[str, str]
 
     def __str__(self) -> str:
-        rows = [
-            (
-                _text(form),
-                min(found, key=found.__getitem__),
-                ", ".join(f"{n} {t:.0f}" for n, t in found.items()),
-            )
-            for form, found in self.times.items()
-        ]
+        rows = []
+        for form, found in self.times.items():
+            fastest = min(found, key=found.__getitem__)
+            rows.append((_text(form), fastest, ", ".join(f"{n} {t:.0f}" for n, t in found.items())))
         return "\n".join(table(("contraction", "fastest", "microseconds"), rows))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -73,7 +71,7 @@ class Tuning:
             raise FileError(f"{path}: cannot be written ({error}); check the folder") from error
 
     def use(self) -> None:
-        """Makes functions that are traced from now on, in this process, take the fastest forms."""
+        """Makes functions that are traced afterwards in this process take the fastest forms."""
         tuned.use(self.times)
 
 
@@ -81,19 +79,19 @@ def tune(
     fn: Callable[..., Any], *args: Any, config: Config | None = None, ranges: Mapping[str, Range] | None = None,
     path: str | os.PathLike[str] | None = None, seconds: float = 0.02, progress: bool = True, **kwargs: Any,
 ) -> Tuning:  # fmt: skip
-    """Times every form that can run each contraction of a function, and float beside them, on this machine.
+    """Times every form that can run each contraction of a function, and the float contraction, on this machine.
 
-    The choice holds for functions that are traced afterwards in this process; with `path` it is kept for others
-    (`load_tuning`). Forms are exact: results do not depend on the choice, but for sites that change between eight bits and
-    float. What is timed is one contraction with the encoding of its activation, not its neighbours: on a machine
-    where the table is right already (AVX-512 VNNI), expect little.
+    The choice holds for functions that are traced afterwards in this process; with `path` it is stored for other processes
+    (`load_tuning`). All forms are exact, so results depend on the choice only at sites that change between eight bits and
+    float. The times are those of one contraction and the encoding of its activation, without its neighbours. Expect little on
+    a machine for which the planner's table is right already (AVX-512 VNNI).
 
     Args:
       fn: The function as it is given to `quantize`.
       *args: Its arguments: arrays, QTensors or `jax.ShapeDtypeStruct`; the choice is made for these shapes.
       config: As for `quantize`.
       ranges: As for `quantize`.
-      path: A file for the times, JSON; measured shapes that it holds already are not measured again.
+      path: A JSON file for the times; forms whose times it holds already are not measured again.
       seconds: Time for each candidate in each of five rounds.
       progress: Show a progress bar.
       **kwargs: Keyword arguments of `fn`.
@@ -102,7 +100,7 @@ def tune(
       A `Tuning`; print it.
 
     Raises:
-      FileError: The file at `path` is no such document, or belongs to another machine, or cannot be written.
+      FileError: The file at `path` was not written by `tune`, belongs to another machine, or cannot be written.
 
     Example:
       >>> q8.tune(model.apply, variables, images, path="tuned.json")
@@ -125,7 +123,7 @@ def load_tuning(path: str | os.PathLike[str]) -> Tuning:
     """Reads what `tune` stored and uses it for functions that are traced afterwards in this process.
 
     Raises:
-      FileError: The file cannot be read, is no such document, or was measured on another kind of processor or JAX.
+      FileError: The file cannot be read, was not written by `tune`, or was measured with another kind of processor or JAX.
 
     Example:
       >>> q8.load_tuning("tuned.json")
@@ -136,7 +134,7 @@ def load_tuning(path: str | os.PathLike[str]) -> Tuning:
 
 
 def _timed(form: Form, seconds: float) -> dict[str, float]:
-    """Microseconds of each candidate, the least of all rounds."""
+    """Microseconds of each candidate, the shortest time of all rounds."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal(_shapes(form)[0]), jnp.float32)
     w = jnp.asarray(np.random.default_rng(1).integers(-127, 128, _shapes(form)[1]), jnp.int8)
     calls: dict[str, Callable[[], Any]] = {
@@ -155,6 +153,7 @@ def _timed(form: Form, seconds: float) -> dict[str, float]:
 
 
 def _fastest(call: Callable[[], Any], seconds: float) -> float:
+    """The shortest time of a call, in seconds, of calls that take about `seconds` together."""
     end, best = time.perf_counter() + seconds, float("inf")
     while True:
         start = time.perf_counter()
@@ -188,11 +187,16 @@ def _machine() -> dict[str, str]:
 
 
 def _text(form: Form) -> str:
-    sizes = [" x ".join("x".join(map(str, shape)) for shape in _shapes(form))]
-    if isinstance(form, ConvForm):
-        sizes += [f"stride {'x'.join(map(str, form.strides))}"] if set(form.strides) != {1} else []
-        sizes += [f"{form.groups} groups"] if form.groups > 1 else []
-    return f"{'dot' if isinstance(form, DotForm) else 'conv'} {', '.join(sizes)}"
+    """A form as a cell of the table: kind, shapes of the operands, strides and groups."""
+    sizes = " x ".join("x".join(map(str, shape)) for shape in _shapes(form))
+    if isinstance(form, DotForm):
+        return f"dot {sizes}"
+    parts = [sizes]
+    if set(form.strides) != {1}:
+        parts.append(f"stride {'x'.join(map(str, form.strides))}")
+    if form.groups > 1:
+        parts.append(f"{form.groups} groups")
+    return f"conv {', '.join(parts)}"
 
 
 def _to_json(form: Form) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What a code is.
+"""How real numbers are represented by eight-bit codes.
 
-In come real numbers and the choice of how to represent them (`Spec`); out come codes with a scale and a zero point (`QTensor`,
-`CodeBook`). Ranges, roundings and observers live here because they decide which real number a code stands for. Nothing here
-knows of functions, jaxprs, sites or models.
+This folder turns real numbers, with a choice of how to represent them (`Spec`), into codes with a scale and a zero point
+(`QTensor`, `CodeBook`). Ranges, roundings and observers are here because they decide which real number a code stands for.
+Nothing here depends on functions, jaxprs, sites or models.
 """

@@ -1,4 +1,4 @@
-"""`CodeBook`: weights as indices into a short list of values that k-means has chosen; the values are eight-bit codes."""
+"""`CodeBook`: weights as indices into a short list of values that k-means chooses; the values are eight-bit codes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from jaxq8.errors import TensorError
 from jaxq8.numerics.qtensor import QTensor, describe, is_qtensor, kept_axes
 from jaxq8.numerics.spec import Spec
 
-ROUNDS = 25  # of k-means; the error of 16 levels changes by less than a percent after these
+ROUNDS = 25  # of k-means; further rounds change the error of 16 levels by less than one percent
 
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class CodeBook:
-    """A weight whose elements are any of a few values, listed in a book for the whole tensor or for each channel.
+    """A weight in which each element is one of a few values, listed in a book for the whole tensor or for each channel.
 
-    ``real = scale * book[index]``: a `QTensor` of eight bits needs one look-up (`codes`), so everything that computes with
-    QTensors computes with code books, in integers too. In a file an index takes `bits` bits.
+    ``real = scale * book[index]``. One look-up (`codes`) makes a `QTensor` of eight bits, so everything that computes with
+    QTensors, in integers too, also computes with code books. In a file an index takes `bits` bits.
 
     Attributes:
-      indices: uint8, which value each element has.
-      book: int8, the scale's shape and an axis of ``2**bits`` values.
-      scale: Float32 of the rank of the indices, size 1 on axes that share a book.
+      indices: uint8, the index of each element's value.
+      book: int8, with the axes of `scale` and a last axis of ``2**bits`` values.
+      scale: Float32 of the rank of the indices, with size 1 on axes that share a book.
       bits: Width of an index (static).
-      dtype: The float dtype that it stands for (static).
+      dtype: The float dtype that the tensor stands for (static).
     """
 
     indices: Any
@@ -53,16 +53,20 @@ class CodeBook:
 
     @classmethod
     def from_float(cls, x: Any, spec: Spec, *, axis: int | tuple[int, ...] | None = None) -> CodeBook:
-        """Chooses the values by k-means (Lloyd 1982) and gives each element the nearest.
+        """Chooses the values by k-means (Lloyd 1982) and gives each element the nearest of them.
 
-        It starts from the quantiles of the data, from evenly spaced values and from the smallest different ones, and keeps
-        the best: the error is never above that of an even grid of as many values, but for the book's own rounding to eight
-        bits, and data of no more values than the book has stay as they are.
+        K-means starts from the quantiles of the data, from evenly spaced values and from the smallest distinct values, and
+        the best of the three results is kept. Apart from the rounding of the book itself to eight bits, the error is
+        therefore never above that of an even grid of as many values, and data with no more distinct values than the book has
+        are represented exactly.
 
         Args:
           x: Float array, not empty.
-          spec: ``levels="kmeans"``; bits are those of an index.
+          spec: A `Spec` with ``levels="kmeans"``; its bits are those of an index.
           axis: Axes that keep books of their own; default from the granularity.
+
+        Returns:
+          A CodeBook of the same shape.
 
         Raises:
           TensorError: `x` is not a float array or is empty.
@@ -72,27 +76,26 @@ class CodeBook:
         """
         if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating) or 0 in x.shape:
             raise TensorError(f"CodeBook.from_float: expected a float array with elements, got {describe(x)}")
+        # One row for each book: the axes that keep books of their own come first.
         keep = kept_axes(x.ndim, spec, axis)
         order = (*keep, *(a for a in range(x.ndim) if a not in keep))
         moved = jnp.transpose(jnp.asarray(x, jnp.float32), order)
         rows = moved.reshape(int(np.prod([x.shape[a] for a in keep], dtype=int)), -1)
         book, scale, indices = _fitted(rows, 2**spec.bits)
-        shape = tuple(n if a in keep else 1 for a, n in enumerate(x.shape))
         back = [order.index(a) for a in range(x.ndim)]
-        return cls(
-            jnp.transpose(indices.reshape(moved.shape), back), book.reshape(*shape, -1), scale.reshape(shape),
-            spec.bits, np.dtype(x.dtype),
-        )  # fmt: skip
+        indices = jnp.transpose(indices.reshape(moved.shape), back)
+        shape = tuple(n if a in keep else 1 for a, n in enumerate(x.shape))
+        return cls(indices, book.reshape(*shape, -1), scale.reshape(shape), spec.bits, np.dtype(x.dtype))
 
     def codes(self) -> QTensor:
-        """The elements as eight-bit codes: what every kernel takes."""
+        """The elements as eight-bit codes, the form that every kernel takes."""
         books, count = self.book.reshape(-1), self.book.shape[-1]
         first = jnp.arange(books.size // count).reshape(self.scale.shape) * count
         values = jnp.take(books, first + jnp.asarray(self.indices).astype(jnp.int32), mode="clip")
         return QTensor(values, self.scale, jnp.zeros(self.scale.shape, jnp.int32), 8, True, self.dtype)
 
     def dequantize(self, dtype: Any = None) -> jax.Array:
-        """The real numbers, in `dtype` (default: the dtype it stands for)."""
+        """The real numbers, in `dtype` (default: the dtype that the tensor stands for)."""
         return self.codes().dequantize(dtype)
 
     @property
@@ -115,15 +118,14 @@ class CodeBook:
 
 
 def validate_book(b: CodeBook, where: str) -> None:
-    """Checks the shapes and dtypes of `CodeBook`'s docstring; reports all violations together.
+    """Checks the shapes and dtypes that `CodeBook`'s docstring gives, and reports all violations together.
 
     Raises:
-      TensorError: Naming `where` and each violated invariant.
+      TensorError: An invariant is violated; the message names `where` and each violated invariant.
     """
     wrong = []
-    if len(b.scale.shape) != b.ndim or any(
-        s not in (1, n) for s, n in zip(b.scale.shape, b.shape, strict=False)
-    ):
+    fits = all(s in (1, n) for s, n in zip(b.scale.shape, b.shape, strict=False))
+    if len(b.scale.shape) != b.ndim or not fits:
         wrong.append(f"scale {b.scale.shape} does not broadcast to indices {b.shape}")
     if tuple(b.book.shape) != (*b.scale.shape, 2**b.bits):
         wrong.append(f"book {b.book.shape} is not that of scale {b.scale.shape} and {b.bits} bits")
@@ -139,13 +141,13 @@ def is_encoded(x: Any) -> bool:
 
 
 def as_codes(x: Any) -> Any:
-    """A code book as the QTensor that it stands for; anything else as it is."""
+    """A code book as a QTensor of the same numbers; anything else as it is."""
     return x.codes() if isinstance(x, CodeBook) else x
 
 
 @partial(jax.jit, static_argnums=1)
 def _fitted(rows: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Book int8 (r, count), scale (r,) and indices uint8 (r, n) of rows (r, n)."""
+    """The book (r, count) in int8, scale (r,) and indices (r, n) in uint8 of rows (r, n)."""
     middle = (jnp.arange(count) + 0.5) / count
     low, high = rows.min(1, keepdims=True), rows.max(1, keepdims=True)
     even = low + (high - low) * jnp.linspace(0, 1, count)
@@ -159,7 +161,7 @@ def _fitted(rows: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Arra
 
 
 def _distinct(rows: jax.Array, count: int) -> jax.Array:
-    """The `count` smallest different values of each row: all of them where there are no more, so that nothing is lost."""
+    """The `count` smallest distinct values of each row; a row that has no more distinct values is represented exactly."""
     ordered = jnp.sort(rows, axis=1)
     new = jnp.pad(ordered[:, 1:] > ordered[:, :-1], ((0, 0), (1, 0)))
     rest = jnp.repeat(ordered[:, -1:], count, axis=1)
@@ -168,7 +170,7 @@ def _distinct(rows: jax.Array, count: int) -> jax.Array:
 
 
 def _kmeans(rows: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sorted levels (r, count) and the squared error of each row; a level that nothing is nearest to stays where it is."""
+    """Sorted levels (r, count) and the squared error of each row; a level that no element is nearest to stays as it is."""
 
     def improve(_: int, levels: jax.Array) -> jax.Array:
         indices = _nearest(rows, levels)
@@ -186,7 +188,7 @@ def _kmeans(rows: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _nearest(rows: jax.Array, levels: jax.Array) -> jax.Array:
-    """The index of the nearest of sorted levels: how many of the midpoints between them lie below."""
+    """The index of the nearest of the sorted levels, which is the number of midpoints between levels that lie below."""
     between = (levels[:, 1:] + levels[:, :-1]) / 2
 
     def count(j: int, indices: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Observers: what is remembered of a site's values over many batches, and the range that follows from it.
+"""Observers summarize a site's values over many batches and choose the range that follows from the summary.
 
-An observer is four small functions. `init` and `update` run inside the jitted calibration step, `merge` joins what two
-batches (or two steps of a loop) left, and `finalise` turns the result into a `Range` on the host.
+An observer has four methods. `init` and `update` run inside the jitted calibration step, `merge` joins the states of two
+batches (or of two steps of a loop), and `finalise` turns the last state into a `Range` on the host.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from jaxq8.errors import RuleError, SpecError
 from jaxq8.numerics.ranges import Range
 
 if TYPE_CHECKING:
-    from jaxq8.numerics.spec import Spec  # which names observers: only the annotations here need it
+    from jaxq8.numerics.spec import Spec  # for annotations only, since `spec` imports this module
 
 State = Any
-BINS = 4096  # of a histogram over [-limit, limit)
+BINS = 4096  # the number of bins of a histogram over [-limit, limit)
 
 
 class Observer(Protocol):
-    """What `calibrate` asks of an observer."""
+    """The methods that `calibrate` calls on an observer. A state is a pytree of arrays."""
 
     def init(self) -> State:
-        """What is known before any data: a pytree of arrays."""
+        """The state before any data."""
 
     def update(self, state: State, x: jax.Array) -> State:
-        """Takes in one batch of a site's values: float32, any shape, traced."""
+        """The state after one more batch of a site's values, which are traced float32 of any shape."""
 
     def merge(self, first: State, second: State) -> State:
-        """What is known from both, `first` observed before `second`; `init()` on either side changes nothing."""
+        """The state after both, with `first` observed before `second`; merging with `init()` changes nothing."""
 
     def finalise(self, state: State, spec: Spec) -> Range:
-        """The range, from numpy arrays, for the representation `spec`."""
+        """The range for the representation `spec`, from a state of NumPy arrays."""
 
 
 _REGISTRY: dict[str, Observer] = {}
@@ -54,7 +54,7 @@ def register_observer(name: str) -> Callable[[Any], Any]:
       A function that returns its argument unchanged.
 
     Raises:
-      RuleError: The name is taken.
+      RuleError: The name is taken, or the observer lacks one of the methods of `Observer`.
 
     Example:
       >>> register_observer("p99")(Percentile(99.0))
@@ -64,9 +64,8 @@ def register_observer(name: str) -> Callable[[Any], Any]:
         if name in _REGISTRY:
             raise RuleError(f"observer {name!r} is already registered; choose another name")
         instance = observer() if isinstance(observer, type) else observer
-        missing = [
-            m for m in ("init", "update", "merge", "finalise") if not callable(getattr(instance, m, None))
-        ]
+        methods = ("init", "update", "merge", "finalise")
+        missing = [method for method in methods if not callable(getattr(instance, method, None))]
         if missing:
             raise RuleError(f"observer {name!r} lacks {', '.join(missing)}; see q8.Observer")
         _REGISTRY[name] = instance
@@ -76,7 +75,7 @@ def register_observer(name: str) -> Callable[[Any], Any]:
 
 
 def get_observer(observer: str | Range | Observer) -> Observer:
-    """Finds an observer by name; a `Range` is one that is known.
+    """Finds an observer by name; for a `Range` it is one that always gives that range, and an observer is returned as it is.
 
     Raises:
       SpecError: No observer has that name.
@@ -99,7 +98,7 @@ def observer_names() -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A range that is known: nothing is observed."""
+    """An observer that observes nothing and gives a range that is known."""
 
     range: Range
 
@@ -118,7 +117,7 @@ class Known:
 
 @register_observer("minmax")
 class MinMax:
-    """The extremes of all data; the default, and the right one where outliers matter."""
+    """The range from the smallest to the largest value of all data; the default, and the right choice where outliers matter."""
 
     def init(self) -> State:
         return jnp.float32(math.inf), jnp.float32(-math.inf)
@@ -135,7 +134,7 @@ class MinMax:
 
 @dataclasses.dataclass(frozen=True)
 class MovingAverage:
-    """Exponential moving average of each batch's extremes: later batches count for more (Jacob et al. 2018, section 3.1).
+    """Exponential moving average of the extremes of each batch, so later batches count more (Jacob et al. 2018, section 3.1).
 
     Attributes:
       decay: Weight of the past, in [0, 1).
@@ -166,7 +165,7 @@ class MovingAverage:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """A histogram on the host: bin counts, the centre of each bin, and the exact extremes."""
+    """A histogram on the host: the counts of its bins, the centre of each bin, and the exact extremes of the data."""
 
     counts: np.ndarray
     centres: np.ndarray
@@ -175,9 +174,11 @@ class Counts:
 
 
 class Histogram:
-    """Base of observers that need the distribution: `BINS` equal bins over [-limit, limit), limit a power of two.
+    """Base class of observers that need the distribution of the values.
 
-    A batch that exceeds the limit doubles it until it fits, and neighbouring bins are added up: one pass, fixed memory.
+    It counts them in `BINS` equal bins over [-limit, limit), where the limit is a power of two. For a batch that exceeds the
+    limit, the limit is doubled until the batch fits, and neighbouring bins are added up. This takes one pass over the data and
+    a fixed amount of memory. The state is (counts, exponent of the limit, smallest value, largest value).
     """
 
     def init(self) -> State:
@@ -198,7 +199,7 @@ class Histogram:
         return counts, exponent, jnp.minimum(first[2], second[2]), jnp.maximum(first[3], second[3])
 
     def counts(self, state: State) -> Counts:
-        """The histogram as numpy arrays, without its empty ends."""
+        """The histogram as NumPy arrays, without its empty bins."""
         counts, exponent, low, high = (np.asarray(s) for s in state)
         centres = (np.arange(BINS) - BINS // 2 + 0.5) * np.ldexp(2.0 / BINS, int(exponent))
         filled = counts > 0
@@ -206,17 +207,17 @@ class Histogram:
 
 
 def _coarser(counts: jax.Array, doublings: jax.Array) -> jax.Array:
-    """The same histogram over a limit that is 2**doublings times as large."""
+    """The same histogram over [-limit, limit) with a limit that is 2**doublings times as large."""
     place = jnp.arange(BINS) - BINS // 2
     return jnp.zeros_like(counts).at[(place >> jnp.minimum(doublings, 31)) + BINS // 2].add(counts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Percentile(Histogram):
-    """Clips the rarest values on both sides, where they exist (McKinstry et al. 2019; NVIDIA's 99.99%).
+    """Clips the rarest values on both sides, where there are any (McKinstry et al. 2019; NVIDIA's 99.99%).
 
     Attributes:
-      percent: How much of the data lies inside the range, in (0, 100].
+      percent: The percentage of the data that lies inside the range, in (0, 100].
     """
 
     percent: float = 99.99
@@ -236,10 +237,10 @@ class Percentile(Histogram):
 
 @register_observer("mse")
 class MeanSquaredError(Histogram):
-    """The range with the smallest mean squared error of the codes: rounding inside against clipping outside.
+    """The range with the smallest mean squared error, which weighs rounding inside the range against clipping outside.
 
-    Both ends are searched, first shrunk together, then each for itself (as in Banner et al. 2019 and PyTorch's
-    HistogramObserver, by measuring on the histogram rather than from an assumed distribution).
+    The ends are searched for, first shrunk together and then each separately. The error is measured on the histogram, as in
+    PyTorch's HistogramObserver, rather than derived from an assumed distribution as in Banner et al. 2019.
     """
 
     def finalise(self, state: State, spec: Spec) -> Range:
@@ -247,20 +248,15 @@ class MeanSquaredError(Histogram):
         shrink = np.linspace(1.0, 0.1, 91)
         best = float(min(shrink, key=lambda s: squared_error(data, data.low * s, data.high * s, spec)))
         low, high = data.low * best, data.high * best
+        nearby = np.linspace(1.25, 0.75, 51)
         for _ in range(2):
-            low = min(
-                (low * s for s in np.linspace(1.25, 0.75, 51)),
-                key=lambda v: squared_error(data, v, high, spec),
-            )
-            high = min(
-                (high * s for s in np.linspace(1.25, 0.75, 51)),
-                key=lambda v: squared_error(data, low, v, spec),
-            )
+            low = min((low * s for s in nearby), key=lambda end: squared_error(data, end, high, spec))
+            high = min((high * s for s in nearby), key=lambda end: squared_error(data, low, end, spec))
         return _clipped(data, low, high)
 
 
 def squared_error(data: Counts, low: float, high: float, spec: Spec) -> float:
-    """Mean squared error of encoding a histogram with a range."""
+    """The squared error, summed over all values of a histogram, of encoding them with a range."""
     low, high = min(low, 0.0), max(high, 0.0)
     if spec.is_symmetric:
         step = max(-low, high) / spec.qmax
@@ -278,8 +274,9 @@ def squared_error(data: Counts, low: float, high: float, spec: Spec) -> float:
 class Entropy(Histogram):
     """The clipping threshold with the smallest Kullback-Leibler divergence between the data and its codes.
 
-    NVIDIA's TensorRT calibration (Migacz 2017): magnitudes up to a threshold are put into as many groups as there are codes,
-    and the distribution that the groups describe is compared with the data, what lies outside counted at the threshold.
+    This is NVIDIA's TensorRT calibration (Migacz 2017): magnitudes up to a threshold are put into as many groups as there are
+    codes, and the distribution that the groups describe is compared with that of the data, in which larger magnitudes are
+    counted at the threshold.
     """
 
     def finalise(self, state: State, spec: Spec) -> Range:
@@ -291,14 +288,16 @@ class Entropy(Histogram):
         counts, edges = np.histogram(
             np.abs(data.centres), bins=BINS // 2, range=(0, limit), weights=data.counts
         )
-        counts[0] = counts[1]  # zeros, of which relu makes many, have an exact code wherever the range ends
+        counts[0] = counts[
+            1
+        ]  # zeros, of which relu makes many, are exact for every threshold and must not decide
         ends = range(levels, len(counts) + 1, max(1, len(counts) // 256))
         best = min(ends, key=lambda end: _divergence(counts, end, levels))
         return _clipped(data, -edges[best], edges[best])
 
 
 def _divergence(counts: np.ndarray, end: int, levels: int) -> float:
-    """KL divergence between the first `end` bins (the rest added to the last) and the same bins as `levels` groups."""
+    """KL divergence between the first `end` bins, with the other bins added to the last, and these bins as `levels` groups."""
     kept = counts[:end].astype(np.float64)
     reference = kept.copy()
     reference[-1] += counts[end:].sum()
@@ -313,7 +312,7 @@ def _divergence(counts: np.ndarray, end: int, levels: int) -> float:
 
 
 def _clipped(data: Counts, low: float, high: float) -> Range:
-    """(low, high) inside the extremes of the data, in the right order."""
+    """The range from `low` to `high`, cut to the extremes of the data, with its ends in the right order."""
     low, high = (min(max(float(end), data.low), data.high) for end in (low, high))
     return Range(min(low, high), max(low, high))
 

@@ -20,29 +20,29 @@ from jaxq8.numerics.spec import Spec
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class QTensor:
-    """An array of codes with the scale and zero point that give them a meaning.
+    """An array of codes with the scale and zero point that say which real numbers the codes stand for.
 
-    The invariants (checked by `validate`)::
+    The invariants (`validate` checks those of shapes and dtypes)::
 
         real = scale * (values - zero_point)
         scale.ndim == zero_point.ndim == values.ndim
-        values.shape[i] % scale.shape[i] == 0           # 1 on every axis that shares a scale, values.shape[i] on one that
-                                                    # has its own; a number between for groups of neighbours
+        values.shape[i] % scale.shape[i] == 0       # scale.shape[i] is 1 where axis i shares a scale, values.shape[i] where
+                                                    # each element has its own, else the number of groups of neighbours
         zero_point.shape == scale.shape
-        values.dtype == int8 | uint8 | int32            # float while simulated
+        values.dtype == int8 | uint8 | int32        # float while simulated
         scale > 0
 
-    A QTensor is a pytree of three arrays: it can be passed to `jax.jit`, sharded, saved and donated like any of them.
+    A QTensor is a pytree of three arrays: it can be passed to `jax.jit`, sharded, saved and donated like any array.
 
     Attributes:
       values: Codes.
-      scale: Float32, size of one step.
+      scale: Float32, the size of one step.
       zero_point: Int32, the code of 0.0.
       bits: Width of a code (static).
-      symmetric: The zero point is known to be 0 (static).
+      symmetric: Whether the zero point is known to be 0 (static).
       dtype: The float dtype that the tensor stands for (static).
-      signed: Codes are signed (static). None reads it from the dtype of integer codes; simulated codes, which are float32,
-        are those of a signed spec unless it is given.
+      signed: Whether codes are signed (static). None means that of the dtype of integer codes; simulated codes, which are
+        float32, count as signed unless this is given.
     """
 
     values: Any
@@ -59,13 +59,8 @@ class QTensor:
             object.__setattr__(self, "signed", not unsigned)
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
-        key = jax.tree_util.GetAttrKey
-        children = (
-            (key("values"), self.values),
-            (key("scale"), self.scale),
-            (key("zero_point"), self.zero_point),
-        )
-        return children, self._static
+        fields = ("values", "scale", "zero_point")
+        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in fields), self._static
 
     def tree_flatten(self) -> tuple[Any, Any]:
         return (self.values, self.scale, self.zero_point), self._static
@@ -91,20 +86,20 @@ class QTensor:
         """Encodes a float array.
 
         Args:
-          x: Float array of any shape, empty ones included.
+          x: Float array of any shape; it may be empty.
           spec: Representation; default `Spec()`: eight bits, unsigned, asymmetric, one scale.
           axis: Axes that keep scales of their own; default: none for "tensor", the last for "channel", all but the last
             for "row".
-          rounding: Scheme, by name or as a function.
+          rounding: Rounding scheme, by name or as a function.
           key: PRNG key for schemes that draw random numbers.
 
         Returns:
-          A QTensor of the same shape; within the range every element is at most half a step (of its scale) off.
+          A QTensor of the same shape. With rounding to nearest, an element in the range is at most half a step off.
 
         Raises:
-          TensorError: `x` is not a float array, `axis` is not one of its axes, or (outside jit) it holds NaN or infinity;
-            inside jit the scale becomes NaN then, and so does every number decoded with it.
-          SpecError: `key` is missing.
+          TensorError: `x` is not a float array, `axis` is not one of its axes, or (outside jit) `x` holds NaN or infinity.
+            Inside jit the scale becomes NaN instead, and so does every number that is decoded with it.
+          SpecError: The rounding scheme needs `key`, or is unknown.
 
         Example:
           >>> QTensor.from_float(jnp.array([-10.0, 0.0, 30.0])).values
@@ -121,11 +116,10 @@ class QTensor:
         scheme = get_rounding(rounding)
         scale, zero_point = affine(minimum, maximum, spec, scheme)
         if isinstance(scale, jax.core.Tracer):
-            # Or XLA repeats all that leads from the range to the scale for each element of the weight.
+            # Otherwise XLA computes the scale from the range again for each element of the weight.
             scale = stored(scale)
-        if isinstance(
-            spec.range, Range
-        ):  # nobody has looked at the data: it must not become finite codes unseen
+        if isinstance(spec.range, Range):
+            # A fixed range does not depend on the data, so NaN and infinity have to be looked for.
             scale = jnp.where(jnp.isfinite(wide).all(), scale, jnp.nan)
         per_unit = step(minimum, maximum, spec)[1] if scheme.by_range else None
         values = encode(wide, scale, zero_point, spec, scheme, key, per_unit)
@@ -133,31 +127,27 @@ class QTensor:
 
     @classmethod
     def _grouped(cls, x: jax.Array, spec: Spec, keep: tuple[int, ...], rounding: Any, key: Any) -> QTensor:
-        """Groups as an axis of their own while they are encoded."""
+        """Encodes with groups as an axis of their own, and returns codes and scales in the rank of `x`."""
         shape, kept = split_groups(x.shape, keep, spec)
         plain = dataclasses.replace(spec, granularity="channel", group=0)
         q = cls.from_float(x.reshape(shape), plain, axis=kept, rounding=rounding, key=key)
         small = joined_groups(q.scale.shape, x.shape, shape)
-        return dataclasses.replace(
-            q,
-            values=q.values.reshape(x.shape),
-            scale=q.scale.reshape(small),
-            zero_point=q.zero_point.reshape(small),
-        )
+        scale, zero_point = q.scale.reshape(small), q.zero_point.reshape(small)
+        return dataclasses.replace(q, values=q.values.reshape(x.shape), scale=scale, zero_point=zero_point)
 
     @classmethod
     def from_codes(
         cls, codes: Any, range: Range, spec: Spec | None = None, *, rounding: str | Rounding = "half_even",
         dtype: Any = np.float32,
     ) -> QTensor:  # fmt: skip
-        """Wraps codes that stand for a range, the notation of 2016: the smallest code its minimum, the largest its maximum.
+        """Wraps codes that are described by a range, as in 2016: the smallest code is its minimum, the largest its maximum.
 
         Args:
           codes: Integer array of the spec's storage dtype.
           range: Real values of the smallest and largest code.
           spec: Representation; default `Spec()`. Its own range is ignored.
           rounding: How the minimum is rounded to the grid.
-          dtype: Float dtype that it stands for.
+          dtype: Float dtype that the tensor stands for.
 
         Raises:
           TensorError: The codes are of another dtype.
@@ -178,16 +168,16 @@ class QTensor:
     def from_uint8(
         cls, image: Any, scale: Any = 1.0, zero_point: Any = 0, dtype: Any = np.float32
     ) -> QTensor:
-        """Wraps bytes that are codes already: an RGB photo as it was decoded, with no pass over its data.
+        """Wraps bytes that are codes already, such as a decoded RGB photo, without a pass over the data.
 
         Args:
           image: uint8 array.
-          scale: Real size of one step, a scalar (or broadcastable to the array).
+          scale: Real size of one step: a scalar, or an array that broadcasts to the image.
           zero_point: The byte that stands for 0.0, an integer 0..255.
-          dtype: Float dtype that it stands for.
+          dtype: Float dtype that the tensor stands for.
 
         Raises:
-          TensorError: `image` is not uint8, or scale and zero_point do not fit.
+          TensorError: `image` is not uint8, or `scale` or `zero_point` has the wrong shape or value.
 
         Example:
           >>> QTensor.from_uint8(photo, 1 / 128, 127)   # stands for (photo - 127) / 128
@@ -205,7 +195,7 @@ class QTensor:
         return result
 
     def dequantize(self, dtype: Any = None) -> jax.Array:
-        """The real numbers, in `dtype` (default: the dtype the tensor stands for)."""
+        """The real numbers, in `dtype` (default: the dtype that the tensor stands for)."""
         wide = jnp.promote_types(self.scale.dtype, jnp.float32)
         centred = self.values.astype(wide) - self.by_element(jnp.asarray(self.zero_point)).astype(wide)
         return (centred * self.by_element(self.scale)).astype(dtype or self.dtype)
@@ -216,7 +206,7 @@ class QTensor:
         return any(s not in (1, n) for s, n in zip(self.scale.shape, self.shape, strict=True))
 
     def by_element(self, parameter: Any) -> Any:
-        """A scale or zero point that broadcasts to the values: those of groups are repeated."""
+        """A scale or zero point that broadcasts to the values; one of a group is repeated for its elements."""
         for axis, (n, s) in enumerate(zip(self.shape, parameter.shape, strict=True)):
             parameter = parameter if s in (1, n) else jnp.repeat(parameter, n // s, axis)
         return parameter
@@ -254,10 +244,8 @@ class QTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales and zero points together."""
-        return sum(
-            int(np.prod(np.shape(a), dtype=np.int64)) * np.dtype(a.dtype).itemsize
-            for a in (self.values, self.scale, self.zero_point)
-        )
+        arrays = (self.values, self.scale, self.zero_point)
+        return sum(int(np.prod(np.shape(a), dtype=np.int64)) * np.dtype(a.dtype).itemsize for a in arrays)
 
     def __repr__(self) -> str:
         if not hasattr(self.values, "dtype"):
@@ -282,10 +270,10 @@ def kept_axes(ndim: int, spec: Spec, axis: int | tuple[int, ...] | None) -> tupl
 def split_groups(
     shape: tuple[int, ...], keep: tuple[int, ...], spec: Spec
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A shape with an axis for the members of groups, and the axes of it that keep scales of their own.
+    """The shape with an additional axis for the members of a group, and the axes of it that keep scales of their own.
 
-    Groups lie along the last axis that is not kept and has a multiple of ``spec.group`` elements; where there is none (a
-    depthwise kernel), and without groups, both are returned as they are.
+    Groups lie along the last axis that is not kept and has a multiple of ``spec.group`` elements. Where there is no such axis
+    (a depthwise kernel), and where the granularity is not "group", both are returned as they are.
     """
     if spec.granularity != "group":
         return shape, keep
@@ -294,11 +282,12 @@ def split_groups(
         return shape, keep
     axis = axes[-1]
     split = (*shape[:axis], shape[axis] // spec.group, spec.group, *shape[axis + 1 :])
-    return split, tuple(sorted([axis, *(a if a < axis else a + 1 for a in keep)]))
+    moved = [a if a < axis else a + 1 for a in keep]
+    return split, tuple(sorted([axis, *moved]))
 
 
 def joined_groups(scales: tuple[int, ...], shape: tuple[int, ...], split: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of scales in the rank of the whole array, from that beside `split_groups`' shape."""
+    """The shape of scales in the rank of the array, from their shape in the rank of `split_groups`' shape."""
     if shape == split:
         return scales
     axis = next(a for a, (n, s) in enumerate(zip(shape, split, strict=False)) if n != s)
@@ -308,7 +297,10 @@ def joined_groups(scales: tuple[int, ...], shape: tuple[int, ...], split: tuple[
 def extremes(
     x: jax.Array, keep: tuple[int, ...], fixed: str | Range = "minmax"
 ) -> tuple[jax.Array, jax.Array]:
-    """Minimum and maximum over all axes but `keep`, with size-1 axes in their place; (0, 0) of nothing."""
+    """Minimum and maximum of `x`, or the ends of a `Range`, for each scale: all axes except `keep` have size 1.
+
+    Where an axis to reduce is empty, both are 0.
+    """
     shape = tuple(n if a in keep else 1 for a, n in enumerate(x.shape))
     if isinstance(fixed, Range):
         return jnp.full(shape, fixed.minimum, x.dtype), jnp.full(shape, fixed.maximum, x.dtype)
@@ -331,10 +323,10 @@ def encode(
 
 
 def validate(q: QTensor, where: str) -> None:
-    """Checks the invariants of `QTensor`'s docstring that shapes and dtypes show; reports all violations together.
+    """Checks the invariants of `QTensor` that depend on shapes and dtypes alone, and reports all violations together.
 
     Raises:
-      TensorError: Naming `where` and each violated invariant.
+      TensorError: An invariant is violated; the message names `where` and each violated invariant.
     """
     wrong = []
     if len(q.scale.shape) != q.ndim or len(q.zero_point.shape) != q.ndim:
@@ -354,19 +346,19 @@ def validate(q: QTensor, where: str) -> None:
 
 
 def is_qtensor(x: Any) -> bool:
-    """For ``tree_map(..., is_leaf=is_qtensor)``."""
+    """Whether a leaf is a QTensor; for ``tree_map(..., is_leaf=is_qtensor)``."""
     return isinstance(x, QTensor)
 
 
 def is_concrete(x: Any) -> bool:
-    """Whether the numbers of an array can be looked at now (not while tracing)."""
-    return isinstance(x, np.ndarray | np.generic) or (
-        isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
-    )
+    """Whether the numbers of an array are known now, which they are not while it is traced."""
+    if isinstance(x, jax.core.Tracer):
+        return False
+    return isinstance(x, np.ndarray | np.generic | jax.Array)
 
 
 def describe(x: Any) -> str:
-    """Short text for error messages: dtype and shape, or the type."""
+    """Short text for error messages: dtype and shape of an array, or the type of anything else."""
     return f"{x.dtype}{list(np.shape(x))}" if hasattr(x, "dtype") else type(x).__name__
 
 
@@ -382,7 +374,7 @@ def _float_array(x: Any) -> jax.Array:
 
 
 def _check_parameters(scale: Any, zero_point: Any) -> None:
-    """Refuses scales and zero points of bytes that mean nothing, while they can be seen."""
+    """Refuses scales and zero points that are not valid for bytes, where their numbers are known."""
     if not isinstance(scale, jax.core.Tracer) and not np.all(np.isfinite(scale) & (np.asarray(scale) > 0)):
         raise TensorError(f"QTensor.from_uint8: scale must be positive and finite, got {scale}")
     if not isinstance(zero_point, jax.core.Tracer) and not np.isin(zero_point, np.arange(256)).all():
@@ -390,7 +382,7 @@ def _check_parameters(scale: Any, zero_point: Any) -> None:
 
 
 def _check_finite(x: Any, where: str) -> None:
-    """Refuses NaN and infinity while the numbers can be seen."""
+    """Refuses NaN and infinity where the numbers are known."""
     if is_concrete(x) and x.size and not np.isfinite(np.asarray(x, np.float64)).all():
         raise TensorError(f"{where}: the array holds NaN or infinity; replace them first (jnp.nan_to_num)")
 

@@ -1,7 +1,7 @@
 """Ranges of real values.
 
-`Range` is the pair (minimum, maximum) in which the 2016 system expressed every eight-bit tensor. `Ranges` maps site names to
-ranges: what calibration produces and a person may edit.
+`Range` is a pair (minimum, maximum), the form in which the 2016 system described every eight-bit tensor. `Ranges` maps site
+names to ranges; calibration produces it, and a person may edit it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from jaxq8.errors import RangesError, SpecError
 
 RANGES_VERSION = 1
-LISTED = 8  # names in an error message
-_PART = re.compile(r"\.part\d+$")  # parts of a joined value: `sites.part_name`
+LISTED = 8  # how many site names an error message spells out
+_PART = re.compile(r"\.part\d+$")  # ends the name of a part of a joined value (`sites.part_name`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Range:
         object.__setattr__(self, "maximum", high)
 
     def union(self, other: Range) -> Range:
-        """The smallest range that holds both."""
+        """The smallest range that contains both ranges."""
         return Range(min(self.minimum, other.minimum), max(self.maximum, other.maximum))
 
     def __iter__(self) -> Iterator[float]:
@@ -55,7 +55,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LearnedRange:
-    """A range whose ends are being trained: float32 scalars, traced (`jaxq8.learning.training.learned_ranges`)."""
+    """A range whose ends are being trained; they are traced float32 scalars (`jaxq8.learning.training.learned_ranges`)."""
 
     minimum: Any
     maximum: Any
@@ -68,7 +68,7 @@ class Ranges(Mapping[str, Range]):
       ranges: Site name -> `Range` or ``(minimum, maximum)``.
 
     Raises:
-      RangesError: `ranges` is no mapping, or an entry is not a range; the message names the site.
+      RangesError: `ranges` is not a mapping, or an entry is not a range; the message names the site.
 
     Example:
       >>> Ranges({"params/Dense_0/kernel:dot": (-1.0, 3.0)})["params/Dense_0/kernel:dot"]
@@ -98,7 +98,7 @@ class Ranges(Mapping[str, Range]):
         return hash(frozenset(self._ranges.items()))
 
     def merge(self, other: Mapping[str, Range]) -> Ranges:
-        """The union of two sets of observations: sites of either, and where both have one, the range that holds both."""
+        """Joins two sets of observations: a site that both have gets the smallest range that contains both ranges."""
         merged = dict(self._ranges)
         for name, value in other.items():
             merged[name] = merged[name].union(value) if name in merged else value
@@ -107,25 +107,29 @@ class Ranges(Mapping[str, Range]):
     def check_sites(self, known: Mapping[str, object] | set[str]) -> None:
         """Refuses names that no site of the function has.
 
+        Args:
+          known: The names of all sites of the function.
+
         Raises:
-          RangesError: Naming every unknown site and the nearest known names.
+          RangesError: A name is unknown; the message lists all unknown names and, for each, the known names most like it.
         """
         unknown = sorted(name for name in self if name not in known and _PART.sub("", name) not in known)
-        if unknown:
-            free = sorted(set(known) - set(self))
-            without = [n for n in free if n.split("#")[0].endswith((":dot", ":conv"))]
+        if not unknown:
+            return
+        free = sorted(set(known) - set(self))
+        lines = ["ranges name sites that this function does not have:"]
+        for name in unknown:
+            hint = _meant(name, free) or _meant(name, sorted(known))
+            lines.append(f"  {name!r}{hint}")
+        lines.append(f"its {len(known)} sites are listed by q8.explain(...)")
+        without = [name for name in free if name.split("#")[0].endswith((":dot", ":conv"))]
+        if without:
             more = f" and {len(without) - LISTED} more" if len(without) > LISTED else ""
-            raise RangesError(
-                "ranges name sites that this function does not have:\n"
-                + "\n".join(
-                    f"  {name!r}{_meant(name, free) or _meant(name, sorted(known))}" for name in unknown
-                )
-                + f"\nits {len(known)} sites are listed by q8.explain(...)"
-                + (f"\nwithout a range are {', '.join(without[:LISTED])}{more}" if without else "")
-            )
+            lines.append(f"without a range are {', '.join(without[:LISTED])}{more}")
+        raise RangesError("\n".join(lines))
 
     def to_json(self) -> str:
-        """One line a site: ``{"version": 1, "ranges": {"site": [minimum, maximum]}}``."""
+        """Returns JSON with one line for each site: ``{"version": 1, "ranges": {"site": [minimum, maximum]}}``."""
         rows = ",\n".join(
             f"    {json.dumps(name)}: [{r.minimum!r}, {r.maximum!r}]" for name, r in self.items()
         )
@@ -149,7 +153,7 @@ class Ranges(Mapping[str, Range]):
         entries = document.get("ranges")
         if not isinstance(entries, dict):
             raise RangesError('ranges: "ranges" must map site names to [minimum, maximum]')
-        for name, entry in entries.items():  # JSON's strings and booleans would pass for numbers
+        for name, entry in entries.items():  # float() would accept strings and booleans too
             if not (isinstance(entry, list) and all(type(v) in (int, float) for v in entry)):
                 raise RangesError(f"ranges: site {name!r} has {entry!r}; expected [minimum, maximum]")
         return cls(entries)
@@ -157,7 +161,7 @@ class Ranges(Mapping[str, Range]):
 
 def _as_range(name: str, entry: Any) -> Range:
     if isinstance(entry, Range | LearnedRange):
-        return entry  # type: ignore[return-value]  # only the encoding knows of learned ones
+        return entry  # type: ignore[return-value]  # a LearnedRange, which only the encoding handles
     try:
         low, high = map(float, entry)
     except (TypeError, ValueError, OverflowError):
@@ -169,6 +173,6 @@ def _as_range(name: str, entry: Any) -> Range:
 
 
 def _meant(name: str, sites: list[str]) -> str:
-    """The sites whose names look most like one that no site has."""
+    """A question that offers the site names most like an unknown name; empty if none is like it."""
     near = difflib.get_close_matches(name, sites, n=2, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

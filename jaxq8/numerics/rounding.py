@@ -1,4 +1,4 @@
-"""Rounding: how a real number becomes an integer code, as a registry of small functions.
+"""Rounding schemes: a registry of small functions that round real numbers to integer codes.
 
 A rounding function takes floats in units of one code and returns integer-valued floats of the same shape::
 
@@ -8,9 +8,9 @@ A rounding function takes floats in units of one code and returns integer-valued
 
     q8.QTensor.from_float(x, spec, rounding="half_down")
 
-With the zero point kept an integer, a code is ``round(x / scale) - round(minimum / scale)``: the *rounded* minimum is
-subtracted from the rounded value, so that zero is exactly a code and no value is biased by the fraction of a step by which
-the minimum misses the grid. That is the rule of TensorFlow's ``quantize_graph`` (2016). Its biased counterpart,
+The zero point is an integer: a code is ``round(x / scale) - round(minimum / scale)``. Because the *rounded* minimum is
+subtracted from the rounded value, zero is exactly a code, and no value is biased by the fraction of a step by which the
+minimum misses the grid. That is the rule of TensorFlow's ``quantize_graph`` (2016). Its biased counterpart,
 ``round((x - minimum) / scale)``, is registered as ``"float_minimum"`` so that the bias can be shown.
 """
 
@@ -33,13 +33,13 @@ class Rounding:
     """A registered rounding scheme.
 
     Attributes:
-      name: The name it is asked for by.
+      name: The name under which the scheme is registered.
       function: ``f(x) -> rounded`` or, if `keyed`, ``f(x, key) -> rounded``; elementwise on floats.
-      keyed: The function needs a PRNG key.
-      joint: Value and minimum are rounded together, ``round((x - minimum) / scale)``: the zero point is then a fraction, and
-        zero is not exactly representable. False for every scheme but the one that shows this mistake.
-      by_range: Steps are counted by ``(qmax - qmin) / (maximum - minimum)``, as TensorFlow did, not by dividing by the scale,
-        which is rounded itself: 0.5 in the range 0..1 is then the tie 127.5, not just below it.
+      keyed: Whether the function needs a PRNG key.
+      joint: Whether value and minimum are rounded together, ``round((x - minimum) / scale)``. The zero point is then a
+        fraction, and zero is not exactly representable. False for every scheme but the one that shows this mistake.
+      by_range: Whether values are multiplied by ``(qmax - qmin) / (maximum - minimum)``, as in TensorFlow, rather than divided
+        by the scale, which is itself rounded. In the range 0..1 the value 0.5 is then exactly the tie 127.5, not just below.
     """
 
     name: str
@@ -97,7 +97,7 @@ def register_rounding(
 
 
 def get_rounding(rounding: str | Rounding | RoundingFunction) -> Rounding:
-    """Finds a scheme by name, or wraps a plain function ``f(x) -> rounded``.
+    """Finds a scheme by name, or wraps a plain function ``f(x) -> rounded``; a `Rounding` is returned as it is.
 
     Raises:
       SpecError: No scheme has that name.
@@ -119,21 +119,25 @@ def rounding_names() -> tuple[str, ...]:
 
 
 def straight_through(x: jax.Array, rounded: jax.Array) -> jax.Array:
-    """`rounded` in value, the identity in derivative (straight-through estimator, Bengio et al. 2013)."""
-    # Not x + (rounded - x), which can miss the integer by a rounding error of its own.
+    """Returns `rounded`, with the derivative of `x` (straight-through estimator, Bengio et al. 2013)."""
+    # Not x + (rounded - x), whose own rounding error can make it miss the integer.
     return jax.lax.stop_gradient(rounded) + (x - jax.lax.stop_gradient(x))
 
 
 def bucket_centers(x: jax.Array, buckets: int) -> jax.Array:
-    """Replaces every element by the centre of its bucket: ``quantize_array`` of 2016, for files that compress well.
+    """Replaces every element by the centre of its bucket, as ``quantize_array`` did in 2016 for files that compress well.
 
-    The range of `x` is cut into `buckets` equal parts, ``minimum + width * (floor((x - minimum) / width) + 0.5)``; an array
-    whose elements are all equal is returned as it is. Zero is kept only if it happens to be a centre: the mode
-    "weights_rounded" uses the codes of a `Spec` instead, which have it.
+    The range of `x` is cut into `buckets` equal parts, and an element becomes
+    ``minimum + width * (floor((x - minimum) / width) + 0.5)``. An array whose elements are all equal is returned as it is. Zero
+    is kept only if it happens to be a centre; the mode "weights_rounded" uses the codes of a `Spec` instead, which represent
+    zero exactly.
 
     Args:
       x: Float array, not empty.
-      buckets: How many different values remain, at least 1.
+      buckets: The largest number of distinct values that remain, at least 1.
+
+    Returns:
+      An array of the same shape and dtype.
 
     Raises:
       SpecError: `buckets` is below 1, or `x` is empty.
@@ -156,50 +160,50 @@ def _where(function: Any) -> str:
 
 @register_rounding("half_even")
 def half_even(x: jax.Array) -> jax.Array:
-    """Nearest, ties to the even integer: IEEE 754, ONNX and XLA; unbiased on ties. The default."""
+    """To nearest, ties to the even integer, as in IEEE 754, ONNX and XLA; unbiased on ties. The default."""
     return jnp.round(x)
 
 
 @register_rounding("half_away")
 def half_away(x: jax.Array) -> jax.Array:
-    """Nearest, ties away from zero: C's ``round``, TensorFlow and TFLite."""
-    # Not trunc(x + 0.5): the sum is itself rounded, and makes 1 of the largest float below a half.
+    """To nearest, ties away from zero, as in C's ``round``, TensorFlow and TFLite."""
+    # Not trunc(x + 0.5): the sum is itself rounded, so the largest float below one half would become 1.
     whole = jnp.trunc(x)
     return whole + jnp.where(jnp.abs(x - whole) >= 0.5, jnp.sign(x), 0)
 
 
 @register_rounding("floor")
 def floor(x: jax.Array) -> jax.Array:
-    """Downwards; biased by half a step."""
+    """Rounds down, which biases results by half a step."""
     return jnp.floor(x)
 
 
 @register_rounding("ceil")
 def ceil(x: jax.Array) -> jax.Array:
-    """Upwards; biased by half a step."""
+    """Rounds up, which biases results by half a step."""
     return jnp.ceil(x)
 
 
 @register_rounding("toward_zero")
 def toward_zero(x: jax.Array) -> jax.Array:
-    """Truncation; shrinks magnitudes by half a step on average."""
+    """Truncates, which shrinks magnitudes by half a step on average."""
     return jnp.trunc(x)
 
 
 @register_rounding("stochastic", keyed=True)
 def stochastic(x: jax.Array, key: jax.Array) -> jax.Array:
-    """Up with a probability equal to the fraction, so that the expected result is `x` (Gupta et al. 2015)."""
+    """Rounds up with a probability equal to the fraction, so that the expected result is `x` (Gupta et al. 2015)."""
     below = jnp.floor(x)
     return below + jax.random.bernoulli(key, x - below).astype(x.dtype)
 
 
 @register_rounding("rounded_minimum", by_range=True)
 def rounded_minimum(x: jax.Array) -> jax.Array:
-    """The 2016 rule of ``quantize_graph``: value and minimum each rounded (ties away from zero), then subtracted."""
+    """The 2016 rule of ``quantize_graph``: rounds value and minimum separately, ties away from zero, and subtracts them."""
     return half_away(x)
 
 
 @register_rounding("float_minimum", joint=True, by_range=True)
 def float_minimum(x: jax.Array) -> jax.Array:
-    """The biased counterpart of `rounded_minimum`: the distance from the unrounded minimum is rounded."""
+    """The biased counterpart of `rounded_minimum`: rounds the distance from the unrounded minimum."""
     return half_away(x)

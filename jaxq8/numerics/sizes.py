@@ -1,4 +1,4 @@
-"""Comparing sizes of which one may be a symbol: a batch size that `jax.export` leaves open."""
+"""Compares sizes that may be symbolic, as the batch size of a program that `jax.export` makes for any batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jaxq8._compat import InconclusiveSize
 
 
 def certainly_less(small: Any, large: Any) -> bool:
-    """Whether ``small < large`` is known: False if it depends on a symbolic batch size (`jax.export`)."""
+    """Whether ``small < large`` for certain: False if that depends on a symbolic size."""
     try:
         return bool(small < large)
     except InconclusiveSize:

@@ -21,18 +21,18 @@ class Spec:
 
     Attributes:
       bits: Width of a code, 2 to 8 (32 for accumulators).
-      signed: Codes are signed. None chooses: signed if symmetric, else unsigned.
-      symmetric: Zero point 0. None means False.
-      granularity: What shares a scale: the whole "tensor", each "channel" (last axis unless another is named), or each
-        "row" (all axes but the last: a token of a sequence), or (weights) each "group" of neighbours along an axis that is
-        summed over, in each channel.
-      range: A fixed `Range`, or the name of the observer that `calibrate` uses (`jaxq8.numerics.observers`); without
-        calibration every range holds the extremes of the data.
-      include_zero: Widen every range to contain zero (always wanted; False reproduces the 2016 conversion of ranges that do
-        not hold zero, whose zero point lies outside the codes).
-      group: How many neighbours a group has (32, 64, 128); only with granularity "group".
-      levels: Where the values that codes stand for lie: "even" steps, or (weights of 2 to 6 bits, one list for the tensor or
-        for each channel) where "kmeans" puts them: see `CodeBook`.
+      signed: Whether codes are signed. None means signed if symmetric, else unsigned.
+      symmetric: Whether the zero point is 0. None means False.
+      granularity: Which elements share a scale: the whole "tensor"; each "channel" (an index of the last axis unless another
+        axis is named); each "row" (an index of all axes but the last, such as a token of a sequence); or, for weights only,
+        each "group" of neighbours along an axis that is summed over, separately in each channel.
+      range: A fixed `Range`, or the name of the observer that `calibrate` uses (`jaxq8.numerics.observers`). Without
+        calibration a range goes from the smallest to the largest value of the data.
+      include_zero: Whether every range is widened to contain zero. That is always wanted; False reproduces the 2016 conversion
+        of ranges that do not contain zero, whose zero point lies outside the codes.
+      group: The number of neighbours in a group (32, 64, 128); only with granularity "group".
+      levels: The values that codes stand for: "even" steps, or a list that "kmeans" chooses (see `CodeBook`; only for weights
+        of 2 to 6 bits, with one list for the tensor or for each channel).
 
     Raises:
       SpecError: A value is unknown or out of bounds; the message lists what is allowed.
@@ -90,7 +90,7 @@ class Spec:
 
     @property
     def qmin(self) -> int:
-        """Smallest code; a symmetric signed one leaves out the most negative, so that negation stays inside."""
+        """Smallest code; symmetric signed codes leave out the most negative integer, so that every code can be negated."""
         if not self.is_signed:
             return 0
         return -(2 ** (self.bits - 1)) + (1 if self.is_symmetric else 0)
@@ -102,7 +102,7 @@ class Spec:
 
     @property
     def storage(self) -> jnp.dtype:
-        """dtype that holds one code."""
+        """The integer dtype that holds one code."""
         if self.bits > 8:
             return jnp.dtype("int32" if self.is_signed else "uint32")
         return jnp.dtype("int8" if self.is_signed else "uint8")
