@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -15,6 +16,10 @@ import pytest
 from jaxq8.numerics import observers, rounding
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Tracing allocates millions of objects, and by default Python looks through all of them again and again: a tenth of the time
+# of a short run, and more the longer a process lives.
+gc.set_threshold(100_000, 20, 50)
 
 # Derandomized: a run is repeatable, and two runs of one commit cannot differ. Compilation makes the first
 # example slow.

@@ -71,7 +71,7 @@ def test_no_folder_of_the_writer(tmp_path, monkeypatch):
     limit = jax.config.jax_traceback_in_locations_limit
     exported(tmp_path / "m.q8x", "tiny_cnn")
     assert b".py" not in (tmp_path / "m.q8x").read_bytes()
-    monkeypatch.setattr(q8.exporting, "_lowered", lambda *_: 1 / 0)
+    monkeypatch.setattr(exported_program, "_lowered", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError, match="division"):
         exported(tmp_path / "n.q8x", "tiny_mlp")
     assert jax.config.jax_traceback_in_locations_limit == limit
