@@ -16,7 +16,8 @@ from jaxq8._compat import primitives
 from jaxq8.analysis.sites import RAGGED_DOT, part_name, ragged_dimensions
 from jaxq8.config import Config
 from jaxq8.evaluation import float_modes
-from jaxq8.evaluation.interpreter import Context, float_fallback, rule, shapes_of
+from jaxq8.evaluation.equations import shapes_of
+from jaxq8.evaluation.interpreter import Context, float_fallback, rule
 from jaxq8.evaluation.probes import Probe
 from jaxq8.evaluation.rules.joined import Group, Join, cut, groups, join_of, places_within, together
 from jaxq8.evaluation.rules.obstacles import (
@@ -35,7 +36,6 @@ from jaxq8.kernels.select import select
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.spec import Spec
 from jaxq8.plan import Reason
-
 
 Shape = tuple[int, ...]
 Layout = DotLayout | ConvLayout

@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxq8._compat import primitives
-from jaxq8.evaluation.interpreter import Context, float_fallback, rule, shapes_of
+from jaxq8.evaluation.equations import shapes_of
+from jaxq8.evaluation.interpreter import Context, float_fallback, rule
 from jaxq8.evaluation.values import INF, Accumulator, Array, Value, bounds
 from jaxq8.kernels import pooling
 from jaxq8.numerics.qtensor import QTensor
