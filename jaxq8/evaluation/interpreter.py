@@ -27,7 +27,8 @@ import numpy as np
 
 from jaxq8._compat import Literal, bind, name_stack, source_line, stored, user_source
 from jaxq8.analysis.decoder_caches import Caches
-from jaxq8.analysis.sites import Analysis, Path, Site, moved_only, operation, site_op
+from jaxq8.analysis.sites import Analysis, Path, Site, operation, site_op
+from jaxq8.analysis.trails import moved_only
 from jaxq8.config import Config
 from jaxq8.errors import QuantizationError, RuleError
 from jaxq8.evaluation import encoding
