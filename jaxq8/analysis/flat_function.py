@@ -69,13 +69,15 @@ class Chains:
         """Traces `fn` and flattens it; leaves are numbered as the array leaves of all arguments."""
         call = Call.trace(fn, args, kwargs)
         jaxpr, consts = call.as_inputs, len(call.consts)
-        inputs = [((), v) for v in jaxpr.invars]
+        inputs: list[Ref] = [((), v) for v in jaxpr.invars]
         nodes: list[Node] = []
         results = _flatten(jaxpr, (), inputs, nodes)
         trails: dict[Ref, Trail] = {}
-        for leaf, (ref, is_weight) in enumerate(zip(inputs[consts:], call.arguments.weights, strict=True)):
+        for leaf, (argument, is_weight) in enumerate(
+            zip(inputs[consts:], call.arguments.weights, strict=True)
+        ):
             if is_weight:
-                trails[ref] = Trail.of_leaf(leaf, len(ref[1].aval.shape))
+                trails[argument] = Trail.of_leaf(leaf, len(argument[1].aval.shape))
         readers: dict[Ref, list[Node]] = collections.defaultdict(list)
         makers: dict[Ref, Node] = {}
         for node in nodes:
