@@ -95,6 +95,7 @@ def _follow(jaxpr: Any, inputs: Sequence[Fact]) -> list[Fact]:
 
 
 def _results(eqn: Any, operands: list[Fact]) -> list[Fact]:
+    """The facts about the results of one equation."""
     if eqn.primitive in INLINED:
         (callee,) = callees(eqn)
         return _follow(open_jaxpr(callee.jaxpr)[0], operands)
@@ -110,6 +111,7 @@ def _results(eqn: Any, operands: list[Fact]) -> list[Fact]:
 
 
 def _elementwise(eqn: Any, operands: list[Fact]) -> Fact:
+    """An elementwise operation: operands without examples must be constant along the axis of the examples."""
     rank = len(eqn.outvars[0].aval.shape)
     axes = {f.batch for f in operands if f.batch is not None}
     uniform = []  # of each operand except scalars
@@ -148,20 +150,22 @@ def _convolution(eqn: Any, operands: list[Fact]) -> Fact:
 
 
 def _dot(eqn: Any, operands: list[Fact]) -> Fact:
-    (contracted, batched) = eqn.params["dimension_numbers"]
-    places = []
+    """A dot: examples are on a batch axis of both operands, or on a free axis of one of them."""
+    contracted, batched = eqn.params["dimension_numbers"]
+    ranks = [len(v.aval.shape) for v in eqn.invars]
+    left_free = ranks[0] - len(contracted[0]) - len(batched[0])
+    places = []  # the axis of the examples in the result, as each operand tells
     for side, fact in enumerate(operands):
         if fact.batch is None:
             continue
-        rank = len(eqn.invars[side].aval.shape)
         if fact.batch in batched[side]:
             places.append(batched[side].index(fact.batch))
         elif fact.batch in contracted[side] or operands[1 - side].batch is not None:
             raise _Mixed("a sum over examples")
         else:
-            free = [d for d in range(rank) if d not in contracted[side] and d not in batched[side]]
-            before = len(eqn.invars[0].aval.shape) - len(contracted[0]) - len(batched[0]) if side else 0
-            places.append(len(batched[side]) + before + free.index(fact.batch))
+            free = [d for d in range(ranks[side]) if d not in contracted[side] and d not in batched[side]]
+            first_free = len(batched[side]) + (left_free if side == 1 else 0)
+            places.append(first_free + free.index(fact.batch))
     both = all(f.batch is not None for f in operands)
     shared = any(f.batch in b for f, b in zip(operands, batched, strict=True) if f.batch is not None)
     if len(set(places)) != 1 or (shared and not both):

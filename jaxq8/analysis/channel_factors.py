@@ -72,6 +72,7 @@ class _Flood:
         self._changed: set[tuple[Node, int]] = set()
 
     def grow(self, start: Ref, axis: int) -> Component:
+        """The component of a tensor whose channels lie on an axis."""
         self._tie(start, axis, self.component.fresh(start[1].aval.shape[axis]))
         while self._queue:
             ref = self._queue.pop()
@@ -117,6 +118,7 @@ class _Flood:
     # One method for each kind of operation.
 
     def contraction(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        """The weight of a contraction takes the factors of its activation (times s) or of its result (divided by s)."""
         site = self.sites.get(node)
         if site is None or site.weight is None:
             raise _Stuck("a product of two activations")
@@ -135,6 +137,7 @@ class _Flood:
             self.component.consumers.append((site.name, leaf, axes[dim][0], ids))
 
     def sum(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        """A vector leaf in a sum takes the factors; a tensor must have the same factors as the sum."""
         for other in self.others(node, ref):
             leaf = self.chains.vector(other, axis) if other is not None else None
             if leaf is not None:
@@ -222,6 +225,7 @@ class _Flood:
         self._tie(node.inputs[0] if made else node.outputs[0], len(other) - 1, ids)
 
     def concatenation(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        """Parts that are joined along the channels have their own channels of the whole; else all have the same channels."""
         dimension, out = node.eqn.params["dimension"], node.outputs[0]
         if dimension != axis:
             for other in self.others(node, ref):

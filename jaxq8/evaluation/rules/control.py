@@ -47,7 +47,8 @@ def _worth_entering(ctx: Context, values: Sequence[Value]) -> bool:
 
 def _callees_profit(eqn: Any) -> bool:
     """Whether a function inside an equation has an operation that can run on codes or that bounds its result."""
-    return any(_profits(inner) for callee in callees(eqn) for inner in open_jaxpr(callee.jaxpr)[0].eqns)
+    bodies = [open_jaxpr(callee.jaxpr)[0] for callee in callees(eqn)]
+    return any(_profits(inner) for body in bodies for inner in body.eqns)
 
 
 def _profits(eqn: Any) -> bool:
