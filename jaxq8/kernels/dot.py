@@ -119,13 +119,13 @@ def _product_with_ones(w: Any, transposed: bool) -> Any:
     """Two equal rows of column sums, by the integer kernels: they are fast for two rows, but not for one."""
     ones = jnp.ones((*w.shape[:-2], 2, w.shape[-1 if transposed else -2]), jnp.uint8)
 
-    def plain(x: Any, w: Any) -> Any:
+    def cpu(x: Any, w: Any) -> Any:
+        return _mixed(x, w, transposed) if mixed_dots_are_fast() else default(x, w)
+
+    def default(x: Any, w: Any) -> Any:
         return _plain(x.astype(jnp.int8), w, transposed)
 
-    def mixed(x: Any, w: Any) -> Any:
-        return _mixed(x, w, transposed)
-
-    return lax.platform_dependent(ones, w, cpu=mixed if mixed_dots_are_fast() else plain, default=plain)
+    return lax.platform_dependent(ones, w, cpu=cpu, default=default)
 
 
 def _numbers(x: Any, transposed: bool) -> Any:
