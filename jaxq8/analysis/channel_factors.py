@@ -176,12 +176,13 @@ class _Flood:
             return None
         if node.primitive is primitives.mul_p:  # scale * rsqrt(variance) of a layer norm
             return self.first_factor(node.inputs, axis, size)
-        if (
-            node.primitive in _BROADCASTS and np.prod(_small_shape(node)) == size
-        ):  # the vector of a batch norm
-            axes = [d for d, n in enumerate(_small_shape(node)) if n == size]
-            return self.factor(node.inputs[0], axes[0], size) if axes else None
-        return None
+        if node.primitive not in _BROADCASTS:
+            return None
+        shape = _small_shape(node)
+        if np.prod(shape) != size:  # anything but a vector, such as that of a batch norm
+            return None
+        axes = [d for d, n in enumerate(shape) if n == size]
+        return self.factor(node.inputs[0], axes[0], size) if axes else None
 
     def clip(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
         literals = [v for v in node.eqn.invars if isinstance(v, Literal)]

@@ -96,9 +96,8 @@ def _coded(codes: Any, scale: Any, zero_point: Any, spec: Spec, dtype: Any) -> Q
 def _as_parameters(numbers: tuple[np.ndarray, np.ndarray], how: Encoding, shape: tuple[int, ...]) -> Any:
     """Scale and zero point that are known while tracing, as arrays that XLA does not take for constants: see `parameter`."""
     scale, zero_point = (jnp.broadcast_to(parameter(n).reshape((1,) * len(shape)), shape) for n in numbers)
-    if (
-        how.spec.is_symmetric
-    ):  # the zero point is the constant 0, so that XLA removes what is computed with it
+    if how.spec.is_symmetric:
+        # The zero point is the constant 0, so that XLA removes what is computed with it.
         return scale, np.zeros(shape, np.int32)
     return scale, zero_point
 

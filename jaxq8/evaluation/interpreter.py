@@ -87,23 +87,30 @@ rule = register_rule
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same during one evaluation of a whole function."""
+    """What stays the same during one evaluation of a whole function.
+
+    Attributes:
+      config: The configuration.
+      ranges: The given ranges.
+      analysis: The sites and weights of the function.
+      recorder: Collects the plan.
+      repeats: How often the body that is evaluated runs: the product of the lengths of the scans around it.
+      probe: Looks at the values.
+      exact: ``name of a range -> Encoding.exact``; None if all values become codes.
+      transposed: id of transposed codes -> (the transposed codes, the codes before, the permutation). The codes are kept here
+        so that no other array gets their id.
+      joins: id of joined data -> `rules.joined.Join`.
+    """
 
     config: Config
     ranges: Ranges
     analysis: Analysis
     recorder: Recorder
-    repeats: int = 1  # how often the body being evaluated runs: the length of the scans around it
+    repeats: int = 1
     probe: Probe = dataclasses.field(default_factory=Probe)
-    exact: Callable[[str], Any] | None = (
-        None  # ``range name -> Encoding.exact``; None: all values become codes
-    )
-    # id of transposed codes -> (the transposed codes, the codes before, the permutation). The codes are kept here so that no
-    # other array gets their id.
+    exact: Callable[[str], Any] | None = None
     transposed: dict[int, tuple[Any, Any, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
-    joins: dict[int, Any] = dataclasses.field(
-        default_factory=dict
-    )  # id of joined data -> `rules.joined.Join`
+    joins: dict[int, Any] = dataclasses.field(default_factory=dict)
 
     def site_config(self, site: Site) -> Config:
         return self.config.for_site(site.name, site.op)
@@ -115,14 +122,21 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a rule is given beside its operands: the equation, its site, the ways to encode a value, and the plan."""
+    """What a rule is given beside its operands: the equation, its site, the ways to encode a value, and the plan.
+
+    Attributes:
+      run: The evaluation that the equation belongs to.
+      eqn: The equation.
+      path: Its place in the whole function.
+      quiet: Whether the rule has already recorded this equation.
+      encoded: Codes that other readers of a value have made: (id of the value, keep, how) -> (the value, its codes). The value
+        is kept so that no other value gets its id.
+    """
 
     run: Run
     eqn: Any
     path: Path
-    quiet: bool = False  # the rule has recorded this equation itself
-    # Codes that other readers of a value have made: (id of the value, keep, how) -> (the value, its codes). The value is kept
-    # so that no other value gets its id.
+    quiet: bool = False
     encoded: dict[Any, tuple[Value, QTensor]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -139,7 +153,7 @@ class Context:
 
     @property
     def config(self) -> Config:
-        """The configuration of this site, overrides applied."""
+        """The configuration of this site, with its overrides applied."""
         return self.run.site_config(self.site)
 
     def real(self, value: Value) -> Any:
