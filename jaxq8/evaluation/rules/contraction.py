@@ -74,8 +74,8 @@ def conv_general_dilated(ctx: Context, x: Value, w: Value, **params: Any) -> Val
 def ragged_dot(ctx: Context, x: Value, w: Value, *sizes: Value, **params: Any) -> Value:
     """Groups of rows, each with its own weight (experts): evaluated in float, and listed in the plan as a contraction."""
     (_, contracted), (_, batch) = ragged_dimensions(params)
-    groups = params["ragged_dot_dimension_numbers"].rhs_group_dimensions
-    free = [n for axis, n in enumerate(w.shape) if axis not in (*contracted, *batch, *groups)]
+    group_axes = params["ragged_dot_dimension_numbers"].rhs_group_dimensions
+    free = [n for axis, n in enumerate(w.shape) if axis not in (*contracted, *batch, *group_axes)]
     macs = math.prod(x.shape) * math.prod(free) * ctx.run.repeats
     reason, detail = float_mode(ctx.config) or (Reason.NO_RULE, "")
     return _in_float(ctx, (x, w, *sizes), reason, detail, macs)
@@ -283,8 +283,8 @@ def _weight_spec(config: Config) -> Spec:
     spec = config.weights
     if spec.granularity != "group" and not spec.has_book:
         return spec
-    shared = spec.granularity if spec.has_book else "channel"
-    return dataclasses.replace(spec, bits=8, granularity=shared, group=0, levels="even", symmetric=True)
+    granularity = spec.granularity if spec.has_book else "channel"
+    return dataclasses.replace(spec, bits=8, granularity=granularity, group=0, levels="even", symmetric=True)
 
 
 def _weight_axes(weight: Value, config: Config, layout: Layout) -> tuple[int, ...]:
