@@ -1,4 +1,4 @@
-"""Arguments of a quantized function: which are data, which are static, which are weights, and what they are called."""
+"""The arguments of a quantized function: which are data, which are static, which are weights, and how they are named."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from jaxq8.errors import ArgumentError
 from jaxq8.numerics.codebook import CodeBook, as_codes, is_encoded, validate_book
 from jaxq8.numerics.qtensor import QTensor, describe, validate
 
+_VALUE_ATTRIBUTES = ("value", "raw_value", "_value")  # of an NNX variable
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -21,9 +23,9 @@ class Arguments:
 
     Attributes:
       leaves: The array-like leaves (arrays, tracers, ShapeDtypeStructs, QTensors; code books as QTensors), in order.
-      paths: Their names: ``params/Dense_0/kernel``.
-      weights: Which of them belong to the argument that holds the model's variables.
-      rebuild: ``rebuild(leaves) -> (args, kwargs)`` with the static leaves put back.
+      paths: The names of the leaves: ``params/Dense_0/kernel``.
+      weights: For each leaf whether it belongs to the argument that holds the model's variables.
+      rebuild: ``rebuild(leaves) -> (args, kwargs)``, which puts the static leaves back in their places.
     """
 
     leaves: tuple[Any, ...]
@@ -35,8 +37,8 @@ class Arguments:
 def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
     """Separates arrays from everything else; Python numbers, strings and other objects stay static.
 
-    The weights are the leaves of the first argument if it is a container (a dict of variables, an NNX state, a tuple) and
-    not the only positional one or not a bare array.
+    The weights are the leaves of the first argument, if it is a container (a dict of variables, an NNX state, a tuple) rather
+    than a bare array.
 
     Raises:
       ArgumentError: A QTensor or CodeBook is malformed.
@@ -56,7 +58,7 @@ def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
         paths.append(path_name(path[2:]) or path_name(path[1:]))
         weights.append(container and in_first)
 
-    # What closes over it may live longer than a trace: it must hold no tracer.
+    # `rebuild` may live longer than a trace, so it must not close over tracers.
     static = [None if is_arraylike(leaf) else leaf for _, leaf in flat]
 
     def rebuild(new: Sequence[Any]) -> Any:
@@ -81,11 +83,9 @@ def stand_in(leaf: Any) -> Any:
         raise ArgumentError(
             f"argument of dtype {leaf.dtype} ({describe(leaf)}) is not an array that JAX can compute with"
         )
-    return (
-        jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype))
-        if isinstance(leaf, np.ndarray | np.generic)
-        else leaf
-    )
+    if isinstance(leaf, np.ndarray | np.generic):
+        return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype))
+    return leaf
 
 
 def take_results_apart(results: Any) -> tuple[list[Any], Any]:
@@ -108,20 +108,16 @@ def _place(path: Sequence[Any]) -> str:
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """``params/Dense_0/kernel`` from a key path; the value inside an NNX variable adds nothing."""
+    """``params/Dense_0/kernel`` from a key path; the attribute of an NNX variable that holds its value is left out."""
     parts = []
     for key in path:
         part = next((str(getattr(key, a)) for a in ("key", "name", "idx") if hasattr(key, a)), str(key))
-        inside_variable = isinstance(key, jax.tree_util.GetAttrKey) and part in (
-            "value",
-            "raw_value",
-            "_value",
-        )
+        inside_variable = isinstance(key, jax.tree_util.GetAttrKey) and part in _VALUE_ATTRIBUTES
         if not inside_variable:
             parts.append(part.strip("."))
     return "/".join(parts)
 
 
 def as_array(leaf: Any) -> Any:
-    """A leaf as something that JAX computes with."""
+    """A leaf as an array, unless it is a QTensor or abstract."""
     return leaf if isinstance(leaf, QTensor | jax.ShapeDtypeStruct) else jnp.asarray(leaf)

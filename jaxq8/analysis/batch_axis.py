@@ -1,8 +1,8 @@
-"""Whether a function treats its examples one by one: then a large batch can run in blocks that fit the caches.
+"""Whether a function treats its examples one by one, so that a large batch can run in blocks that fit the caches.
 
-XLA:CPU asks the system for its temporary buffer afresh on every call once that exceeds 32 MB, and the page faults cost more
-than the arithmetic. `independent` follows the batch axis of the inputs through the traced function; every operation that is
-not known to keep examples apart ends the search, and the batch runs whole.
+If its temporary buffer exceeds 32 MB, XLA:CPU requests the buffer from the system on every call, and the page faults cost more
+than the arithmetic. `independent` follows the batch axis of the inputs through the traced function. An operation that is not
+known to keep examples apart ends the search, and the batch runs as a whole.
 """
 
 from __future__ import annotations
@@ -19,35 +19,39 @@ from jaxq8.analysis.elementwise import ELEMENTWISE
 from jaxq8.analysis.inner_functions import INLINED, callees
 from jaxq8.analysis.sites import CONTRACTIONS
 
-LARGE_BYTES = 16 << 20  # of the largest accumulator: a batch with more runs in blocks
-BLOCK_BYTES = (
-    10 << 20
-)  # of the largest accumulator of a block (measured: MobileNetV2 and ResNet-50 at batch 8)
+# Size of the largest accumulator from which on a batch runs in blocks.
+LARGE_BYTES = 16 << 20
+# Limit for the largest accumulator of a block (measured on MobileNetV2 and ResNet-50 at batch 8).
+BLOCK_BYTES = 10 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """What is known of a variable: the axis of its examples, or (of one without) the axes along which it is constant."""
+    """What is known of a variable: the axis of its examples, or, if it has none, the axes along which it is constant."""
 
     batch: int | None = None
     uniform: frozenset[int] = frozenset()
 
 
 class _Mixed(Exception):
-    """An operation is not known to keep examples apart."""
+    """Raised for an operation that is not known to keep examples apart."""
 
 
 def block_size(jaxpr: Any, examples: Sequence[int]) -> int | None:
-    """How many examples a block holds; None if the batch is small, or its examples are not independent.
+    """The number of examples in a block; None if the batch is small, or if its examples are not independent.
 
     Args:
-      jaxpr: The traced function, its constants made inputs.
-      examples: Positions of the inputs whose first axis are the examples.
+      jaxpr: The traced function, with constants as inputs.
+      examples: Positions of the inputs whose first axis is that of the examples.
     """
     if not examples:
         return None
-    sizes = {jaxpr.invars[i].aval.shape[0] if jaxpr.invars[i].aval.shape else 0 for i in examples}
-    if len(sizes) != 1 or not isinstance(count := sizes.pop(), int) or count < 2:
+    shapes = [jaxpr.invars[i].aval.shape for i in examples]
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) != 1:
+        return None
+    count = sizes.pop()
+    if not isinstance(count, int) or count < 2:  # a symbolic size is no int
         return None
     largest = _largest_accumulator(jaxpr)
     if largest <= LARGE_BYTES or not independent(jaxpr, examples):
@@ -62,12 +66,13 @@ def _largest_accumulator(jaxpr: Any) -> int:
     for eqn in jaxpr.eqns:
         if eqn.primitive in CONTRACTIONS:
             largest = max(largest, 4 * math.prod(eqn.outvars[0].aval.shape))
-        largest = max([largest, *(_largest_accumulator(open_jaxpr(c.jaxpr)[0]) for c in callees(eqn))])
+        for callee in callees(eqn):
+            largest = max(largest, _largest_accumulator(open_jaxpr(callee.jaxpr)[0]))
     return largest
 
 
 def independent(jaxpr: Any, examples: Sequence[int]) -> bool:
-    """Whether every result has the examples on its first axis, each computed from its own inputs alone."""
+    """Whether every result has the examples on its first axis, and each example is computed from its own inputs alone."""
     facts = [Fact(0 if i in examples else None) for i in range(len(jaxpr.invars))]
     try:
         return all(fact.batch == 0 for fact in _follow(jaxpr, facts))
@@ -76,6 +81,7 @@ def independent(jaxpr: Any, examples: Sequence[int]) -> bool:
 
 
 def _follow(jaxpr: Any, inputs: Sequence[Fact]) -> list[Fact]:
+    """The facts about the results of a jaxpr."""
     env: dict[Any, Fact] = dict.fromkeys(jaxpr.constvars, Fact())
     env.update(zip(jaxpr.invars, inputs, strict=True))
 
@@ -89,6 +95,7 @@ def _follow(jaxpr: Any, inputs: Sequence[Fact]) -> list[Fact]:
 
 
 def _results(eqn: Any, operands: list[Fact]) -> list[Fact]:
+    """The facts about the results of one equation."""
     if eqn.primitive in INLINED:
         (callee,) = callees(eqn)
         return _follow(open_jaxpr(callee.jaxpr)[0], operands)
@@ -104,13 +111,13 @@ def _results(eqn: Any, operands: list[Fact]) -> list[Fact]:
 
 
 def _elementwise(eqn: Any, operands: list[Fact]) -> Fact:
+    """An elementwise operation: operands without examples must be constant along the axis of the examples."""
     rank = len(eqn.outvars[0].aval.shape)
     axes = {f.batch for f in operands if f.batch is not None}
-    uniform = [
-        _uniform(f, v.aval.shape)
-        for f, v in zip(operands, eqn.invars, strict=True)
-        if len(v.aval.shape) == rank
-    ]
+    uniform = []  # of each operand except scalars
+    for fact, variable in zip(operands, eqn.invars, strict=True):
+        if len(variable.aval.shape) == rank:
+            uniform.append(_uniform(fact, variable.aval.shape))
     if not axes:
         return Fact(None, frozenset.intersection(*uniform) if uniform else frozenset())
     if len(axes) > 1 or not all(axes <= along for along in uniform):
@@ -119,9 +126,10 @@ def _elementwise(eqn: Any, operands: list[Fact]) -> Fact:
 
 
 def _uniform(fact: Fact, shape: Sequence[int]) -> frozenset[int]:
-    """The axes along which an operand is constant, or which are its own examples."""
-    own = {fact.batch} if fact.batch is not None else {d for d, n in enumerate(shape) if n == 1}
-    return fact.uniform | own
+    """The axes along which an operand is constant, and the axis of its examples."""
+    if fact.batch is not None:
+        return fact.uniform | {fact.batch}
+    return fact.uniform | {d for d, n in enumerate(shape) if n == 1}
 
 
 def _broadcast(eqn: Any, operands: list[Fact]) -> Fact:
@@ -142,20 +150,22 @@ def _convolution(eqn: Any, operands: list[Fact]) -> Fact:
 
 
 def _dot(eqn: Any, operands: list[Fact]) -> Fact:
-    (contracted, batched) = eqn.params["dimension_numbers"]
-    places = []
+    """A dot: examples are on a batch axis of both operands, or on a free axis of one of them."""
+    contracted, batched = eqn.params["dimension_numbers"]
+    ranks = [len(v.aval.shape) for v in eqn.invars]
+    left_free = ranks[0] - len(contracted[0]) - len(batched[0])
+    places = []  # the axis of the examples in the result, as each operand tells
     for side, fact in enumerate(operands):
         if fact.batch is None:
             continue
-        rank = len(eqn.invars[side].aval.shape)
         if fact.batch in batched[side]:
             places.append(batched[side].index(fact.batch))
         elif fact.batch in contracted[side] or operands[1 - side].batch is not None:
             raise _Mixed("a sum over examples")
         else:
-            free = [d for d in range(rank) if d not in contracted[side] and d not in batched[side]]
-            before = len(eqn.invars[0].aval.shape) - len(contracted[0]) - len(batched[0]) if side else 0
-            places.append(len(batched[side]) + before + free.index(fact.batch))
+            free = [d for d in range(ranks[side]) if d not in contracted[side] and d not in batched[side]]
+            first_free = len(batched[side]) + (left_free if side == 1 else 0)
+            places.append(first_free + free.index(fact.batch))
     both = all(f.batch is not None for f in operands)
     shared = any(f.batch in b for f, b in zip(operands, batched, strict=True) if f.batch is not None)
     if len(set(places)) != 1 or (shared and not both):
@@ -165,12 +175,8 @@ def _dot(eqn: Any, operands: list[Fact]) -> Fact:
 
 def _reshape(eqn: Any, operands: list[Fact]) -> Fact:
     before, after = eqn.invars[0].aval.shape, eqn.params["new_sizes"]
-    if (
-        operands[0].batch != 0
-        or not after
-        or after[0] != before[0]
-        or eqn.params.get("dimensions") is not None
-    ):
+    examples_stay = operands[0].batch == 0 and bool(after) and after[0] == before[0]
+    if not examples_stay or eqn.params.get("dimensions") is not None:
         raise _Mixed("a reshape across examples")
     return Fact(0)
 
@@ -184,6 +190,7 @@ def _reduction(eqn: Any, operands: list[Fact]) -> Fact:
 
 
 def _axis(fact: Fact) -> int:
+    """The axis of the examples, which must be known."""
     if fact.batch is None:
         raise _Mixed("an operand without examples")
     return fact.batch
@@ -194,6 +201,7 @@ def _squeeze(eqn: Any, operands: list[Fact]) -> Fact:
 
 
 def _dropped(fact: Fact, axes: Sequence[int]) -> Fact:
+    """The fact about a result that lacks some axes of its operand."""
     batch = _axis(fact)
     if batch in axes:
         raise _Mixed("a reduction over examples")
@@ -216,10 +224,9 @@ def _pad(eqn: Any, operands: list[Fact]) -> Fact:
 
 def _slice(eqn: Any, operands: list[Fact]) -> Fact:
     axis, params = _axis(operands[0]), eqn.params
-    whole = (
-        params["start_indices"][axis] == 0 and params["limit_indices"][axis] == eqn.invars[0].aval.shape[axis]
-    )
-    if not whole or (params["strides"] or [1] * (axis + 1))[axis] != 1:
+    start, limit = params["start_indices"][axis], params["limit_indices"][axis]
+    stride = params["strides"][axis] if params["strides"] else 1
+    if start != 0 or limit != eqn.invars[0].aval.shape[axis] or stride != 1:
         raise _Mixed("a slice of examples")
     return operands[0]
 
@@ -231,7 +238,7 @@ def _concatenate(eqn: Any, operands: list[Fact]) -> Fact:
 
 
 def _gather(eqn: Any, operands: list[Fact]) -> Fact:
-    """A table look-up: the axes of the indices (but the last) become the axes of the result that are no offsets."""
+    """A table look-up: the axes of the indices except the last become those axes of the result that are no offsets."""
     numbers, (table, indices) = eqn.params["dimension_numbers"], operands
     if table.batch is not None or indices.batch is None or indices.batch == len(eqn.invars[1].aval.shape) - 1:
         raise _Mixed("a look-up among examples")

@@ -1,15 +1,15 @@
-"""Where factors per channel may move: tensors that only pass through operations which commute with them.
+"""Where factors per channel may move: through operations that commute with them.
 
 Between the weights that make a tensor and the weights that read it there may be biases, batch norm, relu, pooling, residual
-sums and concatenations: a positive factor per channel passes through all of them. The tensors that must share their factors
-form a *component*; at its borders weights, biases and scales are multiplied or divided.
+sums and concatenations. A positive factor per channel passes through all of them. The tensors that must share their factors
+form a *component*. At the borders of a component, weights, biases and scales are multiplied or divided by the factors.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,20 @@ from jaxq8.analysis.sites import CONTRACTIONS
 
 
 class _Stuck(Exception):
-    """A component touches an operation that does not commute with factors per channel."""
+    """Raised if a component reaches an operation that does not commute with factors per channel."""
 
 
 @dataclasses.dataclass
 class Component:
-    """Tensors that share factors, and what is multiplied (+1) or divided (-1) by them at its borders.
+    """Tensors that share factors, and the leaves at their borders that are multiplied or divided by the factors.
+
+    Channels of the component are numbered; channels that were found to be the same are joined in a tree (union-find).
 
     Attributes:
-      ids: Tensor -> (its channel axis, the component's channel for each of its channels).
-      changes: (leaf, axis of the leaf, power of s, channels).
-      consumers: (site name, leaf, axis of the leaf, channels): the weights that read the component.
+      ids: Tensor -> (its channel axis, the number of the component's channel for each of its channels).
+      changes: (leaf, axis of the leaf, power of the factors: 1 to multiply, -1 to divide, channels).
+      consumers: (site name, leaf, axis of the leaf, channels) of the weights that read the component.
+      parents: For each channel its parent in the tree; the root of a tree is its own parent.
     """
 
     ids: dict[Ref, tuple[int, np.ndarray]] = dataclasses.field(default_factory=dict)
@@ -39,11 +42,13 @@ class Component:
     parents: list[int] = dataclasses.field(default_factory=list)
 
     def fresh(self, count: int) -> np.ndarray:
+        """New channels, each of its own."""
         start = len(self.parents)
         self.parents += range(start, start + count)
         return np.arange(start, start + count)
 
     def root(self, channel: int) -> int:
+        """The channel that stands for all channels joined with one."""
         while self.parents[channel] != channel:
             channel = self.parents[channel]
         return channel
@@ -53,7 +58,10 @@ class Component:
 
 
 class _Flood:
-    """Grows one component from a tensor until every border is a weight, a vector, or something that does not commute."""
+    """Grows one component from a tensor until every border is a weight or a vector.
+
+    Growth fails with `_Stuck` where the component reaches anything else that does not commute with the factors.
+    """
 
     def __init__(self, chains: Chains):
         self.chains = chains
@@ -64,6 +72,7 @@ class _Flood:
         self._changed: set[tuple[Node, int]] = set()
 
     def grow(self, start: Ref, axis: int) -> Component:
+        """The component of a tensor whose channels lie on an axis."""
         self._tie(start, axis, self.component.fresh(start[1].aval.shape[axis]))
         while self._queue:
             ref = self._queue.pop()
@@ -76,7 +85,7 @@ class _Flood:
         return self.component
 
     def _tie(self, ref: Ref | None, axis: int, ids: np.ndarray) -> None:
-        """Declares the channels of a tensor; if they were known already, both must be the same."""
+        """Declares the channels of a tensor; if it has channels already, both are joined."""
         if ref is None:
             raise _Stuck("a constant")
         known = self.component.ids.get(ref)
@@ -109,6 +118,7 @@ class _Flood:
     # One method for each kind of operation.
 
     def contraction(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        """The weight of a contraction takes the factors of its activation (times s) or of its result (divided by s)."""
         site = self.sites.get(node)
         if site is None or site.weight is None:
             raise _Stuck("a product of two activations")
@@ -127,6 +137,7 @@ class _Flood:
             self.component.consumers.append((site.name, leaf, axes[dim][0], ids))
 
     def sum(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        """A vector leaf in a sum takes the factors; a tensor must have the same factors as the sum."""
         for other in self.others(node, ref):
             leaf = self.chains.vector(other, axis) if other is not None else None
             if leaf is not None:
@@ -135,20 +146,27 @@ class _Flood:
                 self._tie(other, axis, ids)
 
     def product(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
-        """By a constant nothing changes; by a vector of leaves the vector takes the factor and the component ends."""
-        others = [r for r in node.inputs if r != ref]
+        """A product with a constant passes factors on; in a product with a vector leaf the vector takes them."""
         if any(isinstance(v, Literal) for v in node.eqn.invars):
-            self._tie(next(r for r in self.others(node, ref) if r is not None), axis, ids)
+            self.same(node, ref, axis, ids)
             return
-        made = node.outputs[0] == ref
-        candidates = node.inputs if made else others
-        leaf = next((f for f in (self.factor(r, axis, len(ids)) for r in candidates) if f is not None), None)
         if node.primitive is primitives.div_p:
             raise _Stuck("a quotient")
+        made = node.outputs[0] == ref
+        candidates = node.inputs if made else [r for r in node.inputs if r != ref]
+        leaf = self.first_factor(candidates, axis, len(ids))
         self.change(node, leaf, 0, -1 if made else 1, ids)
 
+    def first_factor(self, refs: Sequence[Ref | None], axis: int, size: int) -> int | None:
+        """The `factor` of the first tensor that has one."""
+        for ref in refs:
+            leaf = self.factor(ref, axis, size)
+            if leaf is not None:
+                return leaf
+        return None
+
     def factor(self, ref: Ref | None, axis: int, size: int) -> int | None:
-        """A vector leaf along the channel axis that a tensor is proportional to."""
+        """The vector leaf along the channel axis that a tensor is proportional to; None if there is none."""
         if ref is None:
             return None
         if ref in self.chains.trails:
@@ -156,13 +174,15 @@ class _Flood:
         node = self.chains.makers.get(ref)
         if node is None or self.chains.only_reader(ref) is None:
             return None
-        if node.primitive is primitives.mul_p:  # layer norm's scale * rsqrt(variance)
-            return next((f for f in (self.factor(r, axis, size) for r in node.inputs) if f is not None), None)
-        if node.primitive in _BROADCASTS and np.prod(_small_shape(node)) == size:  # a vector, batch norm's
-            source = node.inputs[0]
-            axes = [d for d, n in enumerate(_small_shape(node)) if n == size]
-            return self.factor(source, axes[0], size) if axes else None
-        return None
+        if node.primitive is primitives.mul_p:  # scale * rsqrt(variance) of a layer norm
+            return self.first_factor(node.inputs, axis, size)
+        if node.primitive not in _BROADCASTS:
+            return None
+        shape = _small_shape(node)
+        if np.prod(shape) != size:  # anything but a vector, such as that of a batch norm
+            return None
+        axes = [d for d, n in enumerate(shape) if n == size]
+        return self.factor(node.inputs[0], axes[0], size) if axes else None
 
     def clip(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
         literals = [v for v in node.eqn.invars if isinstance(v, Literal)]
@@ -197,7 +217,7 @@ class _Flood:
             raise _Stuck("a reduction over channels")
 
     def layout(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
-        """reshape: only where the channels are, and stay, the whole last axis."""
+        """A reshape passes factors on if the channels are the whole last axis before and after it."""
         shapes = [r[1].aval.shape for r in (node.inputs[0], node.outputs[0])]  # type: ignore[index]
         made = node.outputs[0] == ref
         own, other = shapes[made], shapes[not made]
@@ -206,6 +226,7 @@ class _Flood:
         self._tie(node.inputs[0] if made else node.outputs[0], len(other) - 1, ids)
 
     def concatenation(self, node: Node, ref: Ref, axis: int, ids: np.ndarray) -> None:
+        """Parts that are joined along the channels have their own channels of the whole; else all have the same channels."""
         dimension, out = node.eqn.params["dimension"], node.outputs[0]
         if dimension != axis:
             for other in self.others(node, ref):
@@ -228,7 +249,17 @@ def _small_shape(node: Node) -> tuple[int, ...]:
 
 
 def weight_axis(node: Node, weight: int, axis: int, out: bool) -> int | None:
-    """The axis of a contraction's weight operand that belongs to a channel axis of its result, or of its activation."""
+    """The axis of a contraction's weight operand that corresponds to a channel axis.
+
+    Args:
+      node: The contraction.
+      weight: The position of its weight operand.
+      axis: The channel axis of its result or of its activation.
+      out: Whether `axis` belongs to the result.
+
+    Returns:
+      The axis of the weight; None if there is none.
+    """
     params = node.eqn.params
     if node.primitive is primitives.conv_general_dilated_p:
         numbers, groups = params["dimension_numbers"], params["feature_group_count"]
@@ -268,7 +299,7 @@ _VISITS: dict[Any, Callable[..., None]] = {
 
 
 def activation_axis(node: Node, weight: int | None) -> int | None:
-    """The axis over which a contraction sums its activation; None if there are several."""
+    """The axis of its activation that a contraction sums over; None for a dot that sums over several or has no weight."""
     if node.primitive is primitives.conv_general_dilated_p:
         return int(node.eqn.params["dimension_numbers"].lhs_spec[1])
     contracted = node.eqn.params["dimension_numbers"][0][1 - (weight or 0)]
@@ -295,7 +326,7 @@ def components(chains: Chains) -> list[Component]:
 
 
 def leaf_readers(chains: Chains) -> dict[int, set[Node]]:
-    """The operations that compute with each leaf: layout operations hand it on and do not count."""
+    """The operations that compute with each leaf. Layout operations pass a leaf on, and are not counted."""
     readers: dict[int, set[Node]] = collections.defaultdict(set)
     for ref, trail in chains.trails.items():
         for node in chains.readers.get(ref, []):
@@ -306,8 +337,13 @@ def leaf_readers(chains: Chains) -> dict[int, set[Node]]:
 
 
 def _unshared(component: Component, all_of_them: list[Component], readers: dict[int, set[Node]]) -> bool:
-    """Whether each leaf has one reader, where it may end one component and begin another (a tied weight has two readers)."""
-    uses = collections.Counter((leaf, axis, power) for c in all_of_them for leaf, axis, power, _ in c.changes)
-    return all(
-        uses[leaf, axis, power] == 1 and len(readers[leaf]) == 1 for leaf, axis, power, _ in component.changes
-    )
+    """Whether each leaf at the borders has one reader (a tied weight has two), and no other component changes it likewise.
+
+    A leaf may end one component and begin another: then it is multiplied by the factors of one, and divided by the other's.
+    """
+    uses: collections.Counter[tuple[int, int, int]] = collections.Counter()
+    for other in all_of_them:
+        uses.update(change[:3] for change in other.changes)
+    one_use = all(uses[change[:3]] == 1 for change in component.changes)
+    one_reader = all(len(readers[leaf]) == 1 for leaf, *_ in component.changes)
+    return one_use and one_reader

@@ -1,10 +1,10 @@
 """Caches of a decoder: slices of one array that are updated one by one and stacked again.
 
-A step of a decoder reads the slice of each layer from one array of all layers, writes a new token into it, and stacks the
-slices again. XLA copies all of them there. The same numbers come from updates of the array itself, one after the other, and
-those XLA makes in place: the array is copied once, or not at all where it is donated or carried by a loop.
+A step of a decoder reads the slice of each layer from one array of all layers, writes a new token into the slice, and stacks
+all slices again. For the stack XLA copies all slices. Updates of the array itself, one after the other, give the same numbers,
+and XLA makes them in place: the array is copied once, or not at all if it is donated or carried by a loop.
 
-What is recognised is the whole pattern, in one jaxpr; whatever differs from it is left as it stands.
+Only the whole pattern inside one jaxpr is recognised. Anything that differs from the pattern is evaluated as it stands.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from jaxq8.numerics.sizes import certainly_less
 
 STACK, UNSTACK, SPLIT = "stack", "unstack", "split"  # by their names: not every JAX has the first two
 UPDATE = primitives.dynamic_update_slice_p
-# With as many elements as their operand these are the same data in the same order.
+# A result of one of these that has as many elements as the operand holds the same data in the same order.
 RESHAPES = {primitives.squeeze_p, primitives.reshape_p, primitives.broadcast_in_dim_p}
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A stack of updated slices, as updates of the array that they came from.
+    """A stack of updated slices, as updates of the array that the slices came from.
 
     Attributes:
       source: The variable of that array.
-      axis: The axis along which it is cut and stacked.
-      updates: Index of the equation of each update, in program order -> the slice it belongs to.
+      axis: The axis along which the array is cut and stacked.
+      updates: Index of the equation of each update, in program order -> number of the slice that is updated.
       stack: Index of the equation that stacks.
-      ordered: Every reader of an update comes before the next update in the flow of data. Then readers can read from the array
-        as it is at that point, and the slices need no other form. Otherwise XLA would copy the array for them.
+      ordered: Whether the next update always depends on every reader of the update before. If so, readers read from the
+        updated array. Otherwise XLA would copy the array for them, so they read an updated slice beside the array.
     """
 
     source: Any
@@ -49,11 +49,15 @@ class Chain:
 
 
 class Caches:
-    """The chains of one evaluation of a jaxpr, and the arrays as far as they are updated."""
+    """The chains of a jaxpr during one evaluation, with the current state of their arrays."""
 
     def __init__(self, jaxpr: Any):
-        self._chains = {index: chain for chain in chains(jaxpr) for index in (*chain.updates, chain.stack)}
-        self._arrays: dict[int, Any] = {}
+        self._chains: dict[int, Chain] = {}  # index of an equation -> the chain that it belongs to
+        for chain in chains(jaxpr):
+            self._chains.update(dict.fromkeys((*chain.updates, chain.stack), chain))
+        self._arrays: dict[
+            int, Any
+        ] = {}  # index of the equation that stacks -> the array after the updates so far
 
     def source(self, index: int) -> Any:
         """The variable of the array that an equation of a chain updates; None for every other equation."""
@@ -61,12 +65,12 @@ class Caches:
         return None if chain is None else chain.source
 
     def result(self, index: int, eqn: Any, operands: Sequence[Any], source: Any) -> Any:
-        """What an equation of a chain computes.
+        """The result of an equation of a chain.
 
         Args:
-          index: Its place in the jaxpr.
+          index: The index of the equation in the jaxpr.
           eqn: The equation.
-          operands: Arrays; those of a stack are not read.
+          operands: Its operands as arrays; the operands of a stack are not read.
           source: The array before the first update.
         """
         chain = self._chains[index]
@@ -76,8 +80,8 @@ class Caches:
         place, (old, new, *starts) = chain.updates[index], operands
         with_axis = jnp.ndim(old) == jnp.ndim(array)
         if with_axis:
-            del starts[chain.axis]  # of an axis of size 1: whatever it says, it means 0
-        # Clamped as in the slice: the other axes are as long in the array.
+            del starts[chain.axis]  # the axis has size 1, so any start means 0
+        # The starts along the other axes are clamped as in the slice, because these axes are as long in the array.
         starts.insert(chain.axis, np.asarray(place, jnp.result_type(starts[0])))
         part = new if with_axis else jnp.expand_dims(new, chain.axis)
         array = self._arrays[chain.stack] = UPDATE.bind(array, part, *starts, **eqn.params)
@@ -87,13 +91,14 @@ class Caches:
 
 
 def chains(jaxpr: Any) -> list[Chain]:
-    """The stacks in a jaxpr that can be chains of updates; equations that are None are left out."""
+    """The stacks in a jaxpr that can be computed as chains of updates; its equations may be None."""
     stacks = [(i, axis) for i, eqn in enumerate(jaxpr.eqns) if (axis := _stacked_axis(eqn)) is not None]
     if not stacks:
         return []
-    makers = {
-        v: (i, k) for i, eqn in enumerate(jaxpr.eqns) if eqn is not None for k, v in enumerate(eqn.outvars)
-    }
+    makers: dict[Any, tuple[int, int]] = {}  # variable -> (index of its equation, position among the results)
+    for i, eqn in enumerate(jaxpr.eqns):
+        if eqn is not None:
+            makers.update({variable: (i, k) for k, variable in enumerate(eqn.outvars)})
     found: list[Chain] = []
     taken: set[int] = set()
     for index, axis in stacks:
@@ -106,7 +111,7 @@ def chains(jaxpr: Any) -> list[Chain]:
 
 
 def _stacked_axis(eqn: Any) -> int | None:
-    """The axis along which an equation joins several parts of size 1; None if it does anything else."""
+    """The axis along which an equation joins several parts of size 1; None for any other equation."""
     if eqn is None or len(eqn.invars) < 2:
         return None
     if eqn.primitive.name == STACK:
@@ -125,10 +130,13 @@ def _chain(jaxpr: Any, stack: int, axis: int, makers: Any) -> Chain | None:
     updates: dict[int, int] = {}
     for place, part in enumerate(eqn.invars):
         traced = _traced(part, axis, result.shape, makers, jaxpr.eqns)
-        if traced is None or traced[1] != place or (place > 0 and source is not traced[0]):
+        if traced is None:
             return None
-        source = traced[0]
-        updates.update(dict.fromkeys(traced[2], place))
+        array, place_in_array, updates_of_part = traced
+        if place_in_array != place or (place > 0 and array is not source):
+            return None
+        source = array
+        updates.update(dict.fromkeys(updates_of_part, place))
     if not updates or isinstance(source, Literal) or source.aval.dtype != result.dtype:
         return None
     pays = all(_pays(jaxpr.eqns[i], place) for i, place in updates.items())
@@ -141,7 +149,11 @@ def _chain(jaxpr: Any, stack: int, axis: int, makers: Any) -> Chain | None:
 def _traced(
     part: Any, axis: int, whole: tuple[Any, ...], makers: Any, eqns: Sequence[Any]
 ) -> tuple[Any, int, list[int]] | None:
-    """(array, place, updates): the slice of an array that a part of a stack was, and the equations that updated it."""
+    """(array, place, updates) of a part of a stack; None if the part is no slice of an array.
+
+    The part is followed back through updates and reshapes to the equation that cut it out of the array. `place` is the number
+    of the slice, `updates` are the equations that updated it.
+    """
     kept = (*whole[:axis], 1, *whole[axis + 1 :])
     dropped = (*whole[:axis], *whole[axis + 1 :])
     updates: list[int] = []
@@ -174,27 +186,28 @@ def _transposes(eqn: Any) -> bool:
 
 
 def _sliced_place(params: Any, axis: int, whole: tuple[Any, ...]) -> int | None:
-    """Which slice of size 1 along an axis is cut out, all of it."""
+    """The number of the slice that is cut out, if it has size 1 along an axis and is whole along all others; else None."""
     starts, limits, strides = params["start_indices"], params["limit_indices"], params["strides"]
     if strides is not None and any(s != 1 for s in strides):
         return None
     place = starts[axis]
-    first = tuple(place if a == axis else 0 for a in range(len(whole)))
-    last = tuple(place + 1 if a == axis else n for a, n in enumerate(whole))
-    return place if tuple(starts) == first and tuple(limits) == last else None
+    first, last = [0] * len(whole), list(whole)
+    first[axis], last[axis] = place, place + 1
+    return place if list(starts) == first and list(limits) == last else None
 
 
 def _pays(eqn: Any, place: int) -> bool:
-    """Whether an update leaves most of its slice as it is, and its indices can name the slice."""
+    """Whether an update changes less than half of its slice, and the dtype of its indices can hold the slice's number."""
     old, new, *starts = (v.aval for v in eqn.invars)
     small = certainly_less(2 * math.prod(new.shape), math.prod(old.shape))
     return small and bool(starts) and place <= jnp.iinfo(starts[0].dtype).max
 
 
 def _is_ordered(jaxpr: Any, updates: Sequence[int], stack: int) -> bool:
-    """Whether each update needs, directly or not, everything that reads the update before it."""
-    before: dict[Any, int] = {}  # variable -> the equations that it needs, a bit for each
-    needs: list[int] = []
+    """Whether each update depends, directly or not, on every equation that reads the update before it."""
+    # Sets of equations are integers with one bit for each equation.
+    before: dict[Any, int] = {}  # variable -> the equations that it depends on
+    needs: list[int] = []  # equation -> the equations that it depends on
     for index, eqn in enumerate(jaxpr.eqns):
         mask = 0
         if eqn is not None:
@@ -211,14 +224,13 @@ def _is_ordered(jaxpr: Any, updates: Sequence[int], stack: int) -> bool:
 
 
 def _readers(jaxpr: Any, variable: Any, stack: int) -> list[int] | None:
-    """The equations that read a variable, as it is or reshaped, but for a stack; None if the jaxpr returns it."""
+    """The equations except `stack` that read a variable or a reshape of it; None if the jaxpr returns it."""
     same, readers = {variable}, []
     for index, eqn in enumerate(jaxpr.eqns):
-        if (
-            eqn is None
-            or index == stack
-            or same.isdisjoint(v for v in eqn.invars if not isinstance(v, Literal))
-        ):
+        if eqn is None or index == stack:
+            continue
+        operands = [v for v in eqn.invars if not isinstance(v, Literal)]
+        if same.isdisjoint(operands):
             continue
         if eqn.primitive in RESHAPES:
             same.update(eqn.outvars)

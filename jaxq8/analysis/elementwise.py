@@ -1,4 +1,4 @@
-"""Cheap elementwise operations: XLA computes them again in each reader's loop, so their results are views of their inputs."""
+"""Cheap elementwise operations. XLA computes them again in each reader's loop, so their results are views of their inputs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The traced function as one flat list of equations, and the vectors that stand next to its contractions.
+"""The traced function as one flat list of equations, and the vectors that are applied next to its contractions.
 
-Repairs change variables, not code: a correction of a convolution's mean goes into the bias or the batch-norm mean that is
-added right after it; a factor per channel goes into the weights, biases and scales between two contractions. This file finds
-those places.
+Repairs change the variables of a model, not its code. A correction of a convolution's mean goes into the bias or the batch-norm
+mean that is added right after the convolution. A factor per channel goes into the weights, biases and scales between two
+contractions. This file finds those places.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import jax
 from jaxq8._compat import Literal, open_jaxpr, primitives
 from jaxq8.analysis.arguments import is_arraylike
 from jaxq8.analysis.inner_functions import INLINED, callees
-from jaxq8.analysis.sites import CARRIES_CODES, CONTRACTIONS, Analysis, Path, Site, Trail, moved_trail
+from jaxq8.analysis.sites import CARRIES_CODES, CONTRACTIONS, Analysis, Path, Site
 from jaxq8.analysis.traced_call import Call
+from jaxq8.analysis.trails import Trail, moved_trail
 from jaxq8.config import Config
 from jaxq8.numerics.codebook import is_encoded
 
-Ref = tuple[Path, Any]  # a variable of one scope
+Ref = tuple[Path, Any]  # a variable, and the path of its scope
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +42,17 @@ class Node:
 
 @dataclasses.dataclass
 class Chains:
-    """A function's equations, who reads and who makes what, and which variables are leaves by layout alone."""
+    """The equations of a function, the readers and the maker of each variable, and the trails of the weights.
+
+    Attributes:
+      nodes: The equations in program order.
+      readers: Variable -> the equations that read it.
+      makers: Variable -> the equation that makes it.
+      trails: Variable -> how it was made from weights by layout operations alone.
+      analysis: The sites.
+      outputs: The variables that the function returns.
+      names: For each leaf its path.
+    """
 
     nodes: list[Node]
     readers: dict[Ref, list[Node]]
@@ -58,14 +69,15 @@ class Chains:
         """Traces `fn` and flattens it; leaves are numbered as the array leaves of all arguments."""
         call = Call.trace(fn, args, kwargs)
         jaxpr, consts = call.as_inputs, len(call.consts)
-        inputs = [((), v) for v in jaxpr.invars]
+        inputs: list[Ref] = [((), v) for v in jaxpr.invars]
         nodes: list[Node] = []
         results = _flatten(jaxpr, (), inputs, nodes)
-        trails: dict[Ref, Trail] = {
-            ref: Trail(((i - consts, tuple((a,) for a in range(len(ref[1].aval.shape)))),))
-            for i, ref in enumerate(inputs)
-            if i >= consts and call.arguments.weights[i - consts]
-        }
+        trails: dict[Ref, Trail] = {}
+        for leaf, (argument, is_weight) in enumerate(
+            zip(inputs[consts:], call.arguments.weights, strict=True)
+        ):
+            if is_weight:
+                trails[argument] = Trail.of_leaf(leaf, len(argument[1].aval.shape))
         readers: dict[Ref, list[Node]] = collections.defaultdict(list)
         makers: dict[Ref, Node] = {}
         for node in nodes:
@@ -73,7 +85,8 @@ class Chains:
                 if ref is not None:
                     readers[ref].append(node)
             makers.update(dict.fromkeys(node.outputs, node))
-            trail = moved_trail(node.eqn, [trails.get(r) if r is not None else None for r in node.inputs])
+            operands = [None if ref is None else trails.get(ref) for ref in node.inputs]
+            trail = moved_trail(node.eqn, operands)
             if trail is not None:
                 trails[node.outputs[0]] = trail
         outputs = {r for r in results if r is not None}
@@ -85,23 +98,21 @@ class Chains:
         return [(n, s) for n, s in found if s is not None and s.weight is not None]
 
     def sharing(self, name: str) -> set[str]:
-        """The sites that read what is encoded under a name: itself, and the contractions that share its codes."""
+        """The sites that read the codes of a site's range: the site itself, and the contractions that share the codes."""
         found = {name}
         for node in self.nodes:
             site = self.analysis.sites.get(node.path)
             if site is None or site.name != name:
                 continue
-            carried = (
-                node.outputs[0]
-                if node.primitive not in CONTRACTIONS
-                else node.inputs[1 if site.weight == 0 else 0]
-            )
-            if carried is not None:
-                found |= self._contractions_of(carried)
+            encoded: Ref | None = node.outputs[0]
+            if node.primitive in CONTRACTIONS:  # the codes of its activation, not of its result
+                encoded = node.inputs[1 if site.weight == 0 else 0]
+            if encoded is not None:
+                found |= self._contractions_of(encoded)
         return found
 
     def _contractions_of(self, ref: Ref) -> set[str]:
-        """Contractions that read a variable, directly or through operations that carry codes as they are."""
+        """Contractions that read a variable, directly or through operations that pass codes on unchanged."""
         found: set[str] = set()
         for node in self.readers.get(ref, []):
             site = self.analysis.sites.get(node.path)
@@ -112,12 +123,12 @@ class Chains:
         return found
 
     def only_reader(self, ref: Ref) -> Node | None:
-        """The one equation that reads a variable; None if there are more or it is a result."""
+        """The only equation that reads a variable; None if there are several or none, or if the function returns it."""
         nodes = self.readers.get(ref, [])
         return nodes[0] if len(nodes) == 1 and ref not in self.outputs else None
 
     def vector(self, ref: Ref | None, axis: int) -> int | None:
-        """The leaf that a variable is, broadcast along all axes but `axis`; None if it is anything else."""
+        """The leaf that a variable is a broadcast of, along all axes but `axis`; None if the variable is anything else."""
         trail = self.trails.get(ref) if ref is not None else None
         if trail is None or len(trail.sources) != 1:
             return None
@@ -150,7 +161,7 @@ def channel_axis(node: Node) -> int:
 
 
 def _flatten(jaxpr: Any, path: Path, inputs: Sequence[Ref | None], nodes: list[Node]) -> list[Ref | None]:
-    """Appends the equations of a jaxpr, calls that simply run replaced by what they run."""
+    """Appends the equations of a jaxpr to `nodes`, with the equations of inlined calls in the place of the calls."""
     env: dict[Any, Ref | None] = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Ref | None:
@@ -161,13 +172,9 @@ def _flatten(jaxpr: Any, path: Path, inputs: Sequence[Ref | None], nodes: list[N
         operands = [read(v) for v in eqn.invars]
         if eqn.primitive in INLINED:
             (callee,) = callees(eqn)
-            env.update(
-                zip(
-                    eqn.outvars,
-                    _flatten(open_jaxpr(callee.jaxpr)[0], (*here, callee.key), operands, nodes),
-                    strict=True,
-                )
-            )
+            body = open_jaxpr(callee.jaxpr)[0]
+            results = _flatten(body, (*here, callee.key), operands, nodes)
+            env.update(zip(eqn.outvars, results, strict=True))
             continue
         outputs = tuple((path, v) for v in eqn.outvars)
         env.update(zip(eqn.outvars, outputs, strict=True))

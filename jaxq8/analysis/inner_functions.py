@@ -1,4 +1,4 @@
-"""The functions inside an equation, and how its operands reach them: used by the analysis and by the control-flow rules."""
+"""The functions inside an equation, and how operands reach them. The analysis and the control-flow rules use this file."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class Callee:
     """One function inside an equation.
 
     Attributes:
-      key: Its part of the path of names: "" for a function that simply runs, "body", "cond", "branch0", ...
+      key: What the function adds to the path of its equations: "" for a call that simply runs it, "scan", "while",
+        "while_cond", "branch0", ...
       jaxpr: The function, open or closed.
-      operands: For each of its inputs the position of the equation's operand that becomes it.
+      operands: For each input of the function the position of the equation's operand that it gets.
       stacked: How many of the last inputs are slices of their operand along its first axis (scan's xs).
     """
 
@@ -61,7 +62,7 @@ def callees(eqn: Any) -> tuple[Callee, ...]:
 
 
 def inlined(eqn: Any) -> Any:
-    """The function of a call that simply runs."""
+    """The function of a call that simply runs it."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in eqn.params:
             return eqn.params[name]

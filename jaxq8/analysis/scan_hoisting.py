@@ -1,7 +1,7 @@
-"""Contractions in the body of a scan that no step needs to wait for: the projection of the inputs of a recurrent cell.
+"""Contractions in the body of a scan that can run before the loop, such as the input projection of a recurrent cell.
 
-What a step computes from its slice of the data and from weights alone is the same before the loop as inside it. Before the
-loop all steps are one product, which reads the weights once; inside, a product of a row or a few reads them in every step.
+What a step computes from its slice of the data and from weights alone does not depend on the steps before it. Before the loop,
+one product of all steps reads the weights once. Inside the loop, a product of few rows reads the weights in every step.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from jaxq8._compat import Literal
 from jaxq8.analysis.sites import CONTRACTIONS
 from jaxq8.numerics.sizes import certainly_less
 
-# Results of all steps together: more would be written to memory and read again for less than it saves.
+# Limit for the results of all steps together. Larger results would cost more, by writing and reading memory, than they save.
 MAXIMUM_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some equations of a jaxpr, each at its place; None where one is left out."""
+    """A part of a jaxpr: some equations, each in its place, and None in the place of each equation that is left out."""
 
     invars: tuple[Any, ...]
     eqns: tuple[Any, ...]
@@ -32,25 +32,27 @@ class Part:
 def parted(
     jaxpr: Any, consts: int, carry: int, length: int, wanted: Callable[[int], int | None]
 ) -> tuple[Part, Part] | None:
-    """The body of a scan as what can run before the loop, for all steps at once, and the rest of it.
+    """Splits the body of a scan into a part that can run before the loop, for all steps at once, and the rest.
 
     Args:
       jaxpr: The body, open; its inputs are constants, then the carry, then slices.
-      consts: How many constants.
-      carry: How many carried values.
+      consts: Number of constants.
+      carry: Number of carried values.
       length: Number of steps.
-      wanted: For the index of an equation the position of its weight, if it is a contraction to move; else None.
+      wanted: Maps the index of a contraction to the position of its weight, or to None if it shall stay in the loop.
 
     Returns:
-      (before, rest): `before` takes constants and slices and returns what `rest` takes as its last inputs; None if there is
+      (before, rest): `before` takes constants and slices, and returns what `rest` takes as its last inputs. None if there is
       nothing to move.
     """
     constants, slices = jaxpr.invars[:consts], jaxpr.invars[consts + carry :]
-    fixed, free = _free(jaxpr, constants, slices)
+    from_constants, from_slices = _free_of_carry(jaxpr, constants, slices)
     moved = []
     for index, eqn in enumerate(jaxpr.eqns):
         weight = wanted(index) if eqn.primitive in CONTRACTIONS else None
-        if weight is not None and eqn.invars[weight] in fixed and eqn.invars[1 - weight] in free:
+        if weight is None:
+            continue
+        if eqn.invars[weight] in from_constants and eqn.invars[1 - weight] in from_slices:
             moved.append(index)
     results = tuple(jaxpr.eqns[i].outvars[0] for i in moved)
     if not moved or length < 2 or not _fits(results, length):
@@ -63,15 +65,18 @@ def parted(
     return before, Part((*jaxpr.invars, *results), _only(left, kept), tuple(jaxpr.outvars))
 
 
-def _free(jaxpr: Any, constants: Sequence[Any], slices: Sequence[Any]) -> tuple[set[Any], set[Any]]:
-    """Variables that come from constants alone, and those that come from slices too; the carry reaches neither."""
-    fixed, free = {*constants, *jaxpr.constvars}, set(slices)
+def _free_of_carry(jaxpr: Any, constants: Sequence[Any], slices: Sequence[Any]) -> tuple[set[Any], set[Any]]:
+    """Variables computed from constants alone, and variables computed from slices and constants; the carry is in neither."""
+    from_constants, from_slices = {*constants, *jaxpr.constvars}, set(slices)
     for eqn in jaxpr.eqns:
         operands = {v for v in eqn.invars if not isinstance(v, Literal)}
-        if eqn.effects or not operands <= fixed | free:
+        if eqn.effects or not operands <= from_constants | from_slices:
             continue
-        (fixed if operands <= fixed else free).update(eqn.outvars)
-    return fixed, free
+        if operands <= from_constants:
+            from_constants.update(eqn.outvars)
+        else:
+            from_slices.update(eqn.outvars)
+    return from_constants, from_slices
 
 
 def _fits(results: Sequence[Any], length: int) -> bool:
@@ -80,7 +85,7 @@ def _fits(results: Sequence[Any], length: int) -> bool:
 
 
 def _live(eqns: Sequence[Any], outvars: Sequence[Any]) -> set[int]:
-    """Indices of the equations that results depend on."""
+    """Indices of the equations that some results depend on, and of those that have effects."""
     needed, indices = {v for v in outvars if not isinstance(v, Literal)}, set()
     for index in reversed(range(len(eqns))):
         eqn = eqns[index]

@@ -1,13 +1,13 @@
-"""Which equations are sites, what they are called, which leaves are their weights, and who needs codes next.
+"""Which equations are sites, what they are called, which leaves are their weights, and which site needs codes of a value.
 
-One walk over the jaxpr, before anything is evaluated. Names follow a ladder:
+The analysis walks over the jaxpr before anything is evaluated. The name of a site is the first of these that exists:
 
 1. the path of the weight that reaches the site, and the operation: ``params/Conv_0/kernel:conv``;
-2. else the scopes around it: ``Encoder_0/SelfAttention_0:dot``;
-3. else the operation alone: ``dot``.
+2. the scopes around the site, and the operation: ``Encoder_0/SelfAttention_0:dot``;
+3. the operation alone: ``dot``.
 
-A name that occurs again gets ``#2``, ``#3``, ... in program order, counted among equal names only: nothing else in the model
-shifts it. Batch sizes, `jit` and `vmap` leave names as they are.
+A name that occurs again gets ``#2``, ``#3``, ... in program order. Only equal names are counted, so nothing else in the model
+changes the number. Batch sizes, `jit` and `vmap` do not change names.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from jaxq8._compat import Literal, name_stack, open_jaxpr, primitives
 from jaxq8.analysis.inner_functions import Callee, callees
+from jaxq8.analysis.trails import Trail, moved_trail
 
 Path = tuple[Any, ...]
 
@@ -34,15 +35,7 @@ OPERATIONS = {
     primitives.reduce_window_sum_p: "sum_pool",
 }
 CONTRACTIONS = {primitives.dot_general_p, primitives.conv_general_dilated_p}
-KEEPS_AXES = {
-    primitives.convert_element_type_p, primitives.copy_p, primitives.rev_p, primitives.slice_p,
-    primitives.dynamic_slice_p, primitives.sharding_constraint_p,
-}  # fmt: skip
-KEEPS_AXES_BY_NAME = {
-    "pvary",
-    "name",
-}  # of shard_map and checkpoint policies: JAX has no public handle on them
-# Codes pass through these as they are: a need for codes of the result is a need for codes of the operand.
+# Codes pass through these unchanged, so a site that needs codes of the result needs codes of the operand.
 CARRIES_CODES = {
     primitives.reshape_p,
     primitives.transpose_p,
@@ -54,19 +47,17 @@ CARRIES_CODES = {
 }
 
 
-Axes = tuple[tuple[int, ...], ...]
-
-# What a site's second activation, and parts of a value that was joined before the site reads it, add to its name.
+# The ends that make the name of a range from the name of a site: of its right operand, and of the parts of a joined value.
 _SUFFIX = re.compile(r"\.(rhs|part\d+)$")
 
 
 def site_name(name: str) -> str:
-    """The site behind a name of one of its operands: ``head:dot`` of ``head:dot.rhs`` and ``head:dot.part1``."""
+    """The name of the site whose operand has a name: ``head:dot`` of ``head:dot.rhs`` and ``head:dot.part1``."""
     return _SUFFIX.sub("", name)
 
 
 def site_op(name: str) -> str:
-    """The operation that a site's name ends in: "conv" of ``params/Conv_0/kernel:conv#2.rhs``."""
+    """The operation that a site's name ends with: "conv" of ``params/Conv_0/kernel:conv#2.rhs``."""
     return site_name(name).split("#")[0].rsplit(":", 1)[-1]
 
 
@@ -81,27 +72,13 @@ def part_name(site: str, index: int) -> str:
 
 
 def operation(primitive: Any) -> str | None:
-    """What sites of a primitive are called; None if it makes no sites."""
+    """The name of a primitive's operation in the names of sites; None if its equations are no sites."""
     return OPERATIONS.get(primitive) or OPERATIONS.get(primitive.name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trail:
-    """How an intermediate array comes from leaves by layout alone.
-
-    Attributes:
-      sources: (leaf, for each axis of the array the leaf's axes in it); several leaves if they were concatenated.
-    """
-
-    sources: tuple[tuple[int, Axes], ...]
-
-    def map(self, move: Callable[[Axes], Axes]) -> Trail:
-        return Trail(tuple((leaf, move(axes)) for leaf, axes in self.sources))
 
 
 @dataclasses.dataclass
 class WeightUse:
-    """What one leaf is used for: the axes over which no site sums, and the sites."""
+    """The uses of one leaf: the axes that no site sums over, and the names of the sites."""
 
     kept: frozenset[int]
     sites: list[str]
@@ -109,7 +86,7 @@ class WeightUse:
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """One equation that has a name. `weight` is the position of its weight operand, None if it has none."""
+    """One equation that has a name. `weight` is the position of its weight operand; None if it has no weight."""
 
     name: str
     op: str
@@ -118,13 +95,13 @@ class Site:
 
 @dataclasses.dataclass
 class Analysis:
-    """What the walk found.
+    """The sites and weights of a function.
 
     Attributes:
       sites: Path of an equation -> its `Site`.
       weights: Leaf -> its `WeightUse`.
-      readers: Path of a scope -> variable -> number of equations (and outputs) that read it.
-      wanted: Path of a scope -> variable -> the site that will need codes of it first, where one does.
+      readers: Path of a scope -> variable -> number of equations that read it, plus 1 if the scope returns it.
+      wanted: Path of a scope -> variable -> the first site that will need codes of it, if there is one.
     """
 
     sites: dict[Path, Site] = dataclasses.field(default_factory=dict)
@@ -134,16 +111,19 @@ class Analysis:
     _names: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def unique(self, name: str) -> str:
+        """The name, with a number if it was taken before."""
         self._names[name] += 1
         count = self._names[name]
         return name if count == 1 else f"{name}#{count}"
 
     def use(self, trail: Trail, kept_dims: Sequence[int], site: str) -> None:
-        """Notes that `site` reads a leaf and sums over every axis but `kept_dims` of the trail."""
+        """Notes that `site` reads the leaves of a trail, and sums over all axes of the array except `kept_dims`."""
         for leaf, axes in trail.sources:
             use = self.weights.setdefault(leaf, WeightUse(frozenset(range(16)), []))
-            # Axes that the trail dropped (scan's first, sliced ones) are batch-like: they keep their scales.
-            use.kept = use.kept - {a for d, members in enumerate(axes) if d not in kept_dims for a in members}
+            # Axes that are not in the array (scan's first axis, sliced axes) are like batch axes: they keep their scales.
+            for dim, members in enumerate(axes):
+                if dim not in kept_dims:
+                    use.kept = use.kept.difference(members)
             use.sites.append(site)
 
 
@@ -151,18 +131,17 @@ def analyse(jaxpr: Any, leaves: Sequence[str | None], accepts: Callable[[str, st
     """Walks a jaxpr.
 
     Args:
-      jaxpr: The traced function (open); its consts must have been made inputs.
+      jaxpr: The traced function (open); its constants must have been made inputs.
       leaves: For each input the path of the weight leaf, or None if it is data.
       accepts: ``(site name, op) -> bool``: whether a contraction will want eight-bit operands.
 
     Returns:
-      The `Analysis`; leaves are numbered by input position.
+      The `Analysis`; the number of a leaf is the position of its input.
     """
     found = Analysis()
-    trails: list[Trail | None] = [
-        None if path is None else Trail(((i, tuple((a,) for a in range(len(v.aval.shape)))),))
-        for i, (path, v) in enumerate(zip(leaves, jaxpr.invars, strict=True))
-    ]
+    trails: list[Trail | None] = []
+    for i, (path, variable) in enumerate(zip(leaves, jaxpr.invars, strict=True)):
+        trails.append(None if path is None else Trail.of_leaf(i, len(variable.aval.shape)))
     _forward(jaxpr, (), trails, leaves, found)
     _backward(jaxpr, (), {}, accepts, found)
     return found
@@ -171,6 +150,18 @@ def analyse(jaxpr: Any, leaves: Sequence[str | None], accepts: Callable[[str, st
 def _forward(
     jaxpr: Any, path: Path, trails: Sequence[Trail | None], leaves: Sequence[str | None], found: Analysis
 ) -> list[Trail | None]:
+    """Follows trails from the first equation to the last; notes sites, weights and readers.
+
+    Args:
+      jaxpr: The function, or a function inside it.
+      path: Its scope.
+      trails: The trails of its inputs; None for inputs that are no weights.
+      leaves: For each leaf its path.
+      found: The analysis so far.
+
+    Returns:
+      The trails of the results.
+    """
     env: dict[Any, Trail | None] = dict(zip(jaxpr.invars, trails, strict=True))
     readers: collections.Counter[Any] = collections.Counter()
 
@@ -181,19 +172,17 @@ def _forward(
         _count(readers, eqn.invars)
         operands = [read(v) for v in eqn.invars]
         here = (*path, index)
-        inner = callees(eqn)
-        if inner:
-            results: list[Trail | None] = [None] * len(eqn.outvars)
-            for callee in inner:
-                outs = _forward(
-                    open_jaxpr(callee.jaxpr)[0], (*here, callee.key), _enter(callee, operands), leaves, found
-                )
-                if callee.key == "" and len(outs) == len(results):
-                    results = outs
-        else:
-            if operation(eqn.primitive):
-                _name_site(eqn, here, operands, leaves, found)
-            results = [moved_trail(eqn, operands), *[None] * len(eqn.outvars)][: len(eqn.outvars)]
+        results: list[Trail | None] = [None] * len(eqn.outvars)
+        for callee in callees(eqn):
+            body = open_jaxpr(callee.jaxpr)[0]
+            inner = _forward(body, (*here, callee.key), _enter(callee, operands), leaves, found)
+            if callee.key == "" and len(inner) == len(results):  # a function that simply runs
+                results = inner
+        if operation(eqn.primitive):
+            _name_site(eqn, here, operands, leaves, found)
+        moved = moved_trail(eqn, operands)
+        if moved is not None:
+            results[0] = moved
         env.update(zip(eqn.outvars, results, strict=True))
     _count(readers, jaxpr.outvars)
     found.readers[path] = readers
@@ -201,10 +190,12 @@ def _forward(
 
 
 def _count(readers: collections.Counter[Any], atoms: Sequence[Any]) -> None:
+    """Counts one reader for each variable among some operands."""
     readers.update({v for v in atoms if not isinstance(v, Literal)})
 
 
 def _enter(callee: Callee, operands: Sequence[Trail | None]) -> list[Trail | None]:
+    """The trails of the inputs of a function inside an equation; a slice has one axis less than its operand."""
     entered = []
     for position, operand in enumerate(callee.operands):
         trail = operands[operand]
@@ -217,6 +208,7 @@ def _enter(callee: Callee, operands: Sequence[Trail | None]) -> list[Trail | Non
 def _name_site(
     eqn: Any, here: Path, operands: Sequence[Trail | None], leaves: Sequence[str | None], found: Analysis
 ) -> None:
+    """Notes an equation as a site, and its weight as used."""
     op = operation(eqn.primitive)
     assert op is not None
     weight = _weight_operand(eqn, operands)
@@ -229,28 +221,32 @@ def _name_site(
 
 
 def _weight_operand(eqn: Any, operands: Sequence[Trail | None]) -> int | None:
-    """The operand that is a weight: a convolution's or table look-up's by position, a dot's whichever is a leaf."""
+    """The position of the operand that is a weight; None if no operand is one.
+
+    The weight of a convolution or a table look-up has a fixed position. Of a dot, either operand can be the weight.
+    """
     if eqn.primitive is primitives.conv_general_dilated_p or eqn.primitive.name == RAGGED_DOT:
         return 1 if operands[1] is not None else None
     if eqn.primitive is primitives.gather_p:
         return 0 if operands[0] is not None and _reads_rows(eqn) else None
     if eqn.primitive is primitives.dot_general_p:
-        return 1 if operands[1] is not None else 0 if operands[0] is not None else None
+        if operands[1] is not None:
+            return 1
+        return 0 if operands[0] is not None else None
     return None
 
 
 def _reads_rows(eqn: Any) -> bool:
-    """Whether a gather looks rows of a table up; windows of a signal and single numbers are no table."""
+    """Whether a gather reads rows of a table, rather than windows of a signal or single numbers."""
     dimensions, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     rows = set(dimensions.collapsed_slice_dims)
-    whole = all(
-        s == n for a, (s, n) in enumerate(zip(sizes, eqn.invars[0].aval.shape, strict=True)) if a not in rows
-    )
+    shape = eqn.invars[0].aval.shape
+    whole = all(sizes[axis] == shape[axis] for axis in range(len(shape)) if axis not in rows)
     return whole and set(dimensions.start_index_map) <= rows and any(s != 1 for s in sizes)
 
 
 def _kept_dims(eqn: Any, weight: int) -> tuple[int, ...]:
-    """The axes of a weight operand that keep scales of their own: those over which the site does not sum."""
+    """The axes of a weight operand that keep scales of their own: those that the site does not sum over."""
     rank = len(eqn.invars[weight].aval.shape)
     if eqn.primitive is primitives.conv_general_dilated_p:
         return (eqn.params["dimension_numbers"].rhs_spec[0],)
@@ -262,75 +258,22 @@ def _kept_dims(eqn: Any, weight: int) -> tuple[int, ...]:
 
 
 def ragged_dimensions(params: Any) -> Any:
-    """The dimension numbers of a ragged dot as those of a dot: ((contracted), (batch)), each (left, right)."""
+    """The dimension numbers of a ragged dot in the form of a dot: ((contracted), (batch)), each (left, right)."""
     return params["ragged_dot_dimension_numbers"].dot_dimension_numbers
-
-
-def moved_trail(eqn: Any, operands: Sequence[Trail | None]) -> Trail | None:
-    """The trail of a layout operation's result; None for anything else."""
-    if not operands or operands[0] is None:
-        return None
-    if eqn.primitive is primitives.concatenate_p:
-        return _joined(operands)
-    move = _axes_move(eqn)
-    return operands[0].map(move) if move else None
-
-
-def _joined(operands: Sequence[Trail | None]) -> Trail | None:
-    """Weights that are concatenated before their dot (merged projections, LSTM gates) are all weights of it."""
-    known = [t for t in operands if t is not None]
-    return Trail(tuple(s for t in known for s in t.sources)) if len(known) == len(operands) else None
-
-
-def _axes_move(eqn: Any) -> Callable[[Axes], Axes] | None:
-    """What a layout operation does to the axes of its operand."""
-    p, params = eqn.primitive, eqn.params
-    if p in KEEPS_AXES or p.name in KEEPS_AXES_BY_NAME:
-        return lambda axes: axes
-    if p is primitives.transpose_p:
-        return lambda axes: tuple(axes[d] for d in params["permutation"])
-    if p is primitives.squeeze_p:
-        return lambda axes: tuple(a for d, a in enumerate(axes) if d not in params["dimensions"])
-    if p is primitives.broadcast_in_dim_p:
-        placed = {target: d for d, target in enumerate(params["broadcast_dimensions"])}
-        return lambda axes: tuple(axes[placed[d]] if d in placed else () for d in range(len(params["shape"])))
-    if p is primitives.reshape_p and params.get("dimensions") is None:
-        before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-        return lambda axes: reshaped_axes(before, after, axes)
-    return None
-
-
-def moved_only(eqn: Any) -> bool:
-    """Whether an equation computes nothing: its result holds elements of its first operand."""
-    return bool(eqn.invars) and _axes_move(eqn) is not None
-
-
-def reshaped_axes(
-    before: Sequence[int], after: Sequence[int], axes: Sequence[tuple[int, ...]]
-) -> tuple[tuple[int, ...], ...]:
-    """Which old axes are in each new axis of a reshape; an axis that is split is in all of its parts."""
-    result: list[tuple[int, ...]] = []
-    position, left = 0, 1
-    taken: tuple[int, ...] = ()
-    pool = [(n, tuple(a)) for n, a in zip(before, axes, strict=True) if n != 1]
-    for size in after:
-        members: tuple[int, ...] = ()
-        need = size
-        while need > 1:
-            if left == 1:
-                left, taken = pool[position]
-                position += 1
-            members += tuple(a for a in taken if a not in members)
-            step = min(need, left)
-            need, left = -(-need // step), -(-left // step)
-        result.append(members)
-    return tuple(result)
 
 
 def _backward(
     jaxpr: Any, path: Path, outputs: dict[int, str], accepts: Callable[[str, str], bool], found: Analysis
 ) -> dict[Any, str]:
-    """Finds, from the last equation to the first, the site that needs codes of each variable first."""
+    """Follows needs for codes from the last equation to the first; returns which site needs codes of a variable first.
+
+    Args:
+      jaxpr: The function, or a function inside it.
+      path: Its scope.
+      outputs: For the position of a result the site that needs codes of it.
+      accepts: As for `analyse`.
+      found: The analysis so far.
+    """
     wanted: dict[Any, str] = {}
     for position, site in outputs.items():
         if not isinstance(jaxpr.outvars[position], Literal):
@@ -352,6 +295,7 @@ def _backward(
 def _needs(
     eqn: Any, site: Site | None, wanted: dict[Any, str], accepts: Callable[[str, str], bool]
 ) -> dict[Any, str]:
+    """The operand of an equation whose codes are needed, and the site that needs them, as a dict of at most one entry."""
     if eqn.primitive in CARRIES_CODES:
         needed = wanted.get(eqn.outvars[0])
         return {eqn.invars[0]: needed} if needed else {}

@@ -1,4 +1,4 @@
-"""One call of a function as everything else sees it: its jaxpr, its constants made inputs, its arguments taken apart."""
+"""One traced call of a function: its jaxpr with constants as inputs, and its arguments taken apart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from jaxq8.numerics.qtensor import QTensor
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One traced call: the jaxpr of the function, its constants made inputs, and its arguments taken apart."""
+    """One traced call of a function.
+
+    Attributes:
+      arguments: The arguments, taken apart.
+      jaxpr: The function, open.
+      consts: The values of its constants.
+      out_tree: The structure of its results.
+    """
 
     arguments: Arguments
     jaxpr: Any
@@ -59,27 +66,27 @@ class Call:
         return analyse(self.as_inputs, [*consts, *names], accepts)
 
     def plain(self, fn: Callable[..., Any]) -> Any:
-        """The function itself, for one that has no site: nothing is evaluated in another way than the user wrote it."""
+        """The results of the function as the user wrote it, for a function that has no site."""
         leaves = [x.dequantize() if isinstance(x, QTensor) else x for x in self.arguments.leaves]
         args, kwargs = self.arguments.rebuild(leaves)
         return fn(*args, **kwargs)
 
     @property
     def as_inputs(self) -> Any:
-        """The jaxpr with its constants as first inputs, so that weights are found among them in the same way."""
+        """The jaxpr with its constants as first inputs, so that weights are found among constants and arguments alike."""
         return _InputsJaxpr(self.jaxpr)
 
     @property
     def examples(self) -> list[int]:
         """Positions of the argument leaves that hold data rather than weights."""
         arguments = self.arguments
-        data = [
-            i for i, weight in enumerate(arguments.weights) if not weight and np.ndim(arguments.leaves[i]) > 0
-        ]
-        return data if any(arguments.weights) else []
+        if not any(arguments.weights):
+            return []
+        pairs = enumerate(zip(arguments.leaves, arguments.weights, strict=True))
+        return [i for i, (leaf, is_weight) in pairs if not is_weight and np.ndim(leaf) > 0]
 
     def block_size(self, config: Config) -> int | None:
-        """How many examples run at a time; None for all of them."""
+        """The number of examples in a block; None if all examples run at once."""
         if not config.batch_blocks or config.mode != "eightbit":
             return None
         return block_size(self.as_inputs, [len(self.consts) + i for i in self.examples])

@@ -1,6 +1,7 @@
-"""A traced function evaluated in eight bits.
+"""The evaluation of a traced function in eight bits.
 
-In comes a traced call with its configuration and ranges; out come its results. `interpreter` walks the jaxpr, `rules` say what
-each primitive means for `values`, `encoding` makes codes of real numbers, `measured_ranges` finds a range in the data, and
-`probes` let others watch. Nothing here knows of files, of batches of calibration data, or of how `quantize` is called.
+The input is a traced call with its configuration and ranges; the output is its results. `interpreter` walks the jaxpr, `rules`
+say what each primitive does with `values`, `encoding` turns real numbers into codes, `measured_ranges` finds a range in the
+data, and `probes` let other code watch the values. Nothing here depends on files, on batches of calibration data, or on how
+`quantize` is called.
 """

@@ -1,4 +1,4 @@
-"""A function evaluated on one block of examples after the other."""
+"""The evaluation of a function on one block of examples after the other."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jaxq8.numerics.qtensor import QTensor
 def in_blocks(
     run: Callable[[list[Any]], Any], leaves: Sequence[Any], examples: Sequence[int], size: int
 ) -> Any:
-    """``run(leaves)`` for one block of examples after the other, the results joined along their first axes.
+    """Calls ``run(leaves)`` for one block of examples after the other, and joins the results along their first axes.
 
     Args:
-      run: The function of all leaves; it is traced once, for a block.
+      run: The function of all leaves; it is traced once, on a block.
       leaves: Arrays and QTensors.
-      examples: Which of them hold examples along their first axis.
-      size: Examples of a block; divides their number.
+      examples: Indices of the leaves that hold examples along their first axis.
+      size: Number of examples in a block; it divides the number of all examples.
     """
     count = leaves[examples[0]].shape[0] // size
 
@@ -35,14 +35,12 @@ def in_blocks(
 
 
 def _parted(leaf: Any, count: int) -> Any:
-    """Blocks along a new first axis; what all examples share (the scale of a QTensor) is repeated."""
+    """A leaf cut into blocks along a new first axis; what all examples share (the scale of a QTensor) is repeated."""
 
     def part(a: Any) -> Any:
         shared = isinstance(leaf, QTensor) and a.shape[0] == 1 < leaf.shape[0]
-        return (
-            jnp.broadcast_to(a, (count, *a.shape))
-            if shared
-            else a.reshape(count, a.shape[0] // count, *a.shape[1:])
-        )
+        if shared:
+            return jnp.broadcast_to(a, (count, *a.shape))
+        return a.reshape(count, a.shape[0] // count, *a.shape[1:])
 
     return jax.tree.map(part, leaf)

@@ -1,4 +1,4 @@
-"""A traced call evaluated: whole, in blocks of examples, or as a function that has a derivative."""
+"""The evaluation of a traced call: as a whole, in blocks of examples, or as a function that has a derivative."""
 
 from __future__ import annotations
 
@@ -29,22 +29,26 @@ def evaluate_call(
     call: Call, leaves: Sequence[Any], config: Config, ranges: Ranges, recorder: Recorder, probe: Probe | None = None,
     exact: Callable[[str], Any] | None = None, repeats: int = 1,
 ) -> list[Any]:  # fmt: skip
-    """The results, flat, as arrays; for `probe` and `exact` see `Run`."""
+    """The results of the call as a flat list of arrays; for `probe` and `exact` see `Run`."""
     analysis = call.analyse(config)
     ranges.check_sites(_range_names(analysis))
     run = Run(config, ranges, analysis, recorder, repeats=repeats, probe=probe or Probe(), exact=exact)
     inputs = [*call.consts, *leaves]
     encoded = inputs if exact else encode_leaves(inputs, analysis, config, len(call.consts))
-    data = [*(False for _ in call.consts), *(not weight for weight in call.arguments.weights)]
-    values = [_value(x, i >= len(call.consts), data[i]) for i, x in enumerate(encoded)]
-    outputs = evaluate(call.as_inputs, (), values, run, ())
+    count = len(call.consts)
+    consts = [_value(x, argument=False, data=False) for x in encoded[:count]]
+    arguments = [
+        _value(x, argument=True, data=not weight)
+        for x, weight in zip(encoded[count:], call.arguments.weights, strict=True)
+    ]
+    outputs = evaluate(call.as_inputs, (), [*consts, *arguments], run, ())
     return [jnp.asarray(to_real(v), a.aval.dtype) for v, a in zip(outputs, call.jaxpr.outvars, strict=True)]
 
 
 def evaluate_in_parts(
     call: Call, fn: Callable[..., Any], config: Config, ranges: Ranges, recorder: Recorder
 ) -> list[Any]:
-    """`evaluate_call`; a large batch in blocks, its weights encoded once before them."""
+    """`evaluate_call`; a large batch is evaluated in blocks, and weights are encoded once before the first block."""
     leaves, count = call.arguments.leaves, len(call.consts)
     size = call.block_size(config)
     if size is None:
@@ -61,9 +65,9 @@ def evaluate_in_parts(
 
 
 def differentiable(call: Call, fn: Callable[..., Any], config: Config, ranges: Ranges) -> Any:
-    """Integer arithmetic in value; in derivative the simulation of the same codes in float (straight-through)."""
+    """The results, with values by integer arithmetic, and derivatives by the float simulation of it (straight-through)."""
     leaves = tuple(as_array(leaf) for leaf in call.arguments.leaves)
-    # JAX keeps these functions in its caches: what they close over must not hold this trace's arguments.
+    # JAX keeps these functions in its caches, so they must not close over the arguments of this trace.
     abstract = call.replaced([jax.tree.map(_shape_of, leaf) for leaf in leaves])
 
     @jax.custom_jvp
@@ -88,14 +92,20 @@ def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _value(x: Any, argument: bool, data: bool) -> Value:
-    """What an input is for the evaluator; `data` may hold NaN, weights were looked at where that is possible."""
-    if (
-        isinstance(x, QTensor) and x.is_grouped
-    ):  # no rule moves such scales: decoded once, where the function begins
-        return Array(x.dequantize(), origins=())
-    return x if isinstance(x, QTensor) else Array(x, argument=argument, origins=None if data else ())
+    """An input as a value of the evaluator.
+
+    Args:
+      x: An array or a QTensor.
+      argument: Whether the input is an argument of the function rather than a constant.
+      data: Whether the input may hold NaN: data may, but weights and constants count as free of NaN.
+    """
+    if isinstance(x, QTensor):
+        # No rule moves the scales of groups, so such weights are decoded where the function begins.
+        return Array(x.dequantize(), origins=()) if x.is_grouped else x
+    return Array(x, argument=argument, origins=None if data else ())
 
 
 def _range_names(analysis: Analysis) -> set[str]:
+    """The names under which ranges can be given for the sites of a function."""
     names = {site.name for site in analysis.sites.values()}
     return names | {f"{name}.rhs" for name in names}

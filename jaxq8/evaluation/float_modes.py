@@ -1,4 +1,4 @@
-"""The modes that compute in float: what they do to the operands and results of a contraction."""
+"""The modes that compute contractions in float, and what they do to operands and results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ENCODES_WEIGHTS = ("eightbit", "weights", "weights_rounded", "simulate")
 
 
 def prepare(ctx: Context, operands: Sequence[Value]) -> list[Value]:
-    """Operands of a float contraction: weights that are codes are decoded here, at their use."""
+    """The operands of a float contraction as arrays: weights that are codes are decoded here, where they are used."""
     return [Array(to_real(v)) for v in operands]
 
 
 def finish(ctx: Context, result: Value) -> Value:
-    """Mode "round": the result rounded to 2**bits steps between its extremes (RoundToSteps, 2016)."""
+    """In mode "round" the result rounded to 2**bits steps between its extremes (RoundToSteps, 2016), else the result."""
     if ctx.config.mode != "round":
         return result
     real = to_real(result)
@@ -38,7 +38,7 @@ def finish(ctx: Context, result: Value) -> Value:
 
 
 def better_float(ctx: Context, operands: Sequence[Value]) -> Array | None:
-    """A depthwise convolution or a large batched product in the form that XLA:CPU runs fastest."""
+    """A depthwise convolution or a large batched product in the form that XLA:CPU runs fastest; None for anything else."""
     if ctx.eqn.primitive not in (primitives.dot_general_p, primitives.conv_general_dilated_p):
         return None
     params = ctx.eqn.params
@@ -46,8 +46,8 @@ def better_float(ctx: Context, operands: Sequence[Value]) -> Array | None:
     if ctx.eqn.primitive is primitives.dot_general_p:
         pays = float_forms.batched_pays(params, x, w, ctx.eqn.outvars[0].aval.shape)
         return Array(float_forms.batched_dot(params, x, w)) if pays else None
-    plain = params["batch_group_count"] == 1 and x.dtype == w.dtype == jnp.float32
-    if not plain or params["feature_group_count"] == 1:
+    is_plain = params["batch_group_count"] == 1 and x.dtype == w.dtype == jnp.float32
+    if not is_plain or params["feature_group_count"] == 1:
         return None
     layout = conv_layout(params, x.shape, w.shape)
     if not (layout.form.depthwise and float_forms.pays(layout.form)):

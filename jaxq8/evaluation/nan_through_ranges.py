@@ -1,9 +1,10 @@
-"""NaN and infinity of the data must come out as NaN, also where a range is known and nobody looks at the data.
+"""NaN and infinity in the data become NaN in the results, even where a range is known and the data are not measured.
 
-A scale that is found in the run is NaN if the data are, and all that is decoded with it is NaN. Where the range is known, the
-codes of NaN are numbers; there the scale is made NaN if a *witness* is. Most witnesses cost nothing: an accumulator's vectors
-hold the scales that it came with, and a float array knows its origins (`values.Origin`): the scales behind it, through every
-operation that passes NaN on. Data are read only where they may bring NaN: arguments, and results of loops and selections.
+A scale that is computed from measured data is NaN if the data hold NaN, and everything decoded with it is NaN. Where the range
+is known, the codes of NaN are ordinary numbers; there the scale is made NaN if a *witness* is NaN. Most witnesses cost nothing.
+The vectors of an accumulator are computed from the scales of its operands. A float array knows its origins (`values.Origin`):
+the scales that it was computed from, through every operation that passes NaN on. The data themselves are read only where they
+may bring in NaN: arguments, and results of loops and selections.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jaxq8._compat import primitive_named, stored
 from jaxq8.evaluation.values import Accumulator, Array, Origin, Value, origins
 from jaxq8.numerics.sizes import certainly_less
 
-# NaN in an operand is NaN in the result. Not here: what may leave it out (slices, comparisons, x ** 0).
+# NaN in an operand is NaN in the result. Operations that may lose it (slices, comparisons, x ** 0) are not listed.
 PASSING = set(
     primitive_named(
         "abs_p", "max_p", "min_p", "clamp_p", "div_p", "exp_p", "exp2_p", "expm1_p", "log_p", "log1p_p", "tanh_p", "logistic_p",
@@ -27,7 +28,7 @@ PASSING = set(
         "reduce_prod_p", "floor_p", "ceil_p", "round_p", "reduce_precision_p",
     )
 )  # fmt: skip
-# These pass on infinity, too: it comes out as infinity or NaN.
+# These also pass on infinity: as infinity or as NaN.
 LINEAR = set(
     primitive_named(
         "add_p", "sub_p", "mul_p", "neg_p", "square_p", "convert_element_type_p", "copy_p", "stop_gradient_p", "reduce_sum_p",
@@ -36,23 +37,27 @@ LINEAR = set(
     )
 )  # fmt: skip
 SELECT = primitive_named("select_n_p")[0]
-MANY = 8
+MANY = 8  # more scales than this become one number
 
 
 def inherited(primitive: Any, operands: Sequence[Value], result: Any) -> tuple[Origin, ...] | None:
     """The origins of the result of an operation; None if NaN must be looked for in the result itself."""
     if primitive is not SELECT and primitive not in PASSING and primitive not in LINEAR:
         return None
-    found = {id(o.array): o for operand in operands for o in origins(operand)}
+    found: dict[int, Origin] = {}
+    for operand in operands:
+        found.update({id(o.array): o for o in origins(operand)})
     if primitive is SELECT:
-        # A mask leaves some of each tensor; what leaves out all NaN of a tensor that is NaN everywhere is not thought of.
+        # A mask is assumed to leave some elements of each tensor; a selection that removes a whole tensor, which may be NaN
+        # everywhere, is not recognised.
         hidden = tuple(o._replace(masked=True) for o in found.values())
         return hidden if all(o.everywhere for o in hidden) else None
     data = [o for o in found.values() if o.is_data]
     if data and (primitive not in LINEAR or any(certainly_less(result.size, o.array.size) for o in data)):
         return None
     scales = [o for o in found.values() if not o.is_data]
-    # A sum of many layers has the scales of all: kept as one number, or every layer would read those of all before it.
+    # A residual sum of many layers has the scales of all of them. They are summed to one number, because every layer would
+    # otherwise read the scales of all layers before it.
     if len(scales) > MANY:
         everywhere, masked = all(o.everywhere for o in scales), any(o.masked for o in scales)
         scales = [Origin(_total(scales), everywhere=everywhere, masked=masked)]
@@ -65,16 +70,16 @@ def poisoned(scale: jax.Array, witness: jax.Array | None) -> jax.Array:
 
 
 def in_data(array: Any, keep: tuple[int, ...]) -> jax.Array:
-    """NaN for each slice along the axes `keep` that holds NaN or infinity, else 0: a bad row leaves other rows alone."""
+    """NaN for each slice along the axes `keep` that holds NaN or infinity, else 0: a bad row does not affect other rows."""
     shared = tuple(axis for axis in range(jnp.ndim(array)) if axis not in keep)
     return jnp.sum(array * 0, axis=shared, keepdims=True)
 
 
 def behind(value: Array, keep: tuple[int, ...], measured: bool) -> jax.Array | None:
-    """The witness of a float array, from its origins.
+    """The witness of a float array; None if the array cannot hold NaN.
 
-    From its data where slices along the axes `keep` count for themselves, and where its range is measured and a selection may
-    have taken NaN out: the data are read anyway then.
+    It is computed from the origins of the array, but from its data in two cases: where slices along the axes `keep` have
+    witnesses of their own, and where the range is measured (so the data are read anyway) and a selection may have removed NaN.
     """
     known = origins(value)
     if not known or 0 in value.shape:
@@ -87,35 +92,37 @@ def behind(value: Array, keep: tuple[int, ...], measured: bool) -> jax.Array | N
 
 
 def accumulated(value: Accumulator, vectors: Sequence[jax.Array], keep: tuple[int, ...]) -> jax.Array | None:
-    """The witness of an accumulator.
+    """The witness of an accumulator; None if it has no elements.
 
-    NaN of the data is in the scales of all channels, or in some where channels are data (`Accumulator.everywhere`); that of a
-    row is in this row alone.
+    NaN of the data is in the scales of all channels, or of some channels where channels are data (`Accumulator.everywhere`).
+    NaN of a row is in the scale of this row alone.
 
     Args:
       value: The accumulator.
-      vectors: What it is encoded with: its scales and offsets, computed and in memory.
+      vectors: The scales and offsets that it is encoded with, computed and stored in memory.
       keep: Axes along which the codes keep scales of their own.
     """
     if 0 in value.shape:
         return None
 
-    def some(a: Any) -> Any:
+    def sample(a: Any) -> Any:
+        """The first element of each slice along `keep`, where one element tells of all; else a sum over the slice."""
         if not value.everywhere:
             return in_data(a, keep)
         return a[tuple(slice(None) if axis in keep else slice(1) for axis in range(a.ndim))]
 
-    witness = sum(map(some, vectors), start=jnp.float32(0))
+    witness = sum(map(sample, vectors), start=jnp.float32(0))
     return witness if value.rows is None else witness + in_data(value.rows, keep)
 
 
 def _total(known: Sequence[Origin]) -> jax.Array:
-    # Stored: XLA would follow the NaN back through all sites before, in every loop that reads the scale.
-    return stored(sum((_some(o).astype(jnp.float32) for o in known), start=jnp.float32(0)))
+    """NaN if any of some origins holds NaN, as one number."""
+    # Stored, because XLA would otherwise compute the witness from all sites before it again in every loop that reads the scale.
+    return stored(sum((_sample(o).astype(jnp.float32) for o in known), start=jnp.float32(0)))
 
 
-def _some(origin: Origin) -> jax.Array:
-    """NaN if it is anywhere in an origin."""
+def _sample(origin: Origin) -> jax.Array:
+    """A number that is NaN if there is NaN anywhere in an origin."""
     if origin.is_data:
         return in_data(origin.array, ()).reshape(())
     return jnp.reshape(origin.array, -1)[0] if origin.everywhere else jnp.sum(origin.array)

@@ -1,7 +1,7 @@
-"""Looking at values while a function is evaluated: the one door for calibration, comparison and sensitivity.
+"""Probes look at values while a function is evaluated. Calibration, comparison and sensitivity are probes.
 
-A probe sees what every site encodes. What it keeps of that is traced data, so it must leave the bodies of loops and branches
-as their results: each body has a *frame*, and the rules of control flow hand its contents out.
+A probe sees every value that a site encodes. What it keeps is traced data, which can leave the bodies of loops and branches
+only as results of these bodies. So each body has a *frame*, and the rules of control flow return the contents of the frame.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Seen = dict[str, Any]
 
 
 class Probe:
-    """Sees nothing; the base of those that do.
+    """A probe that keeps nothing; the base class of all others.
 
     Attributes:
-      active: Whether the rules of control flow must hand frames out of bodies.
-      static: Whether every site is treated as one with a given range (one scale per tensor).
+      active: Whether the rules of control flow must return the contents of frames.
+      static: Whether every site is treated as if it had a given range (one scale per tensor).
     """
 
     active = False
@@ -33,25 +33,25 @@ class Probe:
         self._frames: list[Seen] = [{}]
 
     def see(self, name: str, value: Value, codes: QTensor) -> None:
-        """Called for every value that is encoded, under the name of its range."""
+        """Called for every value that is encoded, with the name of its range."""
 
     def part(self, name: str, value: Value, codes: QTensor) -> None:
-        """Called for the parts of a joined value that a contraction reads, beside `see` for the whole of it."""
+        """Called for each part of a joined value that a contraction reads, in addition to `see` for the whole value."""
 
     def reads(self, name: str, layout: Any, x: QTensor, w: QTensor) -> None:
-        """Called for every contraction of exact values with its operands, and the layout that makes them canonical."""
+        """Called for every contraction of exact values, with its operands and the layout that makes them canonical."""
 
     def contracted(self, name: str, result: Accumulator, encoded: Callable[[], jax.Array]) -> None:
-        """Called for every contraction of exact values; `encoded` computes the same real numbers from codes."""
+        """Called for every contraction of exact values; `encoded` computes the same contraction from the operands' codes."""
 
     @property
     def seen(self) -> Seen:
-        """What was kept in the current frame."""
+        """The contents of the current frame."""
         return self._frames[-1]
 
     @contextmanager
     def frame(self) -> Iterator[Seen]:
-        """A frame of its own for what is evaluated inside."""
+        """Opens a new frame for what is evaluated inside."""
         self._frames.append({})
         try:
             yield self._frames[-1]
@@ -59,25 +59,27 @@ class Probe:
             self._frames.pop()
 
     def join(self, name: str, first: Any, second: Any) -> Any:
-        """Two things kept under one name, as one; the default keeps the later."""
+        """Combines two things that were kept under one name; the default keeps the second."""
         return second
 
     def empty(self, name: str, like: Any) -> Any:
-        """What joins with anything and changes nothing; `like` has its shapes and dtypes."""
+        """The neutral element of `join`; `like` has its shapes and dtypes."""
         return jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), like)
 
     def fold(self, name: str, stacked: Any) -> Any:
-        """What a loop kept in all its steps (a leading axis), as one; the default keeps the axis."""
+        """Combines what a loop kept in all its steps, stacked along a leading axis; the default keeps the axis."""
         return stacked
 
     def add(self, seen: Mapping[str, Any]) -> None:
         """Puts what a body kept into the current frame."""
         for name, kept in seen.items():
-            self.seen[name] = self.join(name, self.seen[name], kept) if name in self.seen else kept
+            if name in self.seen:
+                kept = self.join(name, self.seen[name], kept)
+            self.seen[name] = kept
 
 
 def framed(probe: Probe, body: Callable[..., Any]) -> Callable[..., tuple[Any, Seen]]:
-    """`body` with what was seen in it as a second result."""
+    """`body` with the contents of its frame as a second result."""
 
     def run(*inputs: Any) -> tuple[Any, Seen]:
         with probe.frame() as seen:
@@ -88,5 +90,5 @@ def framed(probe: Probe, body: Callable[..., Any]) -> Callable[..., tuple[Any, S
 
 
 def shapes_seen(probe: Probe, body: Callable[..., Any], *inputs: Any) -> Seen:
-    """Shapes of what `body` would keep, without computing it."""
+    """Shapes of what the probe would keep of `body`, without computing it."""
     return jax.eval_shape(lambda *x: framed(probe, body)(*x)[1], *inputs) if probe.active else {}

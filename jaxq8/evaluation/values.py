@@ -1,4 +1,4 @@
-"""The kinds of value that the evaluator computes with in place of arrays.
+"""The kinds of value that the evaluator computes with instead of arrays.
 
 ============  ==========================================================================================
 `Array`       an ordinary array, with bounds that are known without looking at it
@@ -26,13 +26,14 @@ INF = math.inf
 
 
 class Origin(NamedTuple):
-    """An array with NaN in it if NaN of the data has come into a value.
+    """An array that holds NaN if NaN of the data has come into a value.
 
     Attributes:
-      array: A scale, or numbers.
-      is_data: They are numbers, and may be infinite too.
-      masked: A selection stands between it and the value: it may have taken the NaN out.
-      everywhere: NaN is in all of it, and in all of the value: the scale of a whole tensor, for each channel or not.
+      array: A scale, or the data themselves.
+      is_data: The array holds data, which may also be infinite; a scale is NaN or finite.
+      masked: A selection stands between the array and the value, and may have removed the NaN.
+      everywhere: If one element of the array is NaN, then all its elements and all elements of the value are: the array holds
+        the scale of a whole tensor, perhaps once for each channel.
     """
 
     array: Any
@@ -43,17 +44,17 @@ class Origin(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Array:
-    """A float (or any other) array.
+    """An array of floats or of any other dtype.
 
     Attributes:
       array: The data.
-      lo: No element is below it, by construction (relu: 0); -inf when nothing is known.
-      hi: No element is above it.
-      stored: False if it is an elementwise view of integer data, which every reader computes again.
-      argument: It is an argument of the function, unchanged but for layout: its data was never checked for NaN.
-      codes: The same values as codes, where a reader needed them (an array is never encoded twice).
-      maker: The equation that made it; None for arguments, constants and what comes out of control flow.
-      origins: Where NaN in it comes from; None for itself: NaN must be looked for in its own numbers.
+      lo: A lower bound of all elements, by construction (relu: 0); -inf when nothing is known.
+      hi: An upper bound of all elements.
+      stored: False if the array is an elementwise view of integer data, which every reader computes again.
+      argument: The array is an argument of the function, unchanged except for its layout.
+      codes: The same values as codes, if a reader needed them; so the array is not encoded twice.
+      maker: The equation that made the array; None for arguments, constants and results of control flow.
+      origins: Where NaN in the array comes from. None: NaN must be looked for in the array itself.
     """
 
     array: Any
@@ -76,7 +77,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Broadcast:
-    """`small` (same rank, 1 on broadcast axes) standing for an array of `shape`; `origins` as of an `Array`."""
+    """An array of `shape` as its `small` part: same rank, size 1 on broadcast axes. `origins` are those of an `Array`."""
 
     small: Any
     shape: tuple[int, ...]
@@ -89,22 +90,23 @@ class Broadcast:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Accumulator:
-    """A contraction's int32 result that nobody has needed in another form yet.
+    """A contraction's int32 result, before any equation has needed it in another form.
 
     Attributes:
       values: Int32 (float32 while simulated).
-      scale: Float32, same rank, 1 on the axes that share it.
-      offset: Float32 likewise.
-      rows: A second factor of the scale, float32 likewise, where rows have scales of their own; None for 1. Kept apart, because
-        the product of both is as large as `values`.
-      lo: Lower clip (relu: 0) in real units; -inf for none.
-      hi: Upper clip (relu6: 6).
-      dtype: The float dtype that it stands for.
-      positive: Every scale is known to be positive (until a batch norm multiplies it by who knows what): the largest
-        integer is then the largest real.
-      everywhere: NaN in scale or offset is in all of it: the vectors along channels are those of weights, which have none. Not
-        so where channels are data (the right operand of a product of two activations, a gate for each channel).
-      straight: The clips act on values and not on derivatives (while simulated: a custom derivative has said all about them).
+      scale: Float32 of the same rank; size 1 on the axes that share a scale.
+      offset: Float32, in the shape of a scale.
+      rows: A second factor of the scale where rows have scales of their own, in the shape of a scale; None for 1. The two
+        factors are kept apart, because their product is as large as `values`.
+      lo: Lower clip in real units (relu: 0); -inf for none.
+      hi: Upper clip in real units (relu6: 6); inf for none.
+      dtype: The float dtype of the array that the accumulator stands for.
+      positive: Every scale is known to be positive, so that the largest integer is the largest real. A batch norm makes this
+        unknown, because it multiplies the scale by a vector of any sign.
+      everywhere: If one element of scale or offset is NaN, all are: scales along channels belong to weights, which hold no
+        NaN. False where channels are data (the right operand of a product of two activations, a gate for each channel).
+      straight: The clips act on values but not on derivatives, because a custom derivative already covers the clips (only
+        while simulated).
     """
 
     values: Any
@@ -124,9 +126,9 @@ class Accumulator:
 
     @property
     def smalls(self) -> dict[str, Any]:
-        """The arrays beside the values, by field."""
-        fields = ("scale", "offset", "rows")
-        return {field: small for field in fields if (small := getattr(self, field)) is not None}
+        """The arrays beside the values, by the name of their field."""
+        smalls = {"scale": self.scale, "offset": self.offset, "rows": self.rows}
+        return {field: small for field, small in smalls.items() if small is not None}
 
 
 Value = Array | Broadcast | QTensor | Accumulator
@@ -149,7 +151,7 @@ def to_real(value: Value) -> Any:
 
 
 def stored_vectors(vectors: dict[str, Any]) -> dict[str, Any]:
-    """Small arrays, computed once and kept in memory; those of one shape as one array: one loop in the place of several."""
+    """Small arrays, computed once and kept in memory. If all have one shape, a single loop computes them as one array."""
     shapes = {jnp.shape(v) for v in vectors.values()}
     shape = next(iter(shapes))
     if len(shapes) > 1 or len(vectors) == 1 or shape[:1] != (1,):
@@ -160,20 +162,23 @@ def stored_vectors(vectors: dict[str, Any]) -> dict[str, Any]:
 
 def decode(acc: Accumulator) -> jax.Array:
     """The real numbers of an accumulator in float32."""
-    # Vectors in memory: XLA:CPU would compute the batch norm behind them again for every element.
+    # Stored, because XLA:CPU would otherwise compute the batch norm behind the vectors again for every element.
     vectors = stored_vectors(acc.smalls)
     scale = vectors["scale"] * vectors.get("rows", 1)
     real = acc.values.astype(jnp.float32) * scale + vectors["offset"]
-    clipped = jnp.maximum(real, jnp.float32(acc.lo)) if acc.lo > -INF else real
-    clipped = jnp.minimum(clipped, jnp.float32(acc.hi)) if acc.hi < INF else clipped
+    clipped = real
+    if acc.lo > -INF:
+        clipped = jnp.maximum(clipped, jnp.float32(acc.lo))
+    if acc.hi < INF:
+        clipped = jnp.minimum(clipped, jnp.float32(acc.hi))
     return straight_through(real, clipped) if acc.straight else clipped
 
 
 def origins(value: Value) -> tuple[Origin, ...]:
     """Where NaN in a value comes from.
 
-    NaN of the data is NaN in the scale of the codes that were made of them. NaN that float arithmetic makes of finite numbers
-    later on is in no scale.
+    If data hold NaN, the scale of their codes is NaN. NaN that float arithmetic makes of finite numbers later on is in no
+    scale.
     """
     if isinstance(value, QTensor):
         return (Origin(value.scale, everywhere=math.prod(value.scale.shape) == 1),)
@@ -187,27 +192,29 @@ def origins(value: Value) -> tuple[Origin, ...]:
 
 
 def bounds(value: Value) -> tuple[float, float]:
-    """(lo, hi) known without looking at the data; infinite where nothing is known."""
+    """(lo, hi) that are known while tracing; infinite where nothing is known."""
     if isinstance(value, Array | Accumulator):
         return value.lo, value.hi
     return -INF, INF
 
 
 def constant(value: Value) -> float | None:
-    """The number that a value is everywhere, if it is known while tracing."""
-    data = value.array if isinstance(value, Array) else value.small if isinstance(value, Broadcast) else None
-    if isinstance(data, np.ndarray | np.generic | float | int) and np.size(data) == 1:
-        number = np.asarray(data)
-        return (
-            float(number.reshape(()))
-            if number.dtype.kind in "fiub" or number.dtype.name == "bfloat16"
-            else None
-        )
-    return None
+    """The number that all elements of a value are equal to, if it is known while tracing."""
+    if isinstance(value, Array):
+        data = value.array
+    elif isinstance(value, Broadcast):
+        data = value.small
+    else:
+        return None
+    if not isinstance(data, np.ndarray | np.generic | float | int) or np.size(data) != 1:
+        return None
+    number = np.asarray(data)
+    is_real = number.dtype.kind in "fiub" or number.dtype.name == "bfloat16"
+    return float(number.reshape(())) if is_real else None
 
 
 def is_outer(first: Any, second: Any) -> bool:
-    """Whether two arrays vary along different axes: what is computed of both is larger than either."""
+    """Whether two arrays vary along different axes, so that what is computed from both is larger than either."""
     rank = max(jnp.ndim(first), jnp.ndim(second))
     a, b = ((1,) * (rank - jnp.ndim(v)) + jnp.shape(v) for v in (first, second))
     pairs = [(m == 1, n == 1) for m, n in zip(a, b, strict=True)]
@@ -215,7 +222,7 @@ def is_outer(first: Any, second: Any) -> bool:
 
 
 def aligned(value: Value, shape: tuple[int, ...]) -> Any | None:
-    """`value` as a small float32 array of the rank of `shape` (size 1 where it is constant), or None if it is not small."""
+    """`value` as a small float32 array of the rank of `shape`, with size 1 where it is constant; None if it is not small."""
     if isinstance(value, Broadcast):
         return value.small.astype(jnp.float32) if value.shape == shape else None
     if not isinstance(value, Array) or not jnp.issubdtype(value.dtype, jnp.floating):

@@ -1,4 +1,4 @@
-"""Weights become codes: which leaves, along which axes they keep scales of their own, and by which rounding."""
+"""The encoding of weights: which leaves become codes, which axes keep scales of their own, and how the codes are rounded."""
 
 from __future__ import annotations
 
@@ -18,19 +18,27 @@ from jaxq8.numerics.codebook import CodeBook, as_codes
 from jaxq8.numerics.qtensor import QTensor, is_concrete
 from jaxq8.numerics.rounding import get_rounding, straight_through
 
-# Smaller leaves are not worth a scale per channel (TensorFlow's quantize_weights leaves tensors below 1024 elements float).
+# Smaller leaves are not worth a scale per channel (TensorFlow's quantize_weights keeps tensors below 1024 elements in float).
 MINIMUM_SIZE = 256
 
 
 def encode_leaves(leaves: Sequence[Any], analysis: Analysis, config: Config, consts: int) -> list[Any]:
-    """The leaves with those that are weights as QTensors; those that are already, and data, are returned as they are."""
+    """The leaves, with weights as QTensors. Data, and leaves that are QTensors already, are returned as they are."""
     return [as_codes(leaf) for leaf in encoded_leaves(leaves, analysis, config, consts)]
 
 
 def encoded_leaves(
     leaves: Sequence[Any], analysis: Analysis, config: Config, consts: int, names: Sequence[str] = ()
 ) -> list[Any]:
-    """The leaves with those that are weights as `QTensor` or `CodeBook`; errors call the ones behind `consts` by `names`."""
+    """The leaves, with weights as `QTensor` or `CodeBook`.
+
+    Args:
+      leaves: All inputs of the function, constants first.
+      analysis: Which of them are weights.
+      config: The configuration.
+      consts: How many constants come first.
+      names: Names of the leaves after the constants, for errors; a leaf without one is named after its first site.
+    """
     result = list(leaves)
     for i, use in analysis.weights.items():
         if i < len(leaves) and is_weight(leaves[i], use, config):
@@ -40,7 +48,7 @@ def encoded_leaves(
 
 
 def is_weight(leaf: Any, use: WeightUse, config: Config) -> bool:
-    """Whether a leaf becomes codes: float, large enough, and read by sites that encode their weights."""
+    """Whether a leaf becomes codes: it is float, large enough, and all sites that read it encode their weights."""
     if isinstance(leaf, QTensor) or not jnp.issubdtype(leaf.dtype, jnp.floating) or np.size(leaf) == 0:
         return False
     if np.size(leaf) < MINIMUM_SIZE and config.kernels == "auto":
@@ -49,12 +57,12 @@ def is_weight(leaf: Any, use: WeightUse, config: Config) -> bool:
 
 
 def site_config(config: Config, site: str) -> Config:
-    """The configuration of a site, known by its name alone."""
+    """The configuration of a site of which only the name is known."""
     return config.for_site(site, site_op(site))
 
 
 def _encode(leaf: Any, use: WeightUse, config: Config, name: str) -> Any:
-    """One leaf as codes; outside a trace it is encoded now, once, even while the function around it is being traced."""
+    """One leaf as codes. A leaf that is not traced is encoded now, even while the function that uses it is being traced."""
     site = site_config(config, use.sites[0])
     if is_concrete(leaf):
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
@@ -68,11 +76,13 @@ def _encode(leaf: Any, use: WeightUse, config: Config, name: str) -> Any:
 
 def kept(leaf: Any, use: WeightUse, site: Config) -> tuple[int, ...]:
     """The axes of a weight that keep scales (or code books) of their own."""
-    return tuple(a for a in range(leaf.ndim) if a in use.kept) if site.weights.granularity != "tensor" else ()
+    if site.weights.granularity == "tensor":
+        return ()
+    return tuple(axis for axis in range(leaf.ndim) if axis in use.kept)
 
 
 def _codes(leaf: Any, use: WeightUse, site: Config) -> Any:
-    """A leaf as what the site's mode computes with: codes, simulated codes with a derivative, or rounded numbers."""
+    """A leaf in the form that the site's mode computes with: codes, simulated codes with a derivative, or rounded numbers."""
     if site.simulates:
         codes = as_codes(_plain_codes(jax.lax.stop_gradient(jnp.asarray(leaf)), use, site))
         steps = leaf.astype(jnp.float32) / codes.by_element(codes.scale)
@@ -83,6 +93,7 @@ def _codes(leaf: Any, use: WeightUse, site: Config) -> Any:
 
 
 def _plain_codes(leaf: jax.Array, use: WeightUse, site: Config) -> QTensor | CodeBook:
+    """A leaf as codes, by the site's representation and rounding."""
     keep = kept(leaf, use, site)
     if site.weights.has_book:
         return CodeBook.from_float(leaf, site.weights, axis=keep)

@@ -1,6 +1,6 @@
-"""Fast forms that must not be used here, because they failed the self-check or the user says so.
+"""Fast forms that must not be used on this machine, because they failed the self-check or the user has barred them.
 
-A form is barred for functions that are traced afterwards: compiled functions keep what they were compiled with.
+A form is barred for functions that are traced afterwards. Functions that are compiled already keep the form.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from jaxq8.errors import SpecError
 
 VARIABLE = "JAXQ8_BARRED_FORMS"
-# The forms of contractions (`kernels.select.FORMS`), and the other places where a fast form stands for a plain one.
+# The forms of contractions (`kernels.select.FORMS`), and the other places where a fast form replaces a plain one.
 NAMES = (
     "dot", "pointwise", "multiply-adds", "native", "patches", "blocks", "rows", "max_pool", "sum_pool", "weight_sum", "encode",
 )  # fmt: skip
@@ -20,12 +20,12 @@ _barred: set[str] = set()
 
 
 def bar_forms(*names: str) -> None:
-    """Makes functions that are traced from now on avoid these forms, in this process; without names nothing is barred.
+    """Makes functions that are traced from now on in this process avoid these forms, and no others.
 
-    The environment variable JAXQ8_BARRED_FORMS (names separated by commas) bars forms as well.
+    Without names nothing is barred. The environment variable JAXQ8_BARRED_FORMS (names separated by commas) bars forms as well.
 
     Args:
-      *names: Of the table that `jaxq8.machine.selfcheck` prints: "dot", "patches", ..., "encode".
+      *names: Names from the table that `jaxq8.machine.selfcheck` prints: "dot", "patches", ..., "encode".
 
     Raises:
       SpecError: A name is unknown; the message lists the known ones.

@@ -17,7 +17,7 @@ from jaxq8.numerics.sizes import certainly_less
 
 
 def as_signed(x: Any) -> Any:
-    """A uint8 code as the int8 code that is 128 smaller: the top bit flipped."""
+    """A uint8 code as the int8 code that is 128 smaller, by flipping the top bit."""
     return lax.bitcast_convert_type(x ^ jnp.uint8(128), jnp.int8)
 
 
@@ -27,16 +27,16 @@ def as_unsigned(x: Any) -> Any:
 
 
 def dot(x: Any, w: Any, transposed: bool = False) -> Any:
-    """``(batch, m, k) . (batch, k, n)`` or ``(m, k) . (k, n)`` of codes, exact in int32; `transposed`: w has n before k.
+    """``(batch, m, k) . (batch, k, n)`` or ``(m, k) . (k, n)`` of codes, exact in int32; if `transposed`, w has n before k.
 
-    On x86 CPUs with VNNI or AMX the activation goes in unsigned, everywhere else signed; either is 128 away from the other,
-    which adds ``128 * sum(w)`` per column. One traced function holds the right form for each platform.
+    The kernels of x86 CPUs with VNNI or AMX take an unsigned activation, all others a signed one. Signed codes are 128 smaller;
+    the difference is corrected by ``128 * sum(w)`` per column. One traced function holds the right form for each platform.
     """
     cpu = _mixed if mixed_dots_are_fast() else _signed
     rows = x.shape[-2]
     if export.is_symbolic_dim(rows) and not certainly_less(1, rows):
         return dot_of_rows(jnp.concatenate([x, x[..., :1, :]], axis=-2), w, cpu, transposed)[..., :rows, :]
-    if rows == 1:  # a single row has no fast integer kernel: two rows have one
+    if rows == 1:  # a single row has no fast integer kernel, two rows have one
         return dot_of_rows(jnp.concatenate([x, x], axis=-2), w, cpu, transposed)[..., :1, :]
     return dot_of_rows(x, w, cpu, transposed)
 
@@ -44,34 +44,43 @@ def dot(x: Any, w: Any, transposed: bool = False) -> Any:
 def dot_and_sums(form: DotForm, x: Any, w: Any) -> tuple[Any, Any]:
     """``(m, k) . (k, n)`` of codes, and the sum of the weights of each channel: ``(m, n)`` and ``(n,)``, int32.
 
-    On CPU the sums are one more row of the product, a row of ones: the weights are read once. A product of its own for them
-    takes 12 to 14% of an encoder at batch 1, and half of the time of a single row. Elsewhere rows come in tiles, and one
-    more would be worth a whole one: there the sums are taken by themselves.
+    On CPU the sums are one more row of the product, which comes from a row of ones, so that the weights are read once. A
+    separate product for the sums takes 12 to 14% of the time of an encoder at batch 1, and half of the time of a single row. On
+    other platforms rows are computed in tiles, and one more row could cost a whole tile; there the sums are a separate product.
     """
-    cpu = _mixed_and_sums if mixed_dots_are_fast() else _signed_and_sums
-    order = form.transposed
-    return lax.platform_dependent(
-        x, w, cpu=lambda x, w: cpu(x, w, order), default=lambda x, w: (_signed(x, w, order), weight_sum(form, w))
-    )  # fmt: skip
+    on_cpu = _mixed_and_sums if mixed_dots_are_fast() else _signed_and_sums
+
+    def cpu(x: Any, w: Any) -> tuple[Any, Any]:
+        return on_cpu(x, w, form.transposed)
+
+    def default(x: Any, w: Any) -> tuple[Any, Any]:
+        return _signed(x, w, form.transposed), weight_sum(form, w)
+
+    return lax.platform_dependent(x, w, cpu=cpu, default=default)
 
 
 def rows_are_split(x: Any) -> bool:
-    """Whether an array is known to lie on several devices (explicit axes of a mesh): another row would fit none of them."""
+    """Whether an array is known to lie on several devices (explicit axes of a mesh), so that no row can be added to it."""
     return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def _mixed_and_sums(x: Any, w: Any, transposed: bool) -> tuple[Any, Any]:
     unsigned = x if x.dtype == jnp.uint8 else as_unsigned(x)
     out = _mixed(_with_ones(unsigned), w, transposed)
-    values, sums = out[:-1], out[-1:]  # of one rank: JAX may be told to refuse other broadcasts
-    return (values if x.dtype == jnp.uint8 else values - 128 * sums), sums[0]
+    # The sums keep the rank of the values, because JAX can be configured to refuse broadcasts of unequal rank.
+    values, sums = out[:-1], out[-1:]
+    if x.dtype != jnp.uint8:
+        values = values - 128 * sums
+    return values, sums[0]
 
 
 def _signed_and_sums(x: Any, w: Any, transposed: bool) -> tuple[Any, Any]:
     signed = as_signed(x) if x.dtype == jnp.uint8 else x
     out = _plain(_with_ones(signed), w, transposed)
     values, sums = out[:-1], out[-1:]
-    return (values + 128 * sums if x.dtype == jnp.uint8 else values), sums[0]
+    if x.dtype == jnp.uint8:
+        values = values + 128 * sums
+    return values, sums[0]
 
 
 def _with_ones(x: Any) -> Any:
@@ -86,28 +95,37 @@ def dot_of_rows(x: Any, w: Any, cpu: Any, transposed: bool = False) -> Any:
 
 
 def weight_sum(form: Form, w: Any) -> Any:
-    """The sum of weight codes per output channel: ``(n,)``, ``(batch, 1, n)`` or ``(c_out,)``, int32 (float32 simulated).
+    """The sum of the weight codes of each output channel: ``(n,)``, ``(batch, 1, n)`` or ``(c_out,)``.
 
-    It is taken by the integer kernels themselves, as a product with ones: XLA:CPU widens the weights to int32 in memory
-    before it adds them, which costs more than the contraction.
+    The sums are int32, or float32 while simulated. The integer kernels compute them as a product with ones, because XLA:CPU
+    would widen the weights to int32 in memory before it adds them, which costs more than the contraction.
     """
     transposed = isinstance(form, DotForm) and form.transposed
-    if jnp.issubdtype(w.dtype, jnp.floating):
-        flat = w if isinstance(form, DotForm) else w.reshape(-1, w.shape[-1])
-        sums = jnp.expand_dims(jnp.sum(flat, axis=-1 if transposed else -2), -2)
-        return sums if isinstance(form, DotForm) and form.batch > 0 else sums[0]
+    batched = isinstance(form, DotForm) and bool(form.batch)
     if not isinstance(form, DotForm):
         w = w.reshape(-1, w.shape[-1])
-    if is_barred("weight_sum"):
+    if jnp.issubdtype(w.dtype, jnp.floating):
+        sums = jnp.expand_dims(jnp.sum(w, axis=-1 if transposed else -2), -2)
+    elif is_barred("weight_sum"):
         sums = _column_sum(w, transposed)
-        return sums if isinstance(form, DotForm) and form.batch else sums[0]
+    else:
+        sums = _product_with_ones(w, transposed)
+        if batched:
+            sums = sums[..., :1, :]
+    return sums if batched else sums[0]
+
+
+def _product_with_ones(w: Any, transposed: bool) -> Any:
+    """Two equal rows of column sums, by the integer kernels: they are fast for two rows, but not for one."""
     ones = jnp.ones((*w.shape[:-2], 2, w.shape[-1 if transposed else -2]), jnp.uint8)
-    sums = lax.platform_dependent(
-        ones, w,
-        cpu=lambda x, w: _mixed(x, w, transposed) if mixed_dots_are_fast() else _plain(x.astype(jnp.int8), w, transposed),
-        default=lambda x, w: _plain(x.astype(jnp.int8), w, transposed),
-    )  # fmt: skip
-    return sums[..., :1, :] if isinstance(form, DotForm) and form.batch else sums[0]
+
+    def cpu(x: Any, w: Any) -> Any:
+        return _mixed(x, w, transposed) if mixed_dots_are_fast() else default(x, w)
+
+    def default(x: Any, w: Any) -> Any:
+        return _plain(x.astype(jnp.int8), w, transposed)
+
+    return lax.platform_dependent(ones, w, cpu=cpu, default=default)
 
 
 def _numbers(x: Any, transposed: bool) -> Any:
@@ -120,7 +138,7 @@ def _column_sum(w: Any, transposed: bool) -> Any:
 
 
 def _mixed(x: Any, w: Any, transposed: bool = False) -> Any:
-    """uint8 x int8; without this precision JAX widens mixed operands to int32 first."""
+    """The product of an activation as uint8 and a weight as int8."""
     unsigned = x if x.dtype == jnp.uint8 else as_unsigned(x)
     out = _mixed_product(unsigned, w, transposed=transposed)
     return out if x.dtype == jnp.uint8 else out - 128 * _column_sum(w, transposed)
@@ -130,9 +148,10 @@ def _mixed(x: Any, w: Any, transposed: bool = False) -> Any:
 def _mixed_product(x: Any, w: Any, *, transposed: bool) -> Any:
     """The only place where a product of uint8 and int8 is made.
 
-    It is a computation apart, because XLA moves transpositions of its operands and its result into a product that it can
-    see (the algebraic simplifier writes ``(a b)^T`` as ``b^T a^T``, layout assignment and transpose folding do likewise), and
-    then XLA:CPU refuses the product of int8 and uint8 that comes out (RET_CHECK, SameElementType).
+    The product is a separate computation that XLA does not inline (`apart`). XLA moves transpositions of operands and result
+    into products that it can see: the algebraic simplifier writes ``(a b)^T`` as ``b^T a^T``, and layout assignment and
+    transpose folding have similar effects. XLA:CPU then refuses the product of int8 and uint8 that results (RET_CHECK,
+    SameElementType). The precision is given because JAX would otherwise widen operands of different dtypes to int32.
     """
     return lax.dot_general(
         x,
@@ -144,7 +163,7 @@ def _mixed_product(x: Any, w: Any, *, transposed: bool) -> Any:
 
 
 def _signed(x: Any, w: Any, transposed: bool = False) -> Any:
-    """int8 x int8."""
+    """The product of an activation as int8 and a weight as int8."""
     signed = as_signed(x) if x.dtype == jnp.uint8 else x
     out = _plain(signed, w, transposed)
     return out + 128 * _column_sum(w, transposed) if x.dtype == jnp.uint8 else out

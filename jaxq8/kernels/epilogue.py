@@ -10,7 +10,7 @@ from jax import lax
 from jaxq8.kernels.barred import is_barred
 
 # Adding 1.5 * 2**23 to a float32 below 2**22 in magnitude rounds it to the nearest integer, ties to even, and leaves that
-# integer in the low bits of the sum. XLA:CPU vectorises this where a rounding and two conversions are slower.
+# integer in the low bits of the sum. XLA:CPU vectorises this; a rounding and two conversions are slower.
 _MAGIC = 12582912.0
 
 
@@ -29,12 +29,12 @@ def encode(
       rounding: None for half-even, or ``f(x) -> rounded``.
 
     Returns:
-      Codes. NaN becomes some code; its scale is NaN, so it is NaN again when decoded.
+      Codes. NaN becomes some code; the caller makes the scale NaN, so that decoding gives NaN again.
     """
     real = values.astype(jnp.float32) * multiplier + offset
     if rounding is not None or is_barred("encode"):
         return jnp.clip((rounding or jnp.round)(real), lo, hi).astype(jnp.int32).astype(dtype)
-    # The clip stands between the two additions on purpose: XLA would otherwise add the constants first, and so round the
-    # offset to an integer before the value is added to it.
+    # The clip stands between the two additions on purpose. XLA would otherwise add the two constants first, which would round
+    # the offset to an integer before the value is added.
     clipped = jnp.minimum(jnp.maximum(real, lo), hi)
     return lax.bitcast_convert_type(clipped + jnp.float32(_MAGIC), jnp.int32).astype(dtype)

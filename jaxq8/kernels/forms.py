@@ -1,4 +1,4 @@
-"""The canonical forms of contractions, and what a kernel is."""
+"""The canonical forms of contractions, and the interface of kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxq8.kernels.operand import Operand
 
-# An int32 accumulator holds this many products of full-range codes, and their corrections: both operands may be any distance
+# An int32 accumulator holds this many products of full-range codes after the corrections for zero points. Both operands may be
 # up to 255 away from their zero points (a product of two activations, a weight with a zero point).
 MAXIMUM_TERMS = (2**31 - 1) // (255 * 255)
 
@@ -21,8 +21,14 @@ MAXIMUM_TERMS = (2**31 - 1) // (255 * 255)
 class DotForm:
     """``x (batch, m, k) . w (batch, k, n) -> (batch, m, n)``; without the first axis if `batch` is 0.
 
-    `weight` says that w is constant over calls; `transposed` that it comes as ``(batch, n, k)``: a tied embedding lies so in
-    memory, and laying it out anew would cost more than the product.
+    Attributes:
+      batch: Number of products; 0 for one product of matrices.
+      m: Rows of x.
+      k: Terms of each sum.
+      n: Columns of w.
+      weight: Whether w is a weight, which is the same in all calls.
+      transposed: Whether w comes as ``(batch, n, k)``. A tied embedding lies like this in memory, and a change of its layout
+        would cost more than the product.
     """
 
     batch: int
@@ -60,17 +66,17 @@ class ConvForm:
 
     @property
     def padded_spatial(self) -> tuple[int, ...]:
-        """Extents after holes and borders are filled."""
-        return tuple(
-            max((n - 1) * d + 1, 0) + low + high
-            for n, d, (low, high) in zip(self.spatial, self.lhs_dilation, self.padding, strict=True)
-        )
+        """The spatial sizes of the input after holes and borders are filled."""
+        dilated = [max((n - 1) * d + 1, 0) for n, d in zip(self.spatial, self.lhs_dilation, strict=True)]
+        return tuple(n + low + high for n, (low, high) in zip(dilated, self.padding, strict=True))
 
     @property
     def out_spatial(self) -> tuple[int, ...]:
-        reach = ((k - 1) * d + 1 for k, d in zip(self.kernel, self.rhs_dilation, strict=True))
+        """The spatial sizes of the result."""
+        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.rhs_dilation, strict=True)]
         return tuple(
-            max((n - r) // s + 1, 0) for n, r, s in zip(self.padded_spatial, reach, self.strides, strict=True)
+            max((n - span) // s + 1, 0)
+            for n, span, s in zip(self.padded_spatial, spans, self.strides, strict=True)
         )
 
     @property
@@ -85,14 +91,14 @@ class ConvForm:
 
     @property
     def depthwise(self) -> bool:
-        """Every input channel is convolved for itself (with one or several outputs each)."""
+        """Whether each input channel is convolved by itself (into one or several output channels)."""
         return self.groups == self.c_in and self.groups > 1
 
     @property
     def pointwise(self) -> bool:
-        """A 1x1 convolution without borders or holes: a matrix product of the (strided) pixels."""
-        plain = all(p == (0, 0) for p in self.padding) and all(d == 1 for d in self.lhs_dilation)
-        return plain and self.groups == 1 and all(k == 1 for k in self.kernel)
+        """Whether it is a 1x1 convolution without borders or holes, that is a matrix product of the (strided) pixels."""
+        unpadded = all(p == (0, 0) for p in self.padding) and all(d == 1 for d in self.lhs_dilation)
+        return unpadded and self.groups == 1 and all(k == 1 for k in self.kernel)
 
 
 Form = DotForm | ConvForm
@@ -101,19 +107,19 @@ Form = DotForm | ConvForm
 class Kernel(Protocol):
     """An implementation of contractions of codes.
 
-    Laws, tested for every kernel and form: ``run`` of any kernel equals ``run`` of the reference kernel bit for bit wherever
-    ``supports`` returns None (the simulation: to float32 accuracy), and ``supports`` never raises.
+    Two laws are tested for every kernel and form. Wherever ``supports`` returns None, ``run`` of any kernel equals ``run`` of
+    the reference kernel bit for bit (for the simulation: to float32 accuracy). And ``supports`` never raises.
     """
 
     def supports(self, form: Form) -> str | None:
-        """None if the kernel runs this form, else why not."""
+        """None if the kernel runs this form, else the reason why not."""
 
     def run(self, form: Form, x: Operand, w: Operand) -> Any:
         """The sum over each window of ``x_code * w_code``, without any correction for zero points.
 
         Args:
           form: Shapes, strides and padding.
-          x: Codes in canonical layout; of a convolution with one zero point, which fills borders and holes.
+          x: Codes in canonical layout. In a convolution they have a single zero point, which fills borders and holes.
           w: Signed codes in canonical layout.
 
         Returns:
@@ -125,12 +131,12 @@ class Kernel(Protocol):
 
 
 def border(form: Form, x: Operand) -> Any:
-    """The code that fills borders and holes; 0 in dots, which have none."""
+    """The code that fills borders and holes of a convolution; 0 for a dot, which has no borders."""
     return x.border if isinstance(form, ConvForm) else np.int32(0)
 
 
 def filled(form: ConvForm, x: Any, x_zero: Any) -> Any:
-    """`x` with its holes and borders filled with the code of zero; negative padding crops."""
+    """`x` with holes and borders that hold the code of zero; negative padding crops."""
     edges = [(low, high, d - 1) for (low, high), d in zip(form.padding, form.lhs_dilation, strict=True)]
     if all(edge == (0, 0, 0) for edge in edges):
         return x

@@ -1,4 +1,4 @@
-"""What a kernel may be handed: codes together with what they mean, checked when it is made."""
+"""The operand of a kernel: codes together with their meaning, checked when the operand is made."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CENTRE = 128
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operand:
-    """Codes of one operand of a contraction, ``real = scale * (codes - zero)``; the scale is not a kernel's affair.
+    """Codes of one operand of a contraction, ``real = scale * (codes - zero)``. Kernels do not need the scale.
 
     Attributes:
       codes: int8 if signed, uint8 if not; the same numbers in float32 while simulated.
-      zero: The code of 0.0, int32, one number or an array of as many axes as the tensor has. None says that it is known to be
-        0: then the contraction owes no correction for it.
-      signed: Whether codes lie in -128..127 rather than in 0..255. None reads it from the dtype of integer codes.
+      zero: The zero point as int32: one number, or an array of the tensor's rank. None if the zero point is known to be 0, so
+        that the contraction needs no correction for it.
+      signed: Whether codes lie in -128..127 rather than in 0..255. None: as the dtype of integer codes says.
 
     Raises:
       TensorError: Codes and sign contradict each other, or the zero is not an integer.
@@ -59,17 +59,18 @@ class Operand:
         return np.int32(0) if self.zero is None else jnp.reshape(self.zero, ())
 
     def as_signed(self) -> Operand:
-        """The same numbers by signed codes: 128 is taken from each code and from the zero point, which is then owed."""
+        """The same numbers with signed codes. 128 is subtracted from each code and from the zero point, which is then not 0."""
         if self.signed:
             return self
         codes = self.codes
         integers = jnp.issubdtype(codes.dtype, jnp.integer)
         centred = (codes ^ CENTRE).view(jnp.int8) if integers else codes - CENTRE
-        return Operand(centred, (np.int32(0) if self.zero is None else self.zero) - CENTRE, True)
+        zero = np.int32(0) if self.zero is None else self.zero
+        return Operand(centred, zero - CENTRE, True)
 
 
 def checked_weight(w: Operand) -> Operand:
-    """The weight's side of a contraction, where every form takes signed codes.
+    """The right operand of a contraction, for which every form takes signed codes.
 
     Raises:
       TensorError: The codes are unsigned.

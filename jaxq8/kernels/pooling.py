@@ -22,11 +22,11 @@ def max_pool(
 ) -> Any:
     """The maximum over each window of codes; borders and holes hold `lowest`, the smallest code."""
     least = jnp.asarray(lowest, x.dtype)
-    x = stored(
-        lax.pad(stored(x), least, [(a, b, d - 1) for (a, b), d in zip(padding, base_dilation, strict=True)])
-    )
+    edges = [(low, high, d - 1) for (low, high), d in zip(padding, base_dilation, strict=True)]
+    x = stored(lax.pad(stored(x), least, edges))
     simulated = jnp.issubdtype(x.dtype, jnp.floating)
-    if simulated:  # XLA's maximum has one winner in its derivative, as in float, and only where it begins at minus infinity
+    if simulated:
+        # XLA's maximum passes the derivative to one element of a window, as in float, but only if it starts at minus infinity.
         least = jnp.asarray(-jnp.inf, x.dtype)
     if simulated or math.prod(window) > MAXIMUM_POSITIONS or is_barred("max_pool"):
         return lax.reduce_window(x, least, lax.max, window, strides, "VALID", window_dilation=window_dilation)
@@ -34,7 +34,7 @@ def max_pool(
 
 
 def widened(x: Any) -> Any:
-    """Codes in a type that holds their sums: int32, or float32 as they are carried while simulated."""
+    """Codes in a dtype that holds their sums: int32, or float32 while simulated."""
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.int32)
 
 
@@ -53,13 +53,14 @@ def sum_pool(
 
 
 def _combined(x: Any, combine: Callable[[Any, Any], Any], window: Any, strides: Any, dilation: Any) -> Any:
-    out = [
-        (n - (w - 1) * d - 1) // s + 1 for n, w, s, d in zip(x.shape, window, strides, dilation, strict=True)
-    ]
+    """The sum or maximum of the shifted slices of `x`, one for each position of the window."""
+    windows = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
+    out = [(n - w) // s + 1 for n, w, s in zip(x.shape, windows, strides, strict=True)]
+    spans = [(n - 1) * s + 1 for n, s in zip(out, strides, strict=True)]
     total = None
     for position in itertools.product(*map(range, window)):
         starts = [p * d for p, d in zip(position, dilation, strict=True)]
-        limits = [start + (n - 1) * s + 1 for start, n, s in zip(starts, out, strides, strict=True)]
+        limits = [start + span for start, span in zip(starts, spans, strict=True)]
         part = lax.slice(x, starts, limits, tuple(strides))
         total = part if total is None else combine(total, part)
     return total

@@ -12,18 +12,19 @@ import jax
 from jaxq8.errors import SpecError
 
 VARIABLE = "JAXQ8_PROCESSOR"
-# Capability -> whether uint8 x int8 dots are the fast ones (YNNPACK has VNNI and AMX kernels for them, no other).
+# Capability -> whether dots of uint8 x int8 are the fast ones (YNNPACK has kernels for them on VNNI and AMX only).
 MIXED_DOTS = {"amx": True, "avx512_vnni": True, "avx2": False, "x86": False, "arm": False, "other": False}
 
 
 @functools.cache
 def capability() -> str:
-    """One of "amx", "avx512_vnni", "avx2", "x86", "arm", "other"; the environment variable JAXQ8_PROCESSOR overrides it.
+    """One of "amx", "avx512_vnni", "avx2", "x86", "arm", "other".
 
-    Read from the operating system's list of processor flags (Linux); elsewhere the machine's name decides.
+    On Linux it is read from the operating system's list of processor flags; elsewhere the machine's name decides. The
+    environment variable JAXQ8_PROCESSOR overrides it.
 
     Raises:
-      SpecError: The environment variable names none of these.
+      SpecError: The environment variable is set to any other name.
     """
     forced = os.environ.get(VARIABLE)
     if forced:
@@ -51,11 +52,11 @@ def mixed_dots_are_fast() -> bool:
 def compiler_options() -> dict[str, str]:
     """Options for the outermost `jax.jit` that suit eight-bit programs on this machine.
 
-    On x86 CPUs with AVX-512, XLA's loops use half of the vector width unless told otherwise. The products run in kernels that
-    use all of it anyway; what surrounds them, depthwise convolutions above all, does not.
+    On x86 CPUs with AVX-512, XLA's loops use half of the vector width by default. The kernels of products use all of it anyway,
+    but the loops around them, depthwise convolutions above all, do not.
 
     Returns:
-      ``{"xla_cpu_prefer_vector_width": "512"}`` there, nothing elsewhere.
+      ``{"xla_cpu_prefer_vector_width": "512"}`` on CPUs with AVX-512 VNNI or AMX, an empty dict elsewhere.
 
     Example:
       >>> fast = jax.jit(q8.quantize(model.apply), compiler_options=q8.compiler_options())
@@ -65,10 +66,12 @@ def compiler_options() -> dict[str, str]:
 
 
 def _flags() -> set[str]:
+    """The flags of the first processor in Linux's list."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return set()
-    return next(
-        (set(line.split(":", 1)[1].split()) for line in text.splitlines() if line.startswith("flags")), set()
-    )
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()

@@ -1,4 +1,4 @@
-"""The reference kernel: plain arithmetic on widened codes. Slow, and obviously right."""
+"""The reference kernel: plain arithmetic on widened codes, which is slow but obviously right."""
 
 from __future__ import annotations
 

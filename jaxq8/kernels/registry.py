@@ -1,4 +1,4 @@
-"""Kernels: integer contractions on raw arrays of codes, one interface, several implementations."""
+"""The kernels that a configuration can name: implementations of one interface for contractions of codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class Xla:
     def supports(self, form: Form) -> str | None:
         entry, refused = candidate(form)
         obstacle = Reference().supports(form)
-        return obstacle or (None if entry else "; ".join(f"{name}: {why}" for name, why in refused))
+        if obstacle is not None:
+            return obstacle
+        return None if entry else "; ".join(f"{name}: {why}" for name, why in refused)
 
     def run(self, form: Form, x: Operand, w: Operand) -> Any:
         entry, _refused = candidate(form)
@@ -31,24 +33,19 @@ class Xla:
         return entry.run(form, x.codes, checked_weight(w).codes, border(form, x))
 
     def run_with_sums(self, form: Form, x: Operand, w: Operand) -> tuple[Any, Any]:
-        """`run`, and `weight_sum`: in one pass over the weights where the form allows it."""
+        """The results of `run` and `weight_sum`, in one pass over the weights where the form allows it."""
         entry, _refused = candidate(form)
         codes, weights = x.codes, checked_weight(w).codes
-        if entry is not None and not is_barred("weight_sum"):
-            if (
-                entry.name == "dot"
-                and isinstance(form, DotForm)
-                and not form.batch
-                and not rows_are_split(codes)
-            ):
+        if entry is not None and not is_barred("weight_sum") and not rows_are_split(codes):
+            if entry.name == "dot" and isinstance(form, DotForm) and not form.batch:
                 return dot_and_sums(form, codes, weights)
-            if entry.name == "pointwise" and isinstance(form, ConvForm) and not rows_are_split(codes):
+            if entry.name == "pointwise" and isinstance(form, ConvForm):
                 return pointwise_and_sums(form, codes, weights)
         return self.run(form, x, w), weight_sum(form, weights)
 
 
 def run_with_sums(kernel: str, form: Form, x: Operand, w: Operand) -> tuple[Any, Any]:
-    """What a kernel computes, and the sum of the weight codes of each channel (see `weight_sum`)."""
+    """The result of a kernel, and the sum of the weight codes of each channel (see `weight_sum`)."""
     chosen = KERNELS[kernel]
     if isinstance(chosen, Xla):
         return chosen.run_with_sums(form, x, w)

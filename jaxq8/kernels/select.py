@@ -1,6 +1,6 @@
-"""The choice of form: one function decides what runs and says why, for execution and explanation alike.
+"""The choice of the form that runs a contraction. One function, `select`, decides and gives the reason, also for the plan.
 
-The table, in the order in which it is read (the first form that accepts wins):
+The first form of this table that accepts a contraction runs it:
 
 =============  ===================================================  ======================================================
 form           accepts                                              source
@@ -14,10 +14,11 @@ blocks         several images that are small enough one by one      measured on 
 rows           larger images                                        measured on AVX-512 VNNI, batch 8: 3-4x over float
 =============  ===================================================  ======================================================
 
-On AMX, plain AVX2 and Arm the same table is used; only the sign of the activation in dots differs (`kernels.processor`).
-On a Xeon with AMX whole models were measured with it (`python -m benchmarks`, static ranges, batch 1, against XLA's float32):
-ResNet-50 4.9x, MobileNetV2 17x, SqueezeNet 3.1x, Inception-v3 3.8x, MiniLM 2.0x, BERT-base 3.0x. Which form is fastest for one
-layer was not measured there (`jaxq8.tune` does it). AVX2 ran the tests, file by file, and was not timed; Arm was never run.
+AMX, plain AVX2 and Arm use the same table; only the sign of the activation in dots differs (`kernels.processor`). On a Xeon
+with AMX, whole models were measured with this table (`python -m benchmarks`, static ranges, batch 1, against XLA's float32):
+ResNet-50 4.9x, MobileNetV2 17x, SqueezeNet 3.1x, Inception-v3 3.8x, MiniLM 2.0x, BERT-base 3.0x. Which form is fastest for a
+single layer was not measured on AMX (`jaxq8.tune` measures it on any machine). On AVX2 the tests were run, file by file, but
+nothing was timed. On Arm nothing was ever run.
 """
 
 from __future__ import annotations
@@ -32,24 +33,25 @@ from jaxq8.kernels.forms import MAXIMUM_TERMS, ConvForm, DotForm, Form
 from jaxq8.kernels.processor import capability
 from jaxq8.numerics.sizes import certainly_less
 
-# A contraction with fewer multiply-adds takes a few microseconds in any type: encoding costs more than it saves. Counted for
-# one image, so that it does not depend on the size of a batch.
+# A contraction with fewer multiply-adds takes a few microseconds in any type, so that encoding costs more than it saves. The
+# multiply-adds are those of one image, so that the choice does not depend on the batch size.
 SMALL_MACS = 1 << 14
-# A matrix with fewer elements gains nothing either (TensorFlow's quantize_weights leaves those in float). It decides alone for
-# products with a weight, however many rows: single steps of a decoder compute what the whole sequence does.
+# A weight with fewer elements gains nothing either (TensorFlow's quantize_weights leaves such weights in float). For products
+# with a weight this limit alone decides, for any number of rows, so that a single step of a decoder computes the same as the
+# whole sequence.
 SMALL_WEIGHT = 1 << 10
-PARTS = 256  # a batch of more images is not timed in blocks of them
+PARTS = 256  # for a batch of more images, "blocks" is not timed
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What runs a contraction.
+    """The kernel and the form that run a contraction.
 
     Attributes:
       kernel: "xla", "reference", "simulate" or "float".
       form: Name of the form within the kernel.
-      reason: Why this one.
-      refused: ((form, why not), ...) of the forms that were looked at before.
+      reason: Why this form was chosen.
+      refused: ((form, why not), ...) of the forms that come before it in the table.
     """
 
     kernel: str
@@ -60,7 +62,13 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One form: `obstacle(form)` says why it cannot run (None: it can), `run` runs it."""
+    """One form of the table.
+
+    Attributes:
+      name: Its name.
+      obstacle: ``(form) -> reason`` why it does not accept a contraction; None if it does.
+      run: ``(form, x, w, x_zero) -> int32 result``.
+    """
 
     name: str
     obstacle: Callable[[Form], str | None]
@@ -72,11 +80,9 @@ def _is_dot(form: Form) -> str | None:
 
 
 def _is_pointwise(form: Form) -> str | None:
-    return (
-        None
-        if isinstance(form, ConvForm) and form.pointwise
-        else "kernel, borders or groups are not those of a 1x1"
-    )
+    if isinstance(form, ConvForm) and form.pointwise:
+        return None
+    return "kernel, borders or groups are not those of a 1x1"
 
 
 def _is_depthwise(form: Form) -> str | None:
@@ -124,7 +130,7 @@ FORMS = (
 
 
 def possible(form: Form) -> list[Candidate]:
-    """Every form that can run these shapes here, whether the table prefers it or not: what `jaxq8.tune` times."""
+    """Every form that can run these shapes on this machine, whatever the table prefers: `jaxq8.tune` times these."""
     if isinstance(form, DotForm):
         names = {"dot"}
     elif form.depthwise:
@@ -132,19 +138,24 @@ def possible(form: Form) -> list[Candidate]:
     elif form.groups > 1:
         names = {"native"}
     else:
-        many = not certainly_less(form.batch, 2) and not certainly_less(PARTS, form.batch)
-        names = {"native", "patches", "rows"} | ({"pointwise"} if form.pointwise else set())
-        names |= {"blocks"} if many else set()
+        names = {"native", "patches", "rows"}
+        if form.pointwise:
+            names.add("pointwise")
+        if not certainly_less(form.batch, 2) and not certainly_less(PARTS, form.batch):
+            names.add("blocks")
     if isinstance(form, ConvForm) and (len(form.kernel) > 2 or max(form.c_in, form.c_out) <= 16):
         names -= {"native"}
     return [entry for entry in FORMS if entry.name in names and not is_barred(entry.name)]
 
 
 def measured(form: Form) -> tuple[Candidate | None, str] | None:
-    """What `jaxq8.tune` found fastest for these shapes (None: float) and the times as text; None if it did not measure them."""
-    found = tuned.times(form)
+    """The fastest form for these shapes as measured by `jaxq8.tune`, and the times as text; None if nothing was measured.
+
+    The form is None if float was fastest.
+    """
+    times = tuned.times(form) or {}
     entries = {entry.name: entry for entry in FORMS if not is_barred(entry.name)}
-    usable = {name: t for name, t in (found or {}).items() if name == "float" or name in entries}
+    usable = {name: t for name, t in times.items() if name == "float" or name in entries}
     if not usable:
         return None
     best = min(usable, key=usable.__getitem__)
@@ -153,7 +164,7 @@ def measured(form: Form) -> tuple[Candidate | None, str] | None:
 
 
 def candidate(form: Form) -> tuple[Candidate | None, tuple[tuple[str, str], ...]]:
-    """The form that was measured to be fastest, or the first of the table that accepts, and those refused before it."""
+    """The form that was measured to be fastest, else the first of the table that accepts; and the forms that refused."""
     best = measured(form)
     if best is not None and best[0] is not None:
         return best[0], ()
@@ -167,14 +178,14 @@ def candidate(form: Form) -> tuple[Candidate | None, tuple[tuple[str, str], ...]
 
 
 def unprofitable(form: Form) -> str | None:
-    """Why eight bits do not beat float at this site, or None if they do."""
+    """The reason why eight bits are not faster than float for this contraction; None if they are."""
     if isinstance(form, DotForm) and form.weight:
         if certainly_less(max(form.batch, 1) * form.k * form.n, SMALL_WEIGHT):
             return f"a weight of only {form.k} x {form.n}"
     else:
-        one = dataclasses.replace(form, batch=1) if isinstance(form, ConvForm) else form
-        if certainly_less(one.macs, SMALL_MACS):
-            return f"only {one.macs} multiply-adds"
+        one_image = dataclasses.replace(form, batch=1) if isinstance(form, ConvForm) else form
+        if certainly_less(one_image.macs, SMALL_MACS):
+            return f"only {one_image.macs} multiply-adds"
     if isinstance(form, DotForm):
         if form.n == 1:
             return "one column: no fast integer kernel"
@@ -186,7 +197,7 @@ def unprofitable(form: Form) -> str | None:
 
 
 def select(form: Form, policy: str) -> Choice:
-    """Chooses for a policy: "auto" (float where eight bits do not pay), "xla" (eight bits), "reference", "simulate"."""
+    """Chooses kernel and form by a policy: "auto" (float where eight bits are not faster), "xla", "reference" or "simulate"."""
     if policy == "simulate":
         return Choice("simulate", "float32", "asked for")
     if form.terms > MAXIMUM_TERMS:
@@ -203,5 +214,5 @@ def select(form: Form, policy: str) -> Choice:
         if policy == "xla":
             return Choice("reference", "int32", "no fast form accepts it", refused)
         return Choice("float", reason="no fast form accepts it", refused=refused)
-    told = best[1] if best is not None and best[0] is entry else f"first of the table for {capability()}"
-    return Choice("xla", entry.name, told, refused)
+    reason = best[1] if best is not None and best[0] is entry else f"first of the table for {capability()}"
+    return Choice("xla", entry.name, reason, refused)

@@ -1,4 +1,4 @@
-"""The simulation: the reference kernel's arithmetic on integer-valued float32 codes."""
+"""The simulation: the arithmetic of the reference kernel, on codes that are integers in float32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxq8.kernels.reference import plain
 
 
 class Simulate:
-    """Every form, in float32: differentiable, exact while sums stay below 2**24."""
+    """Every form, in float32: differentiable, and exact as long as sums stay below 2**24."""
 
     name = "simulate"
 

@@ -1,6 +1,6 @@
-"""Forms that were measured on this machine: what `jaxq8.tune` found, and what the planner asks first.
+"""The times of forms that `jaxq8.tune` measured on this machine. `kernels.select` prefers them to its table.
 
-Choices hold for functions that are traced afterwards: compiled functions keep what they were compiled with.
+They hold for functions that are traced afterwards. Functions that are compiled already keep their forms.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _noted: ContextVar[dict[Form, None] | None] = ContextVar("noted", default=None)
 
 
 def use(choices: Mapping[Form, Mapping[str, float]]) -> None:
-    """Replaces the measured choices of this process; an empty mapping forgets them."""
+    """Replaces the measured times of this process; an empty mapping forgets them."""
     _choices.clear()
     _choices.update(choices)
 
@@ -26,7 +26,7 @@ def times(form: Form) -> Mapping[str, float] | None:
     noted = _noted.get()
     if noted is not None:
         noted[form] = None
-        return None  # measuring anew: what was found before must not hide a form
+        return None  # a new measurement is under way: earlier times must not hide a form from it
     return _choices.get(form)
 
 

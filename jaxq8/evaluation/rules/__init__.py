@@ -1,4 +1,4 @@
-"""What each JAX primitive means for eight-bit values; importing this package registers the rules."""
+"""The rules: what each JAX primitive does with eight-bit values. Importing this package registers them."""
 
 from jaxq8.evaluation.rules import activation, affine, contraction, control, layout, lookup, pooling
 

@@ -1,4 +1,4 @@
-"""Smooth activations: computed in float inside the reader's loop; their known ranges cost the next encoding no pass."""
+"""Smooth activations are computed in float inside the reader's loop. Known ranges save the next encoding a pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MONOTONE_FROM_ZERO = {primitives.abs_p: (0.0, INF), primitives.exp_p: (0.0, INF)
 
 
 def _known_range(ctx: Context, x: Value, **params: Any) -> Value:
-    """sigmoid, tanh, erf, exp, abs: bounds that hold for any input."""
+    """sigmoid, tanh, erf, sin, cos, exp, abs: bounds that hold for any input."""
     result = float_fallback(ctx, (x,))[0]
     lo, hi = (KNOWN_RANGES | MONOTONE_FROM_ZERO)[ctx.eqn.primitive]
     assert isinstance(result, Array)
@@ -32,7 +32,7 @@ rule(*KNOWN_RANGES, *MONOTONE_FROM_ZERO)(_known_range)
 
 @rule(primitives.select_n_p)
 def select_n(ctx: Context, which: Value, *cases: Value, **params: Any) -> Value:
-    """where(): between the smallest lower and the largest upper bound of the cases (leaky relu, masks)."""
+    """where(): the result lies between the smallest lower and the largest upper bound of the cases (leaky relu, masks)."""
     result = float_fallback(ctx, (which, *cases))[0]
     limits = [bounds(c) for c in cases]
     assert isinstance(result, Array)

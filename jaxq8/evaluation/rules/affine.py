@@ -1,4 +1,4 @@
-"""Bias, batch norm, residuals, relu and clips: arithmetic that moves scale, offset and bounds instead of data."""
+"""Bias, batch norm, residuals, relu and clips: arithmetic that changes scale, offset and bounds instead of data."""
 
 from __future__ import annotations
 
@@ -25,47 +25,47 @@ from jaxq8.evaluation.values import (
 from jaxq8.numerics.qtensor import QTensor
 
 
-def _by(acc: Accumulator | None, other: Value) -> Accumulator | None:
-    """What arithmetic with a vector has made of an accumulator: NaN in a vector of data may be in one channel alone."""
+def _after_vector(acc: Accumulator | None, other: Value) -> Accumulator | None:
+    """An accumulator after arithmetic with a vector `other`: NaN in a vector of data may be in one channel alone."""
     shape = jnp.shape(other.small) if isinstance(other, Broadcast) else other.shape
     if acc is None or math.prod(shape) == 1 or not origins(other):
         return acc
     return dataclasses.replace(acc, everywhere=False)
 
 
-def _free(acc: Accumulator) -> bool:
+def _is_unclipped(acc: Accumulator) -> bool:
     return acc.lo == -INF and acc.hi == INF
 
 
 def _shifted(acc: Accumulator, vector: Any, sign: float = 1.0) -> Accumulator | None:
-    """acc + sign * vector; None where that varies along more axes than either."""
+    """acc + sign * vector; None if offset and vector vary along different axes."""
     if is_outer(acc.offset, vector):
         return None
     return dataclasses.replace(acc, offset=acc.offset + sign * vector)
 
 
 def _scaled(acc: Accumulator, vector: Any) -> Accumulator | None:
-    """acc * vector; clips must have been ruled out. None where that varies along more axes than either."""
+    """acc * vector for an accumulator without clips; None if scale or offset and vector vary along different axes."""
     if is_outer(acc.scale, vector) or is_outer(acc.offset, vector):
         return None
     return dataclasses.replace(acc, scale=acc.scale * vector, offset=acc.offset * vector, positive=False)
 
 
 def _times_constant(acc: Accumulator, c: float) -> Accumulator:
-    """acc * c, clips included, for positive c."""
+    """acc * c for positive c, its clips included."""
     scale, offset = acc.scale * jnp.float32(c), acc.offset * jnp.float32(c)
     return dataclasses.replace(acc, scale=scale, offset=offset, lo=acc.lo * c, hi=acc.hi * c)
 
 
 def _negated(acc: Accumulator) -> Accumulator:
-    """-acc: the sign moves into the scale; clips change places."""
+    """-acc: scale and offset change sign, and the clips change places."""
     return dataclasses.replace(
         acc, scale=-acc.scale, offset=-acc.offset, lo=-acc.hi, hi=-acc.lo, positive=False
     )
 
 
 def _small_pair(x: Value, y: Value) -> tuple[Any, Any, tuple[int, ...]] | None:
-    """The small arrays behind two symbolic operands, so that arithmetic between them stays symbolic."""
+    """The small arrays of two operands and the shape that they stand for, if arithmetic between them stays symbolic."""
     shape = next((v.shape for v in (x, y) if isinstance(v, Broadcast)), None)
     if shape is None:
         return None
@@ -85,11 +85,9 @@ def _symbolic(ctx: Context, x: Value, y: Value) -> Broadcast | None:
     pair = _small_pair(x, y)
     if pair is None or tuple(ctx.eqn.outvars[0].aval.shape) != pair[2]:
         return None
-    rank = len(pair[2])
-    small = ctx.eqn.primitive.bind(
-        *(jnp.reshape(a, (1,) * rank) if jnp.ndim(a) == 0 else a for a in pair[:2]), **ctx.eqn.params
-    )
-    return Broadcast(small, pair[2])
+    x_small, y_small, shape = pair
+    operands = [jnp.reshape(a, (1,) * len(shape)) if jnp.ndim(a) == 0 else a for a in (x_small, y_small)]
+    return Broadcast(ctx.eqn.primitive.bind(*operands, **ctx.eqn.params), shape)
 
 
 def _real(ctx: Context, *values: Value, lo: float = -INF, hi: float = INF) -> Array:
@@ -100,12 +98,11 @@ def _real(ctx: Context, *values: Value, lo: float = -INF, hi: float = INF) -> Ar
 
 @rule(primitives.add_p)
 def add(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
-    """A bias or the shift of a batch norm moves the offset; a residual is added in float by whoever reads it."""
+    """A bias, or the shift of a batch norm, changes the offset; a residual is added in float in the loop of its reader."""
     for acc, other in ((x, y), (y, x)):
-        if isinstance(acc, Accumulator) and _free(acc):
+        if isinstance(acc, Accumulator) and _is_unclipped(acc) and _keeps_shape(ctx, acc):
             vector = aligned(other, acc.shape)
-            shifted = _shifted(acc, vector) if vector is not None and _keeps_shape(ctx, acc) else None
-            shifted = _by(shifted, other)
+            shifted = None if vector is None else _after_vector(_shifted(acc, vector), other)
             if shifted is not None:
                 return shifted
     return _symbolic(ctx, x, y) or _sum(ctx, x, y, 1.0)
@@ -113,32 +110,33 @@ def add(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
 
 @rule(primitives.sub_p)
 def sub(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
-    """The mean of a batch norm moves the offset."""
+    """The mean of a batch norm changes the offset."""
     for acc, other in ((x, y), (y, x)):
-        if isinstance(acc, Accumulator) and _free(acc) and _keeps_shape(ctx, acc):
+        if isinstance(acc, Accumulator) and _is_unclipped(acc) and _keeps_shape(ctx, acc):
             vector = aligned(other, acc.shape)
-            shifted = None
-            if vector is not None:
-                shifted = _shifted(acc, vector, -1.0) if acc is x else _shifted(_negated(acc), vector)
-                shifted = _by(shifted, other)
+            if vector is None:
+                continue
+            shifted = _shifted(acc, vector, -1.0) if acc is x else _shifted(_negated(acc), vector)
+            shifted = _after_vector(shifted, other)
             if shifted is not None:
                 return shifted
     return _symbolic(ctx, x, y) or _sum(ctx, x, y, -1.0)
 
 
 def _sum(ctx: Context, x: Value, y: Value, sign: float) -> Array:
-    """x + y or x - y in float, with the bounds that follow."""
-    (xl, xh), (yl, yh) = bounds(x), bounds(y)
+    """x + y or x - y in float, with the bounds that follow from those of x and y."""
+    (x_lo, x_hi), (y_lo, y_hi) = bounds(x), bounds(y)
     c = constant(y)
     if c is not None:
-        yl = yh = c
-    lo, hi = (xl + yl, xh + yh) if sign > 0 else (xl - yh, xh - yl)
-    return _real(ctx, x, y, lo=lo, hi=hi)
+        y_lo = y_hi = c
+    if sign > 0:
+        return _real(ctx, x, y, lo=x_lo + y_lo, hi=x_hi + y_hi)
+    return _real(ctx, x, y, lo=x_lo - y_hi, hi=x_hi - y_lo)
 
 
 @rule(primitives.mul_p)
 def mul(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
-    """The factor of a batch norm scales scale and offset; a positive constant also scales codes and clips."""
+    """The factor of a batch norm multiplies scale and offset; a positive constant also multiplies scales of codes and clips."""
     for value, other in ((x, y), (y, x)):
         scaled = _times(ctx, value, other)
         if scaled is not None:
@@ -148,50 +146,56 @@ def mul(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
 
 @rule(primitives.div_p)
 def div(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
-    """Division by a vector or constant is multiplication of the scale by its reciprocal."""
-    c = constant(y)
-    if isinstance(x, QTensor) and c is not None and c > 0:
+    """Division by a vector or a positive constant multiplies the scale by the reciprocal."""
+    c = _positive_constant(y)
+    if isinstance(x, QTensor) and c is not None:
         return dataclasses.replace(x, scale=x.scale / c)
     if isinstance(x, Accumulator) and _keeps_shape(ctx, x):
-        vector = aligned(y, x.shape)
-        if c is not None and c > 0:
+        if c is not None:
             return _times_constant(x, 1 / c)
-        scaled = _by(_scaled(x, 1 / vector), y) if vector is not None and _free(x) else None
-        if scaled is not None:
-            return scaled
+        vector = aligned(y, x.shape)
+        if vector is not None and _is_unclipped(x):
+            scaled = _after_vector(_scaled(x, 1 / vector), y)
+            if scaled is not None:
+                return scaled
+    symbolic = _symbolic(ctx, x, y)
+    if symbolic is not None:
+        return symbolic
     lo, hi = bounds(x)
-    if c is not None and c > 0:
-        return _symbolic(ctx, x, y) or _real(ctx, x, y, lo=lo / c, hi=hi / c)
-    return _symbolic(ctx, x, y) or _real(ctx, x, y)
+    return _real(ctx, x, y) if c is None else _real(ctx, x, y, lo=lo / c, hi=hi / c)
 
 
 def _times(ctx: Context, value: Value, other: Value) -> Value | None:
-    """value * other without touching data, or None."""
-    c = constant(other)
-    if (
-        isinstance(value, QTensor)
-        and c is not None
-        and c > 0
-        and value.shape == ctx.eqn.outvars[0].aval.shape
-    ):
-        return dataclasses.replace(value, scale=value.scale * c)
-    if not isinstance(value, Accumulator) or not _keeps_shape(ctx, value):
+    """value * other without a pass over the data; None if that is impossible."""
+    if not isinstance(value, QTensor | Accumulator) or not _keeps_shape(ctx, value):
         return None
-    if c is not None and c > 0:
+    c = _positive_constant(other)
+    if isinstance(value, QTensor):
+        return None if c is None else dataclasses.replace(value, scale=value.scale * c)
+    if c is not None:
         return _times_constant(value, c)
     vector = aligned(other, value.shape)
-    return _by(_scaled(value, vector), other) if vector is not None and _free(value) else None
+    if vector is None or not _is_unclipped(value):
+        return None
+    return _after_vector(_scaled(value, vector), other)
 
 
 def _product(ctx: Context, x: Value, y: Value) -> Array:
-    """x * y in float; non-negative if both are, and bounded by a positive constant factor."""
-    (xl, xh), (yl, yh) = bounds(x), bounds(y)
-    c = constant(y)
-    if c is not None and c > 0:
-        return _real(ctx, x, y, lo=xl * c, hi=xh * c)
-    if xl >= 0 and yl >= 0:
-        return _real(ctx, x, y, lo=0.0, hi=xh * yh if xh < INF and yh < INF else INF)
+    """x * y in float, with bounds if y is a positive constant or both factors are non-negative."""
+    (x_lo, x_hi), (y_lo, y_hi) = bounds(x), bounds(y)
+    c = _positive_constant(y)
+    if c is not None:
+        return _real(ctx, x, y, lo=x_lo * c, hi=x_hi * c)
+    if x_lo >= 0 and y_lo >= 0:
+        both_bounded = x_hi < INF and y_hi < INF
+        return _real(ctx, x, y, lo=0.0, hi=x_hi * y_hi if both_bounded else INF)
     return _real(ctx, x, y)
+
+
+def _positive_constant(value: Value) -> float | None:
+    """The positive number that all elements of a value are equal to, if it is known while tracing."""
+    c = constant(value)
+    return c if c is not None and c > 0 else None
 
 
 def _keeps_shape(ctx: Context, value: Value) -> bool:
@@ -200,7 +204,7 @@ def _keeps_shape(ctx: Context, value: Value) -> bool:
 
 @rule(primitives.neg_p)
 def neg(ctx: Context, x: Value, **params: Any) -> Value:
-    """The sign moves into the scale; clips change places."""
+    """Scale and offset change sign; clips and bounds change places."""
     if isinstance(x, Accumulator):
         return _negated(x)
     lo, hi = bounds(x)
@@ -209,31 +213,32 @@ def neg(ctx: Context, x: Value, **params: Any) -> Value:
 
 @rule(primitives.max_p)
 def maximum(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
-    """relu: the lower clip of an accumulator, or the maximum of codes with the code of the constant."""
+    """relu: the lower clip of an accumulator, or the maximum of codes and the code of zero."""
     return _clipped(ctx, x, y, lower=True)
 
 
 @rule(primitives.min_p)
 def minimum(ctx: Context, x: Value, y: Value, **params: Any) -> Value:
-    """relu6's upper half."""
+    """The upper clip of relu6."""
     return _clipped(ctx, x, y, lower=False)
 
 
 def _clipped(ctx: Context, x: Value, y: Value, lower: bool) -> Value:
+    """The maximum (if `lower`) or minimum of a value and a constant."""
     for value, other in ((x, y), (y, x)):
         c = constant(other)
         if c is None or not _keeps_shape(ctx, value) or not jnp.issubdtype(value.dtype, jnp.floating):
             continue
         if isinstance(value, Accumulator):
-            # A clip of its own after one that a custom derivative covers: their derivatives differ.
+            # If a custom derivative covers the clips so far, a further clip is not covered: it needs the usual derivative.
             return NotImplemented if value.straight else _clip_accumulator(value, c, lower)
         if isinstance(value, QTensor) and c == 0:
             clip = jnp.maximum if lower else jnp.minimum
             zero = value.zero_point.astype(value.values.dtype)
             return dataclasses.replace(value, values=clip(value.values, zero))
-        lo, hi = bounds(value)
-        clipped = (max(lo, c), max(hi, c)) if lower else (min(lo, c), min(hi, c))
-        return _symbolic(ctx, x, y) or _real(ctx, x, y, lo=clipped[0], hi=clipped[1])
+        stricter = max if lower else min
+        lo, hi = (stricter(bound, c) for bound in bounds(value))
+        return _symbolic(ctx, x, y) or _real(ctx, x, y, lo=lo, hi=hi)
     return _symbolic(ctx, x, y) or NotImplemented
 
 
@@ -245,7 +250,7 @@ def _clip_accumulator(acc: Accumulator, c: float, lower: bool) -> Accumulator:
 
 @rule(primitives.clamp_p)
 def clamp(ctx: Context, low: Value, x: Value, high: Value, **params: Any) -> Value:
-    """A clip between constants: the bounds of an accumulator, or known bounds of a float array."""
+    """A clip between constants: the clips of an accumulator, or the known bounds of a float array."""
     lo, hi = constant(low), constant(high)
     if lo is None or hi is None or not jnp.issubdtype(x.dtype, jnp.floating):
         return NotImplemented
@@ -256,11 +261,10 @@ def clamp(ctx: Context, low: Value, x: Value, high: Value, **params: Any) -> Val
 
 @rule(primitives.convert_element_type_p)
 def convert_element_type(ctx: Context, x: Value, *, new_dtype: Any, **params: Any) -> Value:
-    """Between float dtypes nothing is computed: codes and accumulators only stand for another dtype."""
+    """Codes and accumulators that are converted to another float dtype only note the dtype that they stand for."""
     if isinstance(x, Broadcast):
         return Broadcast(ctx.eqn.primitive.bind(x.small, new_dtype=new_dtype, **params), x.shape)
-    both_float = jnp.issubdtype(new_dtype, jnp.floating) and jnp.issubdtype(x.dtype, jnp.floating)
-    if not both_float:
+    if not (jnp.issubdtype(new_dtype, jnp.floating) and jnp.issubdtype(x.dtype, jnp.floating)):
         return NotImplemented
     if isinstance(x, QTensor | Accumulator):
         return dataclasses.replace(x, dtype=jnp.dtype(new_dtype))
@@ -270,7 +274,7 @@ def convert_element_type(ctx: Context, x: Value, *, new_dtype: Any, **params: An
 
 
 def _symbolic_unary(ctx: Context, x: Value, **params: Any) -> Value:
-    """rsqrt(variance + epsilon) and the like stay per-channel vectors."""
+    """rsqrt(variance + epsilon) and similar functions of a per-channel vector stay per-channel vectors."""
     if not isinstance(x, Broadcast):
         return NotImplemented
     return Broadcast(ctx.eqn.primitive.bind(x.small, **params), x.shape)

@@ -1,7 +1,8 @@
-"""Calls and control flow: functions inside equations are evaluated by the same rules.
+"""Calls and control flow: the functions inside equations are evaluated by the same rules.
 
-A body is entered only if that changes something: if it holds a site, or if codes or accumulators reach it. Otherwise the
-equation is evaluated as it stands, so custom derivatives and compiled calls stay what they are.
+A body is entered only if this can change the result: if it contains a site or an operation with known bounds, or if codes,
+accumulators, small arrays or constants reach it. Otherwise the equation is evaluated as it stands, so that custom derivatives
+and compiled calls stay as they are.
 """
 
 from __future__ import annotations
@@ -33,24 +34,26 @@ from jaxq8.evaluation.values import Accumulator, Array, Broadcast, Value, is_qua
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.rounding import straight_through
 
-# Operations whose results have bounds that the next encoding profits from.
+# Operations whose results have known bounds, which save the next encoding a measurement.
 BOUNDING = {primitives.max_p, primitives.min_p, primitives.clamp_p, primitives.logistic_p, primitives.tanh_p}
 
 
 def _worth_entering(ctx: Context, values: Sequence[Value]) -> bool:
+    """Whether evaluation of the functions inside an equation by the rules can change the result."""
     symbolic = any(is_quantized(v) or isinstance(v, Broadcast) for v in values)
-    scalars = any(isinstance(v, Array) and not isinstance(v.array, jax.Array) for v in values)
-    return symbolic or scalars or any(_profits(open_jaxpr(c.jaxpr)[0]) for c in callees(ctx.eqn))
+    constants = any(isinstance(v, Array) and not isinstance(v.array, jax.Array) for v in values)
+    return symbolic or constants or _callees_profit(ctx.eqn)
 
 
-def _profits(jaxpr: Any) -> bool:
-    """Whether a jaxpr, or any function inside it, has an operation that can run on codes or that bounds its result."""
-    return any(
-        operation(eqn.primitive) is not None
-        or eqn.primitive in BOUNDING
-        or any(_profits(open_jaxpr(c.jaxpr)[0]) for c in callees(eqn))
-        for eqn in jaxpr.eqns
-    )
+def _callees_profit(eqn: Any) -> bool:
+    """Whether a function inside an equation has an operation that can run on codes or that bounds its result."""
+    bodies = [open_jaxpr(callee.jaxpr)[0] for callee in callees(eqn)]
+    return any(_profits(inner) for body in bodies for inner in body.eqns)
+
+
+def _profits(eqn: Any) -> bool:
+    """Whether an equation, or one in a function inside it, can run on codes or bounds its result."""
+    return operation(eqn.primitive) is not None or eqn.primitive in BOUNDING or _callees_profit(eqn)
 
 
 @rule(*(JIT | CLOSED | CUSTOM_JVP | CUSTOM_VJP))
@@ -61,38 +64,41 @@ def call(ctx: Context, *values: Value, **params: Any) -> Any:
     (callee,) = callees(ctx.eqn)
     body, consts = open_jaxpr(callee.jaxpr)
     results = evaluate(body, consts, values, ctx.run, ctx.inner(callee.key))
-    custom = ctx.eqn.primitive in CUSTOM_JVP | CUSTOM_VJP
-    return _with_own_derivative(ctx, values, results) if custom and ctx.run.config.simulates else results
+    has_own_derivative = ctx.eqn.primitive in CUSTOM_JVP | CUSTOM_VJP
+    if has_own_derivative and ctx.run.config.simulates:
+        return _with_own_derivative(ctx, values, results)
+    return results
 
 
 def _with_own_derivative(ctx: Context, values: Sequence[Value], results: Sequence[Value]) -> list[Value]:
-    """Results with the values of the simulation and the derivative that the user's rule gives.
+    """Results with the values of the simulation and the derivative of the user's rule.
 
-    The equation is also computed as it stands, in float; only its tangents are used, so outside of derivatives it is removed as
-    dead code.
+    The equation is also computed as it stands, in float. Only its tangents are used, so outside of derivatives XLA removes the
+    computation as dead code.
     """
     plain = bind(ctx.eqn, [to_real(v) for v in values])
     return [_tangents_of(r, p) for r, p in zip(results, plain, strict=True)]
 
 
 def _tangents_of(value: Value, real: Any) -> Value:
-    """`value` in value, `real` in derivative."""
+    """A value with its own numbers and the derivative of `real`."""
     if not jnp.issubdtype(value.dtype, jnp.inexact):
         return value
-    zero = (real - jax.lax.stop_gradient(real)).astype(jnp.float32)  # zero in value, all of the derivative
+    zero = (real - jax.lax.stop_gradient(real)).astype(jnp.float32)  # 0, with the derivative of `real`
     if isinstance(value, QTensor):
         fixed = jax.tree.map(jax.lax.stop_gradient, value)
         return dataclasses.replace(fixed, values=fixed.values + zero / fixed.scale)
     if isinstance(value, Accumulator):
-        still = jax.lax.stop_gradient({"values": value.values, **value.smalls})
-        return dataclasses.replace(value, **{**still, "offset": still["offset"] + zero}, straight=True)
+        fields = jax.lax.stop_gradient({"values": value.values, **value.smalls})
+        fields["offset"] = fields["offset"] + zero
+        return dataclasses.replace(value, **fields, straight=True)
     if isinstance(value, Array):
         return dataclasses.replace(value, array=straight_through(real, value.array), codes=None)
     return Array(straight_through(real, to_real(value)))
 
 
 def _carried(value: Value) -> Any:
-    """What can pass into a body: QTensors as they are, everything else as arrays."""
+    """A value in the form in which it can enter a body: a QTensor as it is, everything else as an array."""
     return value if isinstance(value, QTensor) else to_real(value)
 
 
@@ -101,7 +107,15 @@ def _as_value(x: Any) -> Value:
 
 
 def _body(ctx: Context, index: int, dtypes: Sequence[Any], repeats: int = 1, part: Any = None) -> Any:
-    """The function ``f(*inputs) -> list of arrays`` of a body, or of a part of it; results have the dtypes that it declares."""
+    """A body, or a part of it, as a function ``f(*inputs) -> list of arrays``.
+
+    Args:
+      ctx: The equation.
+      index: Which of its bodies.
+      dtypes: The dtypes of the results.
+      repeats: How often the equation runs the body.
+      part: The part of the body that is evaluated (`scan_hoisting.Part`); None for all of it.
+    """
     callee = callees(ctx.eqn)[index]
     jaxpr, consts = open_jaxpr(callee.jaxpr)
     if part is not None:
@@ -128,14 +142,14 @@ def scan(ctx: Context, *values: Value, **params: Any) -> Any:
     consts = [_carried(v) for v in values[:nconsts]]
     carry = [_materialised(v) for v in values[nconsts : nconsts + ncarry]]
     stacked = [_stackable(v) for v in values[nconsts + ncarry :]]
-    body, moved = _moved_out(ctx, consts, stacked, params)
-    run = _body(ctx, 0, _out_dtypes(params["jaxpr"]), params["length"], body)
-
+    rest, moved = _moved_out(ctx, consts, stacked, params)
+    body = _body(ctx, 0, _out_dtypes(params["jaxpr"]), params["length"], rest)
     probe = ctx.run.probe
 
     def step(state: Any, slices: Any) -> Any:
-        # Stored: XLA:CPU does not vectorise the activations of gates in one loop with the slicing.
-        results, seen = framed(probe, run)(*consts, *state, *slices[0], *map(stored, slices[1]))
+        stacked_slices, moved_slices = slices
+        # Stored, because XLA:CPU does not vectorise the activations of gates in one loop with the slicing.
+        results, seen = framed(probe, body)(*consts, *state, *stacked_slices, *map(stored, moved_slices))
         return results[:ncarry], (results[ncarry:], seen)
 
     final, (outputs, seen) = jax.lax.scan(
@@ -149,15 +163,19 @@ def scan(ctx: Context, *values: Value, **params: Any) -> Any:
 def _moved_out(
     ctx: Context, consts: Sequence[Any], stacked: Sequence[Any], params: Any
 ) -> tuple[Any, list[Any]]:
-    """The body without the contractions that can run before the loop, and their results in all steps."""
+    """The body without the contractions that can run before the loop, and their results in all steps.
+
+    The contractions are evaluated here. If there are none, the body is None, which stands for all of it.
+    """
     body, length, probe = open_jaxpr(params["jaxpr"])[0], params["length"], ctx.run.probe
     (callee,) = callees(ctx.eqn)
     path = ctx.inner(callee.key)
 
     def wanted(index: int) -> int | None:
         site = ctx.run.analysis.sites.get((*path, index))
-        eight_bit = site is not None and ctx.run.site_config(site).mode in ("eightbit", "simulate")
-        return site.weight if site is not None and eight_bit else None
+        if site is None or ctx.run.site_config(site).mode not in ("eightbit", "simulate"):
+            return None
+        return site.weight
 
     parts = parted(body, len(consts), params["num_carry"], length, wanted)
     if parts is None:
@@ -174,7 +192,7 @@ def _materialised(value: Value) -> Any:
 
 
 def _stackable(value: Value) -> Any:
-    """Codes can be sliced along their first axis if scale and zero point have that axis too."""
+    """A value that a scan slices along its first axis: the scale and zero point of codes get that axis too."""
     if not isinstance(value, QTensor):
         return to_real(value)
     length = value.shape[0]
@@ -183,36 +201,42 @@ def _stackable(value: Value) -> Any:
 
 
 def _where_going(going: Any, new: Any, old: Any) -> Any:
-    """The carry of a loop under `jax.vmap`, whose condition has a batch axis: examples that are done keep theirs."""
-    return jnp.where(jnp.reshape(going, going.shape + (1,) * (jnp.ndim(new) - going.ndim)), new, old)
+    """The carry of a loop under `jax.vmap`, whose condition has a batch axis: examples that are done keep the old one."""
+    mask = jnp.reshape(going, going.shape + (1,) * (jnp.ndim(new) - going.ndim))
+    return jnp.where(mask, new, old)
 
 
 @rule(WHILE)
 def while_(ctx: Context, *values: Value, **params: Any) -> Any:
-    """Condition and body are evaluated by the rules; the carry is arrays."""
+    """Condition and body are evaluated by the rules; the carry consists of arrays.
+
+    What the probe sees in the body is carried beside the state of the loop.
+    """
     if not _worth_entering(ctx, values):
         return NotImplemented
     nc, nb = params["cond_nconsts"], params["body_nconsts"]
-    cond_consts, body_consts = [_carried(v) for v in values[:nc]], [_carried(v) for v in values[nc : nc + nb]]
+    cond_consts = [_carried(v) for v in values[:nc]]
+    body_consts = [_carried(v) for v in values[nc : nc + nb]]
     condition = _body(ctx, 0, _out_dtypes(params["cond_jaxpr"]))
     body = _body(ctx, 1, _out_dtypes(params["body_jaxpr"]))
-    batched = open_jaxpr(params["cond_jaxpr"])[0].outvars[0].aval.shape != ()
+    is_batched = open_jaxpr(params["cond_jaxpr"])[0].outvars[0].aval.shape != ()
     probe, start = ctx.run.probe, [_materialised(v) for v in values[nc + nb :]]
-    seen = {name: probe.empty(name, s) for name, s in shapes_seen(probe, body, *body_consts, *start).items()}
+    shapes = shapes_seen(probe, body, *body_consts, *start)
+    nothing_seen = {name: probe.empty(name, shape) for name, shape in shapes.items()}
+
+    def going(state: Any) -> Any:
+        with probe.frame():  # what is seen in the condition is dropped
+            return condition(*cond_consts, *state)[0]
 
     def step(carry: Any) -> Any:
-        results, new = framed(probe, body)(*body_consts, *carry[0])
-        if batched:
-            with probe.frame():
-                going = condition(*cond_consts, *carry[0])[0]
-            results = [_where_going(going, n, o) for n, o in zip(results, carry[0], strict=True)]
-        return results, {name: probe.join(name, carry[1][name], new[name]) for name in seen}
+        state, seen = carry
+        results, new = framed(probe, body)(*body_consts, *state)
+        if is_batched:
+            mask = going(state)
+            results = [_where_going(mask, n, o) for n, o in zip(results, state, strict=True)]
+        return results, {name: probe.join(name, seen[name], new[name]) for name in nothing_seen}
 
-    def goes_on(carry: Any) -> Any:
-        with probe.frame():
-            return jnp.any(condition(*cond_consts, *carry[0])[0])
-
-    final, seen = jax.lax.while_loop(goes_on, step, (start, seen))
+    final, seen = jax.lax.while_loop(lambda carry: jnp.any(going(carry[0])), step, (start, nothing_seen))
     probe.add(seen)
     return [Array(x) for x in final]
 
@@ -225,12 +249,16 @@ def cond(ctx: Context, index: Value, *values: Value, **params: Any) -> Any:
     operands = [_carried(v) for v in values]
     branches = [_body(ctx, i, _out_dtypes(b)) for i, b in enumerate(params["branches"])]
     probe = ctx.run.probe
-    union = {n: s for b in branches for n, s in shapes_seen(probe, b, *operands).items()}
+    shapes: dict[str, Any] = {}  # of what is seen in any branch
+    for branch in branches:
+        shapes.update(shapes_seen(probe, branch, *operands))
 
     def completed(branch: Any) -> Any:
+        """The branch, with something in its frame for every name that is seen in any branch."""
+
         def run(*inputs: Any) -> Any:
             results, seen = framed(probe, branch)(*inputs)
-            return results, {n: seen.get(n, probe.empty(n, s)) for n, s in union.items()}
+            return results, {n: seen.get(n, probe.empty(n, s)) for n, s in shapes.items()}
 
         return run
 
@@ -242,7 +270,7 @@ def cond(ctx: Context, index: Value, *values: Value, **params: Any) -> Any:
 
 @rule(SHARD_MAP)
 def shard_map(ctx: Context, *values: Value, mesh: Any, in_specs: Any, out_specs: Any, **params: Any) -> Any:
-    """The body is evaluated on each device's part: ranges that are found in the run are those of the part."""
+    """The body is evaluated on each device's part, so ranges that are measured in the run are those of the part."""
     manual = params.get("newly_manual_axes", params.get("manual_axes"))
     if manual is None or not _worth_entering(ctx, values):
         return NotImplemented
@@ -250,7 +278,7 @@ def shard_map(ctx: Context, *values: Value, mesh: Any, in_specs: Any, out_specs:
     body, probe = _body(ctx, 0, _out_dtypes(params["jaxpr"])), ctx.run.probe
 
     def part(*inputs: Any) -> list[Any]:
-        with probe.frame():  # what is seen on one device is no observation of the whole
+        with probe.frame():  # what is seen on one device is dropped: it does not describe the whole
             return body(*inputs)
 
     mapped = jax.shard_map(
@@ -261,9 +289,13 @@ def shard_map(ctx: Context, *values: Value, mesh: Any, in_specs: Any, out_specs:
 
 
 def _part_specs(operand: Any, spec: Any) -> Any:
-    """How an operand is cut: scales and zero points like their codes, but for the axes on which they have one entry."""
+    """How an operand is distributed over devices.
+
+    Scales and zero points are distributed like their codes, except along axes on which they have a single entry.
+    """
     if not isinstance(operand, QTensor):
         return spec
     axes = (*spec, *[None] * (operand.ndim - len(spec)))
-    small = jax.P(*(None if n == 1 else axis for n, axis in zip(operand.scale.shape, axes, strict=True)))
+    small_axes = [None if n == 1 else axis for n, axis in zip(operand.scale.shape, axes, strict=True)]
+    small = jax.P(*small_axes)
     return dataclasses.replace(operand, values=spec, scale=small, zero_point=small)

@@ -1,9 +1,10 @@
-"""Joined values that a contraction reads directly: parts of unlike size keep scales of their own.
+"""Joined values that a contraction reads directly: parts whose ranges differ much keep scales of their own.
 
-A product over joined channels is the sum of the products of its parts. One range for all parts leaves a small part few codes,
-or none; so where ranges are known to differ by more than `UNLIKE`, each part (with the parts of its size) is a product of
-its own. What is known: ranges given for the parts (``SITE.part0``, ``SITE.part1``, ... : `calibrate` gives them where they
-differ), bounds by construction (a sigmoid beside a relu), and the given range of the whole.
+A product over joined channels is the sum of the products of its parts. One range for all parts leaves few codes, or none, for a
+part of small numbers. So where ranges are known to differ by more than a factor of `UNLIKE`, the parts are put into groups of
+similar ranges, and each group becomes a product of its own. Three kinds of range are known while tracing: ranges given for the
+parts (``SITE.part0``, ``SITE.part1``, ...; `calibrate` returns them where they differ), bounds by construction (a sigmoid
+beside a relu), and the given range of the whole.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from jaxq8.evaluation.values import Array, Value, bounds, to_real
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Range
 
-# A part whose range is this many times smaller than that of the whole has three bits less than it could have.
+# A part whose range is this many times smaller than the range of the whole loses three bits.
 UNLIKE = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Join:
-    """What was joined.
+    """A value that was joined from parts.
 
     Attributes:
-      data: The array that the join became, kept so that its identity stays its own.
+      data: The array of the joined value. It is kept so that no other array gets its id.
       parts: The values that were joined.
-      dimension: The axis along which they lie side by side.
+      dimension: The axis along which the parts lie side by side.
     """
 
     data: Any
@@ -54,28 +55,33 @@ class Group:
 
 
 def remember(ctx: Context, value: Value, parts: Sequence[Value], dimension: int) -> None:
-    """Notes what a value was joined from."""
+    """Notes that a value was joined from parts."""
     data = _data(value)
     if data is not None and len(parts) > 1:
         ctx.run.joins[id(data)] = Join(data, tuple(parts), dimension)
 
 
 def join_of(ctx: Context, value: Value) -> Join | None:
-    """What a value was joined from, if it is a join and nothing was done to it since."""
+    """How a value was joined; None if it is no join, or was changed since."""
     return ctx.run.joins.get(id(_data(value)))
 
 
 def _data(value: Value) -> Any:
-    return value.values if isinstance(value, QTensor) else value.array if isinstance(value, Array) else None
+    """The array by whose id a join is remembered."""
+    if isinstance(value, QTensor):
+        return value.values
+    return value.array if isinstance(value, Array) else None
 
 
 def groups(ctx: Context, site: str, parts: Sequence[Value]) -> list[Group]:
-    """Which parts share a scale at a site, the largest first; one group where nothing tells that they are unlike."""
+    """Which parts share a scale at a site.
+
+    The parts of unknown range are one group, which comes first. The other groups are ordered by their ranges, the widest first.
+    """
     given = ctx.run.ranges.get(site)
     whole = given if isinstance(given, Range) else None
     ranges = [_known(ctx, part_name(site, i), part) or whole for i, part in enumerate(parts)]
-    found = [Group((i,), None) for i, known in enumerate(ranges) if known is None]
-    unknown = [Group(tuple(i for group in found for i in group.members), None)] if found else []
+    unknown = tuple(i for i, known in enumerate(ranges) if known is None)
     grouped: list[Group] = []
     for i in sorted(range(len(parts)), key=lambda i: -_width(ranges[i])):
         known = ranges[i]
@@ -86,21 +92,22 @@ def groups(ctx: Context, site: str, parts: Sequence[Value]) -> list[Group]:
             grouped[-1] = Group((*last.members, i), last.range.union(known))
         else:
             grouped.append(Group((i,), known))
-    return unknown + grouped
+    return [Group(unknown, None), *grouped] if unknown else grouped
 
 
 def are_unlike(ranges: Sequence[Range]) -> bool:
-    """Whether one scale does not suit all of these ranges."""
+    """Whether these ranges differ so much that one scale does not suit all of them."""
     widths = [_width(known) for known in ranges if _width(known)]
     return bool(widths) and not _alike(max(widths), min(widths))
 
 
 def _alike(large: float, small: float) -> bool:
-    """Whether one scale suits both; zeros alone suit any."""
+    """Whether one scale suits ranges of both widths; a range of width 0 suits any scale."""
     return small == 0 or large <= UNLIKE * small
 
 
 def _known(ctx: Context, name: str, part: Value) -> Range | None:
+    """The range of a part: the given one, else the one that follows from finite bounds; None if it is unknown."""
     given = ctx.run.ranges.get(name)
     if isinstance(given, Range):
         return given
@@ -109,12 +116,12 @@ def _known(ctx: Context, name: str, part: Value) -> Range | None:
 
 
 def _width(known: Range | None) -> float:
-    """The width of the codes of a range, zero included."""
+    """The width of a range after it is extended to include zero; 0 for an unknown range."""
     return 0.0 if known is None else max(known.maximum, 0.0) - min(known.minimum, 0.0)
 
 
 def unlike(found: Sequence[Group]) -> str:
-    """Why parts do not share one scale, for the Plan; empty if they do."""
+    """The reason why parts do not share one scale, for the Plan; empty if they do."""
     if len(found) < 2:
         return ""
     widths = [_width(group.range) for group in found if group.range is not None]
@@ -134,13 +141,13 @@ def together(parts: Sequence[Value], group: Group, dimension: int) -> Value:
 
 
 def places_within(join: Join, group: Group) -> list[tuple[int, int]]:
-    """Where each member of a group begins and ends in the value that `together` makes."""
+    """Where each member of a group begins and ends in the value that `together` returns."""
     ends = np.cumsum([join.parts[i].shape[join.dimension] for i in group.members]).tolist()
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def cut(tensor: QTensor, places: Sequence[tuple[int, int]], axis: int) -> QTensor:
-    """Stretches of a tensor along an axis, side by side; scales that differ along the axis go with their codes."""
+    """Stretches of a tensor along an axis, put side by side; scales that differ along the axis are cut like the codes."""
 
     def stretches(a: Any) -> Any:
         if a.shape[axis] == 1 and tensor.shape[axis] != 1:

@@ -1,10 +1,10 @@
-"""Operations that move data without changing it: codes move as codes, with the scales of the axes they belong to."""
+"""Operations that move data without changing it: codes move as codes, and the scales of moved axes move with them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,28 +20,30 @@ from jaxq8.plan import Reason
 
 
 def moved(value: Value, move: Callable[[Any], Any]) -> Value | None:
-    """`move` applied to data and scales alike; for layouts that treat axes of size 1 as any other."""
+    """A value after `move` is applied to its data and its scales; None if it has no scales.
+
+    `move` must treat axes of size 1 like all others.
+    """
     if isinstance(value, QTensor):
         return dataclasses.replace(
             value, values=move(value.values), scale=move(value.scale), zero_point=move(value.zero_point)
         )
     if isinstance(value, Accumulator):
-        rank = len(value.shape)
-        smalls = {
-            field: move(jnp.reshape(v, (1,) * (rank - jnp.ndim(v)) + jnp.shape(v)))
-            for field, v in value.smalls.items()
-        }
+        smalls = {}
+        for field, small in value.smalls.items():
+            leading = (1,) * (len(value.shape) - jnp.ndim(small))
+            smalls[field] = move(jnp.reshape(small, leading + jnp.shape(small)))
         return dataclasses.replace(value, values=move(value.values), **smalls)
     return None
 
 
 def _smalls(x: QTensor | Accumulator) -> dict[str, Any]:
-    """The arrays beside the values, by field."""
+    """The arrays beside the values, by the name of their field."""
     return x.smalls if isinstance(x, Accumulator) else {"scale": x.scale, "zero_point": x.zero_point}
 
 
 def _through(ctx: Context, x: Value) -> Array:
-    """The float result of a layout operation keeps what is known of its operand."""
+    """The float result of a layout operation, with what is known of its operand."""
     result = float_fallback(ctx, (x,), Reason.PER_CHANNEL)[0]
     assert isinstance(result, Array)
     lo, hi = bounds(x)
@@ -54,9 +56,8 @@ def _through(ctx: Context, x: Value) -> Array:
 def transpose(ctx: Context, x: Value, *, permutation: Any, **params: Any) -> Value:
     """Codes, scales and zero points are transposed alike."""
     result = moved(x, lambda a: jnp.transpose(a, permutation))
-    if isinstance(x, QTensor) and isinstance(
-        result, QTensor
-    ):  # a product reads the weight as it lies: see `DotLayout.operand`
+    if isinstance(x, QTensor) and isinstance(result, QTensor):
+        # Noted, because a product may read a weight as it lies in memory (`DotLayout.operand`).
         ctx.run.transposed[id(result.values)] = (result.values, x.values, tuple(permutation))
     return result or _through(ctx, x)
 
@@ -75,24 +76,23 @@ def rev(ctx: Context, x: Value, *, dimensions: Any, **params: Any) -> Value:
 
 @rule(primitives.copy_p, "name")
 def copy(ctx: Context, x: Value, **params: Any) -> Value:
-    """A copy of integer data, or a name for it, is that data."""
+    """A copy of integer data, or a name for it (`jax.ad_checkpoint.checkpoint_name`), is the same data."""
     return x if isinstance(x, QTensor | Accumulator) else NotImplemented
 
 
 @rule("pvary")
 def pvary(ctx: Context, x: Value, **params: Any) -> Value:
-    """Inside `jax.shard_map`: data that is the same on all devices is from here on each device's own."""
+    """Inside `jax.shard_map`: data that is the same on all devices counts from here on as each device's own."""
     if not isinstance(x, QTensor | Accumulator):
         return NotImplemented
-    smalls = _smalls(x)
-    return dataclasses.replace(
-        x, **{f: ctx.eqn.primitive.bind(v, **params) for f, v in (smalls | {"values": x.values}).items()}
-    )
+    fields = _smalls(x) | {"values": x.values}
+    varying = {field: ctx.eqn.primitive.bind(a, **params) for field, a in fields.items()}
+    return dataclasses.replace(x, **varying)
 
 
 @rule(primitives.sharding_constraint_p)
 def sharding_constraint(ctx: Context, x: Value, **params: Any) -> Value:
-    """Codes and accumulators lie on devices as the array that they stand for; their small vectors go where XLA puts them."""
+    """Codes and accumulators are distributed like the array that they stand for; XLA chooses the place of small vectors."""
     if not isinstance(x, QTensor | Accumulator):
         return NotImplemented
     return dataclasses.replace(x, values=ctx.eqn.primitive.bind(x.values, **params))
@@ -100,63 +100,69 @@ def sharding_constraint(ctx: Context, x: Value, **params: Any) -> Value:
 
 @rule(primitives.reshape_p)
 def reshape(ctx: Context, x: Value, *, new_sizes: Any, dimensions: Any = None, **params: Any) -> Value:
-    """Codes are reshaped where no axis with scales of its own is cut apart or merged with others."""
+    """Codes are reshaped, unless an axis with scales of its own is split or merged with an axis without."""
+    if dimensions is not None or not isinstance(x, QTensor | Accumulator):
+        return _through(ctx, x)
     new = tuple(new_sizes)
-    if dimensions is None and isinstance(x, QTensor | Accumulator):
-        smalls = _smalls(x)
-        targets = {f: reshaped_small(tuple(x.shape), new, jnp.shape(s)) for f, s in smalls.items()}
-        if None not in targets.values():
-            reshaped: dict[str, Any] = {f: jnp.reshape(s, targets[f]) for f, s in smalls.items()}
-            return dataclasses.replace(x, values=jnp.reshape(x.values, new), **reshaped)
-    return _through(ctx, x)
+    smalls = _smalls(x)
+    targets = {field: reshaped_small(tuple(x.shape), new, jnp.shape(a)) for field, a in smalls.items()}
+    if None in targets.values():
+        return _through(ctx, x)
+    reshaped: dict[str, Any] = {field: jnp.reshape(a, targets[field]) for field, a in smalls.items()}
+    return dataclasses.replace(x, values=jnp.reshape(x.values, new), **reshaped)
 
 
 def reshaped_small(
     before: tuple[int, ...], after: tuple[int, ...], small: tuple[int, ...]
 ) -> tuple[int, ...] | None:
-    """The shape of a small array (1 on shared axes) after its tensor is reshaped, or None if that needs data.
+    """The shape of a small array (1 on shared axes) after its tensor is reshaped; None if no shape is right.
 
-    Axes are cut into the smallest groups of equal size on both sides; within a group the small array must be either all
-    ones or full.
+    The axes of both sides are cut into the smallest groups of equal size. Within a group the small array must either have
+    size 1 on all axes, or vary along all of them.
     """
     small = (1,) * (len(before) - len(small)) + tuple(small)
     if 0 in before:
         return (1,) * len(after) if all(s <= 1 for s in small) else None
     result: list[int] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        i0, j0 = i, j
-        left = right = 1
-        while (i == i0 and j == j0) or left != right:
-            if i < len(before) and not certainly_less(right, left):
-                left *= before[i]
-                i += 1
-            elif j < len(after):
-                right *= after[j]
-                j += 1
-            else:
-                left *= before[i]
-                i += 1
-        group = small[i0:i]
-        if all(s == 1 for s in group):
-            result += [1] * (j - j0)
-        elif group == before[i0:i]:
-            result += after[j0:j]
+    for old_axes, new_axes in _groups_of_axes(before, after):
+        sizes = small[old_axes]
+        if all(s == 1 for s in sizes):
+            result += [1] * len(after[new_axes])
+        elif sizes == before[old_axes]:
+            result += after[new_axes]
         else:
             return None
     return tuple(result)
+
+
+def _groups_of_axes(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """The smallest groups of axes that a reshape merges or splits: ``(4, 6) -> (2, 2, 6)`` has (4 -> 2, 2) and (6 -> 6)."""
+    i = j = 0
+    while i < len(before) or j < len(after):
+        i_start, j_start = i, j
+        left = right = 1  # elements of the group on both sides
+        while (i == i_start and j == j_start) or left != right:
+            left_is_ahead = i == len(before) or certainly_less(right, left)
+            if j == len(after) or not left_is_ahead:
+                left *= before[i]
+                i += 1
+            else:
+                right *= after[j]
+                j += 1
+        yield slice(i_start, i), slice(j_start, j)
 
 
 @rule(primitives.broadcast_in_dim_p)
 def broadcast_in_dim(
     ctx: Context, x: Value, *dyn: Value, shape: Any, broadcast_dimensions: Any, **params: Any
 ) -> Value:
-    """A vector or scalar stays small, with the shape it stands for; codes are broadcast as codes."""
+    """A vector or scalar stays small and notes the shape that it stands for; codes are broadcast as codes."""
     if dyn:
         return NotImplemented
     target, dims = tuple(shape), tuple(broadcast_dimensions)
 
     def placed(a: Any) -> Any:
+        """An array in the rank of the target, with size 1 on the axes that are broadcast."""
         sizes = [1] * len(target)
         for d, n in zip(dims, np.shape(a), strict=True):
             sizes[d] = n
@@ -165,7 +171,11 @@ def broadcast_in_dim(
     if isinstance(x, QTensor):
         values = jnp.broadcast_to(placed(x.values), target)
         return dataclasses.replace(x, values=values, scale=placed(x.scale), zero_point=placed(x.zero_point))
-    small = x.small if isinstance(x, Broadcast) else x.array if isinstance(x, Array) and x.stored else None
+    small = None
+    if isinstance(x, Broadcast):
+        small = x.small
+    elif isinstance(x, Array) and x.stored:
+        small = x.array
     if small is not None and certainly_less(math.prod(x.shape), math.prod(target)):
         return Broadcast(placed(small), target)
     return _through(ctx, x)
@@ -175,37 +185,35 @@ def broadcast_in_dim(
 def slice_(
     ctx: Context, x: Value, *, start_indices: Any, limit_indices: Any, strides: Any, **params: Any
 ) -> Value:
-    """Codes are sliced; so are the scales of axes that have them."""
+    """Codes are sliced, and so are the scales of axes that have scales of their own."""
+    if not isinstance(x, QTensor):
+        return _through(ctx, x)
     steps = strides or (1,) * len(start_indices)
     window = tuple(slice(a, b, s) for a, b, s in zip(start_indices, limit_indices, steps, strict=True))
-    if isinstance(x, QTensor):
 
-        def cut(small: Any) -> Any:
-            return small[
-                tuple(slice(None) if n == 1 else w for n, w in zip(small.shape, window, strict=True))
-            ]
+    def cut(small: Any) -> Any:
+        places = [slice(None) if n == 1 else place for n, place in zip(small.shape, window, strict=True)]
+        return small[tuple(places)]
 
-        return dataclasses.replace(
-            x, values=x.values[window], scale=cut(x.scale), zero_point=cut(x.zero_point)
-        )
-    return _through(ctx, x)
+    return dataclasses.replace(x, values=x.values[window], scale=cut(x.scale), zero_point=cut(x.zero_point))
 
 
 @rule(primitives.pad_p)
 def pad(ctx: Context, x: Value, fill: Value, *, padding_config: Any, **params: Any) -> Value:
-    """Zeros are padded as the zero point: exact, whatever the range."""
-    one_scale = isinstance(x, QTensor) and math.prod(x.scale.shape) == 1
-    if not one_scale or constant(fill) != 0:
-        codes = ctx.encode_for_reader(x) if isinstance(x, Accumulator) and constant(fill) == 0 else None
-        return NotImplemented if codes is None else pad(ctx, codes, fill, padding_config=padding_config)
-    assert isinstance(x, QTensor)
-    zero = x.zero_point.reshape(()).astype(x.values.dtype)
-    return dataclasses.replace(x, values=primitives.pad_p.bind(x.values, zero, padding_config=padding_config))
+    """Codes are padded with the zero point, which is exact for any range."""
+    if constant(fill) != 0:
+        return NotImplemented
+    codes = ctx.encode_for_reader(x) if isinstance(x, Accumulator) else x
+    if not isinstance(codes, QTensor) or math.prod(codes.scale.shape) != 1:
+        return NotImplemented
+    zero = codes.zero_point.reshape(()).astype(codes.values.dtype)
+    padded = primitives.pad_p.bind(codes.values, zero, padding_config=padding_config)
+    return dataclasses.replace(codes, values=padded)
 
 
 @rule(primitives.concatenate_p)
 def concatenate(ctx: Context, *values: Value, dimension: int, **params: Any) -> Value:
-    """Parts with one common scale are joined as codes; accumulators are first encoded with the range that holds them all."""
+    """Codes and accumulators are joined as codes of the one range that holds all parts; weights keep scales per channel."""
     weights = _joined_weights(values, dimension)
     if weights is not None:
         return weights
@@ -216,6 +224,7 @@ def concatenate(ctx: Context, *values: Value, dimension: int, **params: Any) -> 
 
 
 def _joined(ctx: Context, values: tuple[Value, ...], dimension: int) -> Value:
+    """The join of activations: as codes where that is possible and the parts are not unlike, else in float."""
     if not any(isinstance(v, QTensor | Accumulator) for v in values):
         return float_fallback(ctx, values)[0]
     unlike = "" if ctx.reader is None else joined.unlike(joined.groups(ctx, ctx.reader, values))
@@ -232,18 +241,22 @@ def _joined(ctx: Context, values: tuple[Value, ...], dimension: int) -> Value:
 
 
 def _joined_weights(values: tuple[Value, ...], dimension: int) -> QTensor | None:
-    """Weights with scales of their own along the axis that joins them (merged projections, LSTM gates) stay codes."""
+    """The join of weights whose scales vary along the joined axis (merged projections, LSTM gates); None for other values."""
     if not all(isinstance(v, QTensor) and v.scale.shape[dimension] == v.shape[dimension] for v in values):
         return None
     parts: list[Any] = list(values)
-    same = len({(q.bits, q.symmetric, q.signed, str(q.values.dtype), q.scale.shape[:dimension], q.scale.shape[dimension + 1 :])
-                for q in parts}) == 1  # fmt: skip
-    if not same:
+    if len({_kind_of_codes(q, dimension) for q in parts}) > 1:
         return None
-    codes, scale, zero = (
-        jnp.concatenate([getattr(q, f) for q in parts], dimension) for f in ("values", "scale", "zero_point")
-    )
-    return dataclasses.replace(parts[0], values=codes, scale=scale, zero_point=zero)
+    codes = jnp.concatenate([q.values for q in parts], dimension)
+    scale = jnp.concatenate([q.scale for q in parts], dimension)
+    zero_point = jnp.concatenate([q.zero_point for q in parts], dimension)
+    return dataclasses.replace(parts[0], values=codes, scale=scale, zero_point=zero_point)
+
+
+def _kind_of_codes(q: QTensor, dimension: int) -> tuple[Any, ...]:
+    """What must be the same in QTensors that are joined along a dimension."""
+    scale_shape = (q.scale.shape[:dimension], q.scale.shape[dimension + 1 :])
+    return q.bits, q.symmetric, q.signed, str(q.values.dtype), *scale_shape
 
 
 def _joined_codes(ctx: Context, values: tuple[Value, ...], dimension: int) -> QTensor | None:

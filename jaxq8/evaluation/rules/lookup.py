@@ -1,4 +1,4 @@
-"""Table look-ups: an embedding table stays eight-bit, and the rows that are read keep their scales."""
+"""Table look-ups: an embedding table stays in eight bits, and the rows that are read keep their scales."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxq8.numerics.qtensor import QTensor
 
 @rule(primitives.gather_p)
 def gather(ctx: Context, table: Value, indices: Value, *, slice_sizes: Any, **params: Any) -> Value:
-    """Codes and scales are gathered alike; axes that share a scale must be read whole."""
+    """Codes and scales are gathered alike; an axis along which the scale is shared must be read as a whole."""
     if not isinstance(table, QTensor) or not _whole_scales(table, slice_sizes, params):
         return NotImplemented
     positions = ctx.real(indices)
@@ -25,7 +25,7 @@ def gather(ctx: Context, table: Value, indices: Value, *, slice_sizes: Any, **pa
         sizes = tuple(1 if n == 1 else s for n, s in zip(a.shape, slice_sizes, strict=True))
         return lax.gather(a, positions, slice_sizes=sizes, **{**params, "fill_value": fill})
 
-    # A row outside the table reads as NaN in float ("fill" mode): its scale is NaN, so the decoded row is too.
+    # In float, a row outside the table reads as NaN ("fill" mode). Here its scale is NaN, so the decoded row is NaN too.
     codes, scale, zero = read(table.values, 0), read(table.scale, jnp.nan), read(table.zero_point, 0)
     ctx.record(
         True,
@@ -39,10 +39,9 @@ def gather(ctx: Context, table: Value, indices: Value, *, slice_sizes: Any, **pa
 def _whole_scales(table: QTensor, slice_sizes: Any, params: Any) -> bool:
     """Whether every axis either has a scale for each position or is read as a whole."""
     indexed = set(params["dimension_numbers"].start_index_map)
-    for axis, (n, s) in enumerate(zip(table.shape, table.scale.shape, strict=True)):
-        shared = s == 1 and n != 1
-        if shared and (axis in indexed or slice_sizes[axis] != n):
-            return False
-        if s == 1 and n == 1 and axis in indexed:
+    for axis, (size, scales) in enumerate(zip(table.shape, table.scale.shape, strict=True)):
+        if scales != 1:
+            continue
+        if axis in indexed or (size != 1 and slice_sizes[axis] != size):
             return False
     return bool(jnp.issubdtype(table.dtype, jnp.floating))

@@ -1,4 +1,4 @@
-"""Pooling and reductions on codes: maxima of codes are codes, sums of codes are accumulators."""
+"""Pooling and reductions of codes: a maximum of codes is a code, a sum of codes is an accumulator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxq8._compat import primitives
-from jaxq8.evaluation.interpreter import Context, float_fallback, rule, shapes_of
+from jaxq8.evaluation.equations import shapes_of
+from jaxq8.evaluation.interpreter import Context, float_fallback, rule
 from jaxq8.evaluation.values import INF, Accumulator, Array, Value, bounds
 from jaxq8.kernels import pooling
 from jaxq8.numerics.qtensor import QTensor
@@ -20,7 +21,7 @@ def _one_scale(value: Value) -> bool:
 
 
 def _codes(ctx: Context, x: Value) -> QTensor | None:
-    """Codes of integer data with one scale; None for float arrays and for scales that differ between elements."""
+    """Codes of integer data with one scale; None for float arrays and for QTensors with several scales."""
     if isinstance(x, Accumulator) and ctx.config.mode in ("eightbit", "simulate"):
         return ctx.eight_bit(x, dataclasses.replace(ctx.config.activations, granularity="tensor"))
     return x if isinstance(x, QTensor) and _one_scale(x) else None
@@ -44,7 +45,7 @@ def max_pool(ctx: Context, x: Value, **params: Any) -> Value:
 
 @rule(primitives.reduce_window_sum_p)
 def sum_pool(ctx: Context, x: Value, **params: Any) -> Value:
-    """The sum of codes minus the zero point of each is the sum; borders hold the zero point, so they add nothing."""
+    """The int32 sum of codes becomes an accumulator; borders hold the zero point, so they add nothing to the sum."""
     codes = x if _one_scale(x) else None
     if not isinstance(codes, QTensor) or params.get("base_dilation") not in (None, (1,) * len(x.shape)):
         return NotImplemented
@@ -63,7 +64,7 @@ def _window(params: Any) -> dict[str, Any]:
 
 
 def _sum_of(codes: QTensor, sums: Any, terms: int) -> Accumulator:
-    """`terms` codes summed to int32, as the accumulator of the sum of the real values."""
+    """The sums of `terms` codes as an accumulator that stands for the sums of the real numbers."""
     rank = (1,) * sums.ndim
     scale = codes.scale.reshape(rank)
     offset = -scale * codes.zero_point.reshape(rank).astype(jnp.float32) * terms
