@@ -208,6 +208,16 @@ def test_saturation_gives_finite_results(bad, where):
     assert np.all(np.abs(found[2] - dense(DENSE, clean)[2]) <= bound * 1.05 + beyond)
 
 
+@pytest.mark.parametrize("kernels", ["xla", "simulate"])
+@pytest.mark.parametrize(
+    "rounding", [n for n in q8.rounding_names() if n != "float_minimum"]
+)  # its zero point is no integer
+def test_nan_counts_as_zero_whatever_rounds_it(rounding, kernels):
+    config = dataclasses.replace(SATURATE, rounding=rounding, kernels=kernels)
+    fast = jax.jit(q8.quantize(dense, config))
+    np.testing.assert_array_equal(fast(DENSE, X.at[2, 5].set(0)), fast(DENSE, X.at[2, 5].set(np.nan)))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_weight_with_bad_numbers_is_named_or_propagates(bad):
     broken = {"w": DENSE["w"].at[0, 7].set(bad)}

@@ -10,6 +10,7 @@ import pytest
 import jaxq8 as q8
 from jaxq8.analysis import batch_axis
 from jaxq8.analysis.traced_call import Call
+from tests.small import grad
 from tests.zoo import ZOO
 
 X = jax.random.normal(jax.random.key(0), (8, 6, 5))
@@ -108,14 +109,14 @@ def test_codes_as_input_and_derivatives_pass_through_blocks(small_blocks):
     assert q8.explain(fn, {"k": kernel}, image).blocks > 1
     whole = q8.Config(batch_blocks=False)
     np.testing.assert_allclose(
-        q8.quantize(fn)({"k": kernel}, image),
-        q8.quantize(fn, whole)({"k": kernel}, image),
+        jax.jit(q8.quantize(fn))({"k": kernel}, image),
+        jax.jit(q8.quantize(fn, whole))({"k": kernel}, image),
         rtol=1e-5,
         atol=1e-5,
     )
     x = image.dequantize()
     found, expected = (
-        jax.grad(lambda k, c=c: (q8.quantize(fn, c)({"k": k}, x) ** 2).sum())(kernel) for c in (None, whole)
+        grad(lambda k, c=c: (q8.quantize(fn, c)({"k": k}, x) ** 2).sum())(kernel) for c in (None, whole)
     )
     cosine = jnp.vdot(found, expected) / jnp.linalg.norm(found) / jnp.linalg.norm(expected)
     assert cosine > 0.999

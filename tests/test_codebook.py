@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxq8 as q8
 from jaxq8.files.container import CHECKSUM_KEY, DOCUMENT_KEY, checksum
-from tests.small import PAIR, X, dense, normal, sqnr_db
+from tests.small import PAIR, X, dense, grad, normal, sqnr_db
 
 BOOK = q8.Spec(bits=3, granularity="channel", levels="kmeans")
 CONFIG = q8.Config(kernels="xla", weights=BOOK)
@@ -100,8 +100,8 @@ def test_every_mode_computes_with_the_values(mode: str) -> None:
 
 @pytest.mark.slow
 def test_derivatives_pass_straight_through() -> None:
-    slope = jax.grad(lambda v: q8.quantize(dense, CONFIG.simulated())(v, X).sum())(PAIR)
-    exact = jax.grad(lambda v: dense(v, X).sum())(PAIR)
+    slope = grad(lambda v: q8.quantize(dense, CONFIG.simulated())(v, X).sum())(PAIR)
+    exact = grad(lambda v: dense(v, X).sum())(PAIR)
     assert sqnr_db(exact, slope) > 6  # three bits: some 14 dB a layer, in two layers
 
 

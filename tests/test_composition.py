@@ -26,6 +26,7 @@ from tests.small import (
     assert_equal,
     dense,
     fast,
+    grad,
     loss,
     normal,
     sqnr_db,
@@ -123,7 +124,7 @@ def test_quantizing_twice_is_quantizing_once():
     assert_equal(COMPILED, jax.jit(twice)(PAIR, X))
     assert_equal(COMPILED, jax.jit(q8.quantize(jax.jit(fast), ALWAYS))(PAIR, X))
     assert q8.explain(fast, PAIR, X, config=ALWAYS).eight_bit_share == 1.0
-    gradients = [jax.grad(loss(f))(PAIR, X) for f in (fast, twice)]
+    gradients = [grad(loss(f))(PAIR, X) for f in (fast, twice)]
     assert sqnr_db(*gradients) > 100  # float32 keeps 140 dB
 
 
@@ -162,7 +163,7 @@ def test_exported_programs_give_the_same_bits(encoded):
 def test_exported_programs_keep_their_gradient():
     program = jax.export.export(jax.jit(fast))(PAIR, X)
     again = jax.export.deserialize(program.serialize(vjp_order=1))
-    gradients = [jax.grad(loss(f))(PAIR, X) for f in (jax.jit(fast), again.call)]
+    gradients = [grad(loss(f))(PAIR, X) for f in (jax.jit(fast), again.call)]
     assert sqnr_db(*gradients) > BOUNDARY_DB
 
 
@@ -185,7 +186,7 @@ def test_narrow_floats(dtype):
     found = jax.jit(fast)(variables, x)
     assert found.dtype == dtype
     assert sqnr_db(dense(PAIR, X), found) > SQNR_DB  # bfloat16 itself has 8 bits: 45 dB an operation
-    gradients = jax.grad(loss(fast))(variables, x)
+    gradients = grad(loss(fast))(variables, x)
     assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype(dtype)}
 
 
@@ -194,7 +195,7 @@ def test_with_strict_promotion():
         assert_equal(COMPILED, jax.jit(q8.quantize(dense, ALWAYS))(PAIR, X))
         variables, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (PAIR, X))
         assert jax.jit(q8.quantize(dense, ALWAYS))(variables, x).dtype == jnp.bfloat16
-        jax.grad(loss(q8.quantize(dense, ALWAYS)))(variables, x)
+        grad(loss(q8.quantize(dense, ALWAYS)))(variables, x)
 
 
 @pytest.mark.parametrize("mixed", [True, False])
@@ -215,8 +216,8 @@ def test_networks_under_strict_settings(name, mixed, monkeypatch):
 def test_nothing_of_a_trace_stays_behind():
     with jax.checking_leaks():
         jax.jit(q8.quantize(dense, ALWAYS))(PAIR, X)
-        jax.grad(loss(q8.quantize(dense, ALWAYS)))(PAIR, X)
-        jax.vmap(lambda x: q8.quantize(dense, ALWAYS)(PAIR, x))(BATCH)
+        grad(loss(q8.quantize(dense, ALWAYS)))(PAIR, X)
+        jax.jit(jax.vmap(lambda x: q8.quantize(dense, ALWAYS)(PAIR, x)))(BATCH)
 
 
 def test_with_double_precision_enabled():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from tests.small import ALWAYS, BATCH, PAIR, SIMULATE, X, assert_equal, dense, fast, loss, sqnr_db
+from tests.small import ALWAYS, BATCH, PAIR, SIMULATE, X, assert_equal, dense, fast, grad, loss, sqnr_db
 
 simulated = q8.quantize(dense, SIMULATE)
 # Rounding both operands of two layers leaves their values at 38 dB and more; so it does the products of the backward pass.
@@ -22,7 +22,7 @@ def of_data(f):
 
 @pytest.mark.parametrize("argument", [0, 1])
 def test_gradients_are_those_of_the_simulation_and_near_those_of_float(argument):
-    found, same, exact = (jax.grad(loss(f), argument)(PAIR, X) for f in (fast, simulated, dense))
+    found, same, exact = (grad(loss(f), argument)(PAIR, X) for f in (fast, simulated, dense))
     assert sqnr_db(same, found) > FLOAT_DB
     assert sqnr_db(exact, found) > GRADIENT_DB
 
@@ -53,21 +53,23 @@ def test_both_jacobians_agree():
     def summed(x):
         return fast(PAIR, x).sum(0)
 
-    forward, reverse = jax.jacfwd(summed)(X), jax.jacrev(summed)(X)
+    forward, reverse = jax.jit(jax.jacfwd(summed))(X), jax.jit(jax.jacrev(summed))(X)
     assert forward.shape == (32, 16, 32)
     assert sqnr_db(forward, reverse) > FLOAT_DB
 
 
 def test_second_derivatives_are_those_of_the_simulation():
-    found, same = (jax.hessian(lambda x, f=f: (f(PAIR, x) ** 2).sum())(X[:1]) for f in (fast, simulated))
+    found, same = (
+        jax.jit(jax.hessian(lambda x, f=f: (f(PAIR, x) ** 2).sum()))(X[:1]) for f in (fast, simulated)
+    )
     assert sqnr_db(same, found) > FLOAT_DB
 
 
 def test_gradients_compose_with_vmap_jit_and_remat():
-    each = jnp.stack([jax.grad(lambda x: loss(fast)(PAIR, x))(x) for x in BATCH])
-    of_each = jax.jit(jax.vmap(jax.grad(lambda x: loss(fast)(PAIR, x))))(BATCH)
-    of_all = jax.grad(lambda x: loss(jax.vmap(fast, (None, 0)))(PAIR, x))(BATCH)
-    rematerialised = jax.grad(lambda x: loss(jax.checkpoint(jax.vmap(fast, (None, 0))))(PAIR, x))(BATCH)
+    each = jnp.stack([grad(lambda x: loss(fast)(PAIR, x))(x) for x in BATCH])
+    of_each = jax.jit(jax.vmap(grad(lambda x: loss(fast)(PAIR, x))))(BATCH)
+    of_all = grad(lambda x: loss(jax.vmap(fast, (None, 0)))(PAIR, x))(BATCH)
+    rematerialised = grad(lambda x: loss(jax.checkpoint(jax.vmap(fast, (None, 0))))(PAIR, x))(BATCH)
     for found in (of_each, of_all, rematerialised):
         assert sqnr_db(each, found) > 60  # a value on a boundary may round the other way in another program
 
@@ -78,14 +80,14 @@ def test_gradients_through_a_scan():
     def looped(w, x):
         return jax.lax.scan(lambda h, one: (jnp.tanh(h @ one), None), x, w)[0]
 
-    found, exact = (jax.grad(loss(f))(layers, X) for f in (q8.quantize(looped, ALWAYS), looped))
+    found, exact = (grad(loss(f))(layers, X) for f in (q8.quantize(looped, ALWAYS), looped))
     assert sqnr_db(exact, found) > 20  # three layers, each fed with the rounded result of the last
 
 
 def test_extremes_of_a_range_pass_the_whole_gradient():
     """The ends of a measured range are data: no part of their derivative is lost to the clip."""
     w = q8.quantize_weights(lambda v, x: x @ v["w"], PAIR, X, config=ALWAYS)
-    found = jax.grad(lambda x: q8.quantize(lambda v, x: x @ v["w"], ALWAYS)(w, x).sum())(X)
+    found = grad(lambda x: q8.quantize(lambda v, x: x @ v["w"], ALWAYS)(w, x).sum())(X)
     expected = jnp.broadcast_to(w["w"].dequantize().sum(1), X.shape)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -93,7 +95,7 @@ def test_extremes_of_a_range_pass_the_whole_gradient():
 def test_data_outside_a_given_range_have_no_gradient():
     site = q8.explain(dense, PAIR, X, config=ALWAYS).sites[0].name
     narrow = q8.quantize(dense, ALWAYS, ranges={site: q8.Range(-1, 1)})
-    found = jax.grad(lambda x: loss(narrow)(PAIR, x))(X)
+    found = grad(lambda x: loss(narrow)(PAIR, x))(X)
     step = 2 / 255
     assert not np.any(found[jnp.abs(X) > 1 + 2 * step])
     assert np.all(found[jnp.abs(X) < 1] != 0)
@@ -110,7 +112,7 @@ MODES = [
 @pytest.mark.parametrize("config", MODES, ids=lambda c: f"{c.mode}-{len(c.overrides)}")
 @pytest.mark.parametrize("argument", [0, 1])
 def test_every_mode_has_gradients_whatever_its_overrides(config, argument):
-    found, exact = (jax.grad(loss(f), argument)(PAIR, X) for f in (q8.quantize(dense, config), dense))
+    found, exact = (grad(loss(f), argument)(PAIR, X) for f in (q8.quantize(dense, config), dense))
     assert sqnr_db(exact, found) > GRADIENT_DB
 
 
@@ -184,7 +186,7 @@ def test_custom_derivatives_on_accumulators_are_kept(activation):
         return activation(x @ variables["w"]) @ variables["v"]
 
     for argument in (0, 1):
-        exact, found = (jax.grad(loss(f), argument)(PAIR, X) for f in (net, q8.quantize(net, ALWAYS)))
+        exact, found = (grad(loss(f), argument)(PAIR, X) for f in (net, q8.quantize(net, ALWAYS)))
         # A value beside a kink may round across it: one of thousands passes another gradient.
         assert sqnr_db(exact, found) > 15
         cosine = sum(map(jnp.vdot, *map(jax.tree.leaves, (exact, found))))

@@ -19,7 +19,7 @@ import jax, jax.numpy as jnp
 import jaxq8 as q8
 from jax import P
 from jax.sharding import AxisType, NamedSharding
-from tests.small import ALWAYS, BOUNDARY_DB, PAIR, SQNR_DB, X, assert_equal, dense, fast, loss, sqnr_db
+from tests.small import ALWAYS, BOUNDARY_DB, PAIR, SQNR_DB, X, assert_equal, dense, fast, grad, loss, sqnr_db
 
 assert jax.device_count() == 8
 alone = jax.jit(fast)(PAIR, X)
@@ -75,7 +75,7 @@ assert_equal(alone, jax.jit(q8.quantize(mapped, ALWAYS))(PAIR, X))
 encoded = q8.quantize_weights(mapped, PAIR, X, config=ALWAYS)
 assert isinstance(encoded["w"], q8.QTensor)
 assert_equal(alone, jax.jit(q8.quantize(mapped, ALWAYS))(encoded, X))
-exact, found = (jax.grad(loss(f))(PAIR, X) for f in (dense, q8.quantize(mapped, ALWAYS)))
+exact, found = (grad(loss(f))(PAIR, X) for f in (dense, q8.quantize(mapped, ALWAYS)))
 assert sqnr_db(exact, found) > SQNR_DB
 """,
     "shard_map inside, tensor parallel": """

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import jaxq8 as q8
-from tests.small import ALWAYS, BOUNDARY_DB, SQNR_DB, X, assert_equal, loss, normal, sqnr_db
+from tests.small import ALWAYS, BOUNDARY_DB, SQNR_DB, X, assert_equal, grad, loss, normal, sqnr_db
 
 KEY = jax.random.key(0)
 
@@ -105,9 +105,7 @@ def test_scanned_layers_equal_unrolled_ones(remat):
     assert share(module.apply, variables, X) == 1.0
     encoded = q8.quantize_weights(module.apply, variables, X, config=ALWAYS)
     assert sqnr_db(found, fast(encoded, X)) > BOUNDARY_DB
-    exact, rounded = (
-        jax.grad(loss(f))(variables, X) for f in (module.apply, q8.quantize(module.apply, ALWAYS))
-    )
+    exact, rounded = (grad(loss(f))(variables, X) for f in (module.apply, q8.quantize(module.apply, ALWAYS)))
     assert sqnr_db(exact, rounded) > 25  # three layers of the forward pass and three of the backward one
 
 

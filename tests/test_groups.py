@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from tests.small import dense, normal, sqnr_db
+from tests.small import dense, grad, normal, sqnr_db
 
 SPEC = q8.Spec(bits=4, symmetric=True, granularity="group", group=32)
 CONFIG = q8.Config(kernels="xla", weights=SPEC)
@@ -87,8 +87,8 @@ def test_learned_rounding_and_derivatives_with_groups() -> None:
         nearest["w"].scale, q8.quantize_weights(dense, V, X, config=config)["w"].scale
     )
     assert sqnr_db(dense(V, train), fast(learned, train)) > sqnr_db(dense(V, train), fast(nearest, train))
-    slope = jax.grad(lambda v: q8.quantize(dense, CONFIG.simulated())(v, Y).sum())(EVEN)
-    exact = jax.grad(lambda v: dense(v, Y).sum())(EVEN)
+    slope = grad(lambda v: q8.quantize(dense, CONFIG.simulated())(v, Y).sum())(EVEN)
+    exact = grad(lambda v: dense(v, Y).sum())(EVEN)
     assert sqnr_db(exact, slope) > 10  # straight through four bits: about 20 dB a layer
 
 

@@ -12,7 +12,7 @@ from jaxq8._compat import open_jaxpr, primitives
 from jaxq8.analysis import scan_hoisting
 from jaxq8.analysis.inner_functions import callees
 from jaxq8.evaluation.rules import control
-from tests.small import ALWAYS, BOUNDARY_DB, SQNR_DB, normal, sqnr_db
+from tests.small import ALWAYS, BOUNDARY_DB, SQNR_DB, grad, normal, sqnr_db
 
 STEPS = 6
 WEIGHTS = {"in": normal(24, 32) * 0.2, "in2": normal(24, 8) * 0.2, "carry": normal(32, 32) * 0.2}
@@ -109,7 +109,7 @@ def test_float_modes_leave_the_loop_as_it_is():
 
 
 def test_gradients_pass(in_the_loop):
-    slope = lambda: jax.grad(lambda v: jnp.sum(q8.quantize(cell, ALWAYS)(v, XS)[0] ** 2))(WEIGHTS)  # noqa: E731
+    slope = lambda: grad(lambda v: jnp.sum(q8.quantize(cell, ALWAYS)(v, XS)[0] ** 2))(WEIGHTS)  # noqa: E731
     assert sqnr_db(in_the_loop(slope), slope()) > BOUNDARY_DB
 
 

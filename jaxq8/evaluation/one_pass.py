@@ -82,14 +82,18 @@ def _apply_at_once(
     spec = how.spec
     low, high = float(spec.qmin), float(spec.qmax)
     if isinstance(value, Array):
-        multiplier, offset, data = 1.0 / scale, zero, value.array.astype(jnp.float32)
-        if how.saturate:
-            data = jnp.where(jnp.isnan(data), 0, data)
+        multiplier, offset, data = 1.0 / scale, zero, _numbers_of(value, how)
         return epilogue.encode(data, multiplier, offset, low, high, spec.storage, _custom(how.rounding)), ()
     multiplier, offset = _in_codes(value, scale, zero)
     lo, hi = (_code_of(bound, numbers or (scale, zero), spec) for bound in (value.lo, value.hi))
     codes = epilogue.encode(value.values, multiplier, offset, lo, hi, spec.storage, _custom(how.rounding))
     return codes, (multiplier, offset)
+
+
+def _numbers_of(value: Array, how: Encoding) -> jax.Array:
+    """The numbers of an array in float32; NaN is 0 if what is not finite saturates."""
+    numbers = value.array.astype(jnp.float32)
+    return jnp.where(jnp.isnan(numbers), 0, numbers) if how.saturate else numbers
 
 
 def _code_of(bound: float, numbers: tuple[Any, Any], spec: Spec) -> Any:
@@ -122,7 +126,7 @@ def _custom(rounding: Rounding) -> Any:
 
 def _apply_plainly(value: Array | Accumulator, scale: jax.Array, zero: jax.Array, how: Encoding) -> jax.Array:
     """The codes in plain float steps, for schemes that draw numbers and for the differentiable simulation."""
-    real = decode(value) if isinstance(value, Accumulator) else value.array.astype(jnp.float32)
+    real = decode(value) if isinstance(value, Accumulator) else _numbers_of(value, how)
     steps = real / scale
     if how.rounding.joint:  # such a scheme rounds value and zero point together
         steps = steps + zero

@@ -99,4 +99,9 @@ def _plain_codes(leaf: jax.Array, use: WeightUse, site: Config) -> QTensor | Cod
         return CodeBook.from_float(leaf, site.weights, axis=keep)
     scheme = get_rounding(site.rounding)
     key = jax.random.key(site.seed) if scheme.keyed else None
-    return QTensor.from_float(leaf, site.weights, axis=keep, rounding=scheme, key=key)
+    encode = _compiled if is_concrete(leaf) else QTensor.from_float
+    return encode(leaf, site.weights, axis=keep, rounding=scheme, key=key)
+
+
+# One program for each shape instead of one for each step and shape: compiling them is most of the time of `quantize_weights`.
+_compiled = jax.jit(QTensor.from_float, static_argnums=1, static_argnames=("axis", "rounding"))
