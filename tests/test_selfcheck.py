@@ -83,7 +83,7 @@ def refused(run):
 def test_a_wrong_form_is_found_and_avoided(monkeypatch, capsys, run, detail):
     assert plan().kernel == "xla: patches"
     monkeypatch.setattr(select, "FORMS", wrong("patches", run))
-    monkeypatch.setattr(selfcheck_module(), "CASES", {n: dict(list(c.items())[:1]) for n, c in CASES.items()})
+    monkeypatch.setattr(selfcheck, "CASES", {n: dict(list(c.items())[:1]) for n, c in CASES.items()})
     assert main(["selfcheck", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["failed"], found["barred"]) == (False, ["patches"], ["patches"])
@@ -99,18 +99,9 @@ def test_a_wrong_form_is_found_and_avoided(monkeypatch, capsys, run, detail):
     assert sqnr_db(exact, q8.quantize(network, ALWAYS)(CONV, IMAGE)) > 35
 
 
-def selfcheck_module():
-    import sys
-
-    assert callable(
-        selfcheck
-    )  # the name of the module is that of the function; the module itself is not hidden by it
-    return sys.modules["jaxq8.machine.selfcheck"]
-
-
 def test_looking_without_barring(monkeypatch):
     monkeypatch.setattr(select, "FORMS", wrong("rows", off_by_one))
-    monkeypatch.setattr(selfcheck_module(), "CASES", {n: dict(list(c.items())[:1]) for n, c in CASES.items()})
+    monkeypatch.setattr(selfcheck, "CASES", {n: dict(list(c.items())[:1]) for n, c in CASES.items()})
     report = q8.selfcheck(bar=False)
     assert report.failed == ("rows",)
     assert report.barred == barred.barred_forms() == ()
