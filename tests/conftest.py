@@ -53,10 +53,14 @@ def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run_python() -> Callable[..., str]:
-    """``run_python(code, xla_flags="", **environment)`` runs code in a process of its own and returns what it printed."""
+    """``run_python(code, xla_flags="", **environment)`` runs code in a process of its own and returns what it printed.
+
+    Flags are added to those of the environment.
+    """
 
     def run(code: str, xla_flags: str = "", **environment: str) -> str:
-        env = {**os.environ, "XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT), **environment}
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags}"
+        env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **environment}
         command = [sys.executable, "-W", "error", "-c", code]
         done = subprocess.run(
             command, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL

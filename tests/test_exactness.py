@@ -16,6 +16,8 @@ from jaxq8.kernels.registry import KERNELS, Operand, run_with_sums
 from jaxq8.kernels.select import candidate, select
 from jaxq8.machine.selfcheck import codes as random_codes
 
+pytestmark = pytest.mark.compiled
+
 
 def conv(batch, size, c_in, kernel, c_out, stride=1, padding=None, groups=1, holes=1, dilation=1) -> ConvForm:
     rank = len(kernel)

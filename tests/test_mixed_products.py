@@ -10,6 +10,8 @@ from test_operands import relative
 
 import jaxq8 as q8
 
+pytestmark = pytest.mark.compiled
+
 
 def left_then_right(p, x):
     return jax.nn.sigmoid(p[0] @ x) @ p[1]

@@ -17,6 +17,8 @@ from jaxq8.kernels import processor
 from tests.fidelity import LITE0, SAME_ANSWERS, SQUEEZENET
 from tests.zoo import ZOO
 
+pytestmark = pytest.mark.compiled
+
 needs_demo = pytest.mark.skipif(
     not assets.is_installed("demo"), reason="run `make assets`: weights are missing"
 )

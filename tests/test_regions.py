@@ -15,6 +15,8 @@ from examples.models import efficientnet_lite, squeezenet
 from tests.small import PAIR, X
 from tests.zoo import ZOO
 
+pytestmark = pytest.mark.compiled
+
 needs_demo = pytest.mark.skipif(
     not assets.is_installed("demo"), reason="run `make assets`: weights are missing"
 )

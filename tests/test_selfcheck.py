@@ -17,6 +17,8 @@ from jaxq8.machine import selfcheck
 from jaxq8.machine.selfcheck import CASES
 from tests.small import normal, sqnr_db
 
+pytestmark = pytest.mark.compiled
+
 CONV = {"w": normal(3, 3, 32, 32) / 17}
 IMAGE = normal(1, 12, 12, 32)
 ALWAYS = q8.Config(kernels="xla")

@@ -13,7 +13,8 @@ from jax import lax
 
 from jaxq8._compat import stored
 from jaxq8.kernels.dot import as_signed, dot, dot_and_sums
-from jaxq8.kernels.forms import ConvForm, DotForm, filled
+from jaxq8.kernels.forms import ConvForm, DotForm
+from jaxq8.kernels.padding import filled
 from jaxq8.kernels.reference import channels_last
 from jaxq8.numerics.sizes import certainly_less
 

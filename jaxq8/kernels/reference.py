@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxq8.kernels.forms import MAXIMUM_TERMS, DotForm, Form, border, filled
+from jaxq8.kernels.forms import MAXIMUM_TERMS, DotForm, Form
 from jaxq8.kernels.operand import Operand, checked_weight
+from jaxq8.kernels.padding import border, filled
 
 
 def plain(form: Form, x: Any, w: Any, x_zero: Any, dtype: Any) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 from jaxq8.kernels.barred import is_barred
 from jaxq8.kernels.conv import pointwise_and_sums
 from jaxq8.kernels.dot import dot_and_sums, rows_are_split, weight_sum
-from jaxq8.kernels.forms import ConvForm, DotForm, Form, Kernel, border
+from jaxq8.kernels.forms import ConvForm, DotForm, Form, Kernel
 from jaxq8.kernels.operand import Operand, checked_weight
+from jaxq8.kernels.padding import border
 from jaxq8.kernels.reference import Reference
 from jaxq8.kernels.select import candidate
 from jaxq8.kernels.simulate import Simulate

@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxq8.kernels import float_forms
-from jaxq8.kernels.forms import ConvForm, Form, border
+from jaxq8.kernels.forms import ConvForm, Form
 from jaxq8.kernels.operand import Operand, checked_weight
+from jaxq8.kernels.padding import border
 from jaxq8.kernels.reference import plain
 
 

@@ -15,7 +15,8 @@ from jaxq8.config import Config
 from jaxq8.evaluation.calls import evaluate_call
 from jaxq8.evaluation.probes import Probe
 from jaxq8.kernels.canonical import ConvLayout, DotLayout
-from jaxq8.kernels.forms import ConvForm, filled
+from jaxq8.kernels.forms import ConvForm
+from jaxq8.kernels.padding import filled
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Recorder
