@@ -19,6 +19,7 @@ from PIL import Image
 import jaxq8 as q8
 from examples import assets
 from jaxq8.cli import main, photos
+from jaxq8.cli.inputs import InputError, stacked
 from tests.fidelity import SAME_ANSWERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -353,3 +354,10 @@ def test_lines_hold_any_tree(at, call):
     ]
     assert found["output"] == {"a": [2, 6], "b": [None, 1]}
     assert jax.tree.leaves(found["output"]) == [2, 6, 1]
+
+
+def test_of_two_examples_of_unlike_length_the_one_with_too_few_arrays_is_named():
+    whole = ("a.npz", (np.zeros((5, 2), np.float32), np.zeros(3, np.float32)))
+    short = ("b.npz", (np.zeros((4, 2), np.float32),))
+    with pytest.raises(InputError, match=r"b.npz: has 1 arrays, the model takes 2; give all of its inputs"):
+        stacked([whole, short], ragged=True)

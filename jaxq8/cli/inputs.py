@@ -174,6 +174,11 @@ def stacked(
       InputError: Number, shapes or dtypes do not fit; the message names the input.
     """
     count = len(expected) or len(named[0][1])
+    for name, example in named:
+        if len(example) != count:
+            raise InputError(
+                f"{name}: has {len(example)} arrays, the model takes {count}; give all of its inputs"
+            )
     shapes = [tuple(e.shape[1:]) for e in expected] or [a.shape for a in named[0][1]]
     if ragged:
         for i, shape in enumerate(shapes):
@@ -181,10 +186,6 @@ def stacked(
             shapes[i] = shape if expected else _longest(shape, arrays)
     rows: list[list[Any]] = [[] for _ in range(count)]
     for name, example in named:
-        if len(example) != count:
-            raise InputError(
-                f"{name}: has {len(example)} arrays, the model takes {count}; give all of its inputs"
-            )
         for i, array in enumerate(example):
             rows[i].append(_fitted(name, _filled(array, shapes[i]) if ragged else array, shapes[i]))
     batch = tuple(np.stack(row) for row in rows)

@@ -54,8 +54,3 @@ def better_float(ctx: Context, operands: Sequence[Value]) -> Array | None:
         return None
     result = float_forms.depthwise(layout.form, layout.activation(x), layout.weight(w))
     return Array(layout.result(result))
-
-
-def is_float(ctx: Context) -> bool:
-    """Whether the site's mode computes contractions in float."""
-    return ctx.config.mode in (*FLOAT_MODES, "off")

@@ -42,6 +42,6 @@ def _whole_scales(table: QTensor, slice_sizes: Any, params: Any) -> bool:
     for axis, (size, scales) in enumerate(zip(table.shape, table.scale.shape, strict=True)):
         if scales != 1:
             continue
-        if axis in indexed or (size != 1 and slice_sizes[axis] != size):
+        if axis in indexed or slice_sizes[axis] != size:
             return False
     return bool(jnp.issubdtype(table.dtype, jnp.floating))
