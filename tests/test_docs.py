@@ -47,3 +47,30 @@ def test_the_code_of_a_page_runs(page: str, tmp_path, monkeypatch) -> None:
     if loss is not None:  # the last one on the page: of activations' ranges
         slopes = jax.grad(loss)(names["start"], params, images, names["labels"])
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+
+
+def test_the_ten_lines_of_the_readme_run(capsys) -> None:
+    text = (DOCS.parent / "README.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "model = " in b)
+    exec(compile(block, "README.md", "exec"), {})
+    difference, plan = capsys.readouterr().out.split("\n", 1)
+    assert 0 < float(difference) < 0.1
+    assert plan.startswith("100.0% of")
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [DOCS.parent / "README.md", DOCS.parent / "BUILD_NOTES.md", *DOCS.glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            file, _, heading = link.partition("#")
+            target = page.parent / file if file else page
+            if "://" in link:
+                continue
+            assert target.exists(), f"{page.name}: {link}"
+            assert not heading or heading in _anchors(target), f"{page.name}: {link}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.strip().lower()).replace(" ", "-") for h in headings}
