@@ -22,7 +22,7 @@ def of_data(f):
 
 @pytest.mark.parametrize("argument", [0, 1])
 def test_gradients_are_those_of_the_simulation_and_near_those_of_float(argument):
-    found, same, exact = (grad(loss(f), argument)(PAIR, X) for f in (fast, simulated, dense))
+    found, same, exact = (jax.grad(loss(f), argument)(PAIR, X) for f in (fast, simulated, dense))
     assert sqnr_db(same, found) > FLOAT_DB
     assert sqnr_db(exact, found) > GRADIENT_DB
 
@@ -53,15 +53,14 @@ def test_both_jacobians_agree():
     def summed(x):
         return fast(PAIR, x).sum(0)
 
-    forward, reverse = jax.jit(jax.jacfwd(summed))(X), jax.jit(jax.jacrev(summed))(X)
+    # Step by step: in two compiled programs a value beside the end of a range may fall on different sides.
+    forward, reverse = jax.jacfwd(summed)(X), jax.jacrev(summed)(X)
     assert forward.shape == (32, 16, 32)
     assert sqnr_db(forward, reverse) > FLOAT_DB
 
 
 def test_second_derivatives_are_those_of_the_simulation():
-    found, same = (
-        jax.jit(jax.hessian(lambda x, f=f: (f(PAIR, x) ** 2).sum()))(X[:1]) for f in (fast, simulated)
-    )
+    found, same = (jax.hessian(lambda x, f=f: (f(PAIR, x) ** 2).sum())(X[:1]) for f in (fast, simulated))
     assert sqnr_db(same, found) > FLOAT_DB
 
 

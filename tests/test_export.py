@@ -186,3 +186,18 @@ def test_weights_of_another_program(tmp_path):
     write(tmp_path / "other.q8x", writer.tensors, {**container.document, "weights": entries})
     with pytest.raises(q8.FileError, match="its weights are not those that its program takes"):
         q8.load_exported(tmp_path / "other.q8x")
+
+
+def test_a_reshape_that_holds_for_one_batch_size_only(tmp_path):
+    """JAX exports it for any batch, and refuses other sizes when it is called; so must eight bits."""
+
+    def fn(v, x):
+        return jnp.reshape(x @ v["w"], (1, 4, 68))
+
+    w, x = np.random.default_rng(0).standard_normal((2, 16, 34)).astype(np.float32)
+    variables, x = {"w": w}, x[None, :8, :16]
+    q8.export(tmp_path / "m.q8x", fn, variables, x, config=XLA, platforms=("cpu",))
+    model = q8.load_exported(tmp_path / "m.q8x")
+    np.testing.assert_array_equal(model(x), jax.jit(q8.quantize(fn, XLA))(variables, x))
+    with pytest.raises(q8.ArgumentError, match="the inputs do not fit"):
+        model(np.concatenate([x, x]))
