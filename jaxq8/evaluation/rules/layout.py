@@ -123,7 +123,8 @@ def reshaped_small(
     small = (1,) * (len(before) - len(small)) + tuple(small)
     if 0 in before:
         return (1,) * len(after) if all(s <= 1 for s in small) else None
-    if math.prod(before) != math.prod(after):  # of a symbolic batch JAX lets a reshape pass that holds for one size only
+    # JAX lets a reshape of a symbolic batch pass that holds for one size only.
+    if math.prod(before) != math.prod(after):
         return None
     result: list[int] = []
     for old_axes, new_axes in _groups_of_axes(before, after):
