@@ -209,9 +209,8 @@ def test_saturation_gives_finite_results(bad, where):
 
 
 @pytest.mark.parametrize("kernels", ["xla", "simulate"])
-@pytest.mark.parametrize(
-    "rounding", [n for n in q8.rounding_names() if n != "float_minimum"]
-)  # its zero point is no integer
+# The zero point of float_minimum is no integer.
+@pytest.mark.parametrize("rounding", [n for n in q8.rounding_names() if n != "float_minimum"])
 def test_nan_counts_as_zero_whatever_rounds_it(rounding, kernels):
     config = dataclasses.replace(SATURATE, rounding=rounding, kernels=kernels)
     fast = jax.jit(q8.quantize(dense, config))

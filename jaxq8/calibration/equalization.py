@@ -27,9 +27,8 @@ from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Recorder
 from jaxq8.transform import checked_config
 
-LARGEST = (
-    1e4  # factors differ from their geometric mean by at most this factor, which preserves float accuracy
-)
+# Factors differ from their geometric mean by at most this factor, which preserves float accuracy.
+LARGEST = 1e4
 # Sites that will run in float are measured too, since their operands may be stored in eight bits all the same.
 EVERYWHERE = Config(kernels="xla")
 

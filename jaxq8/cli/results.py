@@ -17,9 +17,8 @@ from typing import Any
 
 from jaxq8.cli.problems import Failure
 
-SYNC_SECONDS = (
-    1.0  # at most the results of this time are lost if the machine crashes, rather than the process
-)
+# At most the results of this time are lost if the machine crashes, rather than the process.
+SYNC_SECONDS = 1.0
 
 
 class Results:

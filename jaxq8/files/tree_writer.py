@@ -28,9 +28,8 @@ class Writer:
         self.tensors: dict[str, np.ndarray[Any, Any]] = {}
         self.version = 1
         self._names: dict[Any, str] = {}  # the name of a stored array by its dtype, shape and checksum
-        self._stored = self._shared = (
-            0  # bytes that were stored, and bytes that were saved by storing equal arrays once
-        )
+        # Bytes that were stored, and bytes that were saved by storing equal arrays once.
+        self._stored = self._shared = 0
 
     def node(self, tree: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
         """Returns the node of a tree and collects the tree's tensors.

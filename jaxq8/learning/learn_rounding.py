@@ -109,9 +109,8 @@ def learn_rounding(
             leaves, mean_errors = array_leaves(current)[0], {}
             for layer in stage:
                 moment, place = found.pop(layer.site), arrays[layer.leaf]
-                if (
-                    layer is not stage[0]
-                ):  # the first layer of a stage has made up for all earlier errors already
+                # The first layer of a stage has made up for all earlier errors already.
+                if layer is not stage[0]:
                     moment = moment.without_drift()
                 leaves[place], mean_errors[layer.site] = rounder.rounded(layer, flat[place], moment)
                 bar.update()

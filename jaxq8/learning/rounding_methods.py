@@ -18,9 +18,8 @@ DAMPING = 0.01  # what GPTQ adds to the diagonal of the Hessian, as a part of it
 # AdaRound: the steps of Adam and its learning rate.
 STEPS = 400
 RATE = 0.05
-PENALTY = (
-    0.3  # weight of the term that drives decisions to 0 or 1, in units of the error of rounding to nearest
-)
+# Weight of the term that drives decisions to 0 or 1, in units of the error of rounding to nearest.
+PENALTY = 0.3
 STRETCH = (-0.1, 1.1)  # the rectified sigmoid reaches 0 and 1 at finite arguments
 
 

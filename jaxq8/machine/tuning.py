@@ -28,9 +28,8 @@ from jaxq8.numerics.ranges import Range
 from jaxq8.transform import explain
 
 TUNING_VERSION = 1
-ROUNDS = (
-    5  # in each round all candidates take turns, so that a disturbance of the machine affects all of them
-)
+# In each round all candidates take turns, so that a disturbance of the machine affects all of them.
+ROUNDS = 5
 KINDS: dict[str, type[DotForm] | type[ConvForm]] = {"dot": DotForm, "conv": ConvForm}
 
 
