@@ -198,10 +198,8 @@ def _gradient(t: Trial) -> list[str] | None:
     if not clear:
         return None
     exact, moved, floor = ([part[i] for i in clear] for part in results)
-    fast, simulated = (
-        [flat(derivative(t.quantized(kernels))((t.p, t.x)))[i] for i in clear]
-        for kernels in ("xla", "simulate")
-    )
+    found = (flat(derivative(t.quantized(kernels))((t.p, t.x))) for kernels in ("xla", "simulate"))
+    fast, simulated = ([result[i] for i in clear] for result in found)
     return [
         *noise.differences(
             simulated, fast, noise.limits(moved, floor, 1), "from the simulation's, derivative"
