@@ -8,16 +8,19 @@ from typing import Any
 
 import jax
 
+from jaxq8.analysis.flat_function import Chains
 from jaxq8.analysis.traced_call import Call
 from jaxq8.config import Config
+from jaxq8.data_free.correction import corrected
 from jaxq8.errors import ArgumentError
 from jaxq8.evaluation.weight_encoding import encoded_leaves
 from jaxq8.numerics.codebook import CodeBook, is_encoded
 
 
 def quantize_weights(
-    fn: Callable[..., Any], variables: Any, *inputs: Any, config: Config | None = None, **kwargs: Any
-) -> Any:
+    fn: Callable[..., Any], variables: Any, *inputs: Any, config: Config | None = None,
+    correct: str | None = None, **kwargs: Any,
+) -> Any:  # fmt: skip
     """Returns `variables` with the leaves that are weights as `QTensor`.
 
     Each leaf is followed through the trace of ``fn(variables, *inputs)`` (through reshapes, transposes, slices, `jit` and
@@ -57,8 +60,12 @@ def quantize_weights(
     arguments = dataclasses.replace(call.arguments, weights=may_be_weight)
     analysis = dataclasses.replace(call, arguments=arguments).analyse(config)
     leaves = [*call.consts, *call.arguments.leaves]
-    encoded = encoded_leaves(leaves, analysis, config, count, names=arguments.paths)
+    encoded = encoded_leaves(leaves, analysis, config, count, names=arguments.paths)[count:]
+    if correct is not None:
+        chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
+        kept = {leaf - count: use.kept for leaf, use in analysis.weights.items() if leaf >= count}
+        encoded = corrected(chains, [flat[i] for i in arrays], encoded[: len(arrays)], kept)
     for position, i in enumerate(arrays):
         if not isinstance(flat[i], CodeBook):
-            flat[i] = encoded[count + position]
+            flat[i] = encoded[position]
     return jax.tree_util.tree_unflatten(tree, flat)

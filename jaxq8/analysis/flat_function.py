@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxq8._compat import Literal, open_jaxpr, primitives
 from jaxq8.analysis.arguments import is_arraylike
@@ -186,3 +188,21 @@ def array_leaves(variables: Any) -> tuple[list[Any], list[int], Any]:
     """(all leaves, positions of the array leaves, tree) of a tree of variables."""
     flat, tree = jax.tree_util.tree_flatten(variables, is_leaf=is_encoded)
     return flat, [i for i, leaf in enumerate(flat) if is_arraylike(leaf)], tree
+
+
+def moved(variables: Any, chains: Chains, shifts: Mapping[str, np.ndarray]) -> Any:
+    """`variables` with a shift of each named contraction's result added to the vector after it.
+
+    A contraction stays uncorrected if it has no such vector, or if another contraction uses the same vector.
+    """
+    flat, arrays, tree = array_leaves(variables)
+    places = {s.name: chains.shift_after(n) for n, s in chains.contractions() if s.name in shifts}
+    users = collections.Counter(place[0] for place in places.values() if place)
+    for name, place in places.items():
+        if place is None or users[place[0]] > 1:
+            continue
+        leaf, sign = place
+        old = flat[arrays[leaf]]
+        if np.shape(old) == shifts[name].shape:
+            flat[arrays[leaf]] = (jnp.asarray(old, jnp.float32) + sign * shifts[name]).astype(old.dtype)
+    return jax.tree_util.tree_unflatten(tree, flat)

@@ -17,16 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8._compat import Literal, primitives
+from jaxq8._compat import primitives
+from jaxq8.analysis.affine_steps import PRODUCTS, SUMS, Step, affine, steps_after
 from jaxq8.analysis.channel_factors import leaf_readers, weight_axis
-from jaxq8.analysis.flat_function import Chains, Node, Ref, array_leaves, channel_axis
+from jaxq8.analysis.flat_function import Chains, Node, array_leaves, channel_axis
 from jaxq8.analysis.sites import Site
 from jaxq8.config import Config
 from jaxq8.numerics.codebook import CodeBook
 from jaxq8.numerics.qtensor import QTensor, is_concrete
-
-SUMS = (primitives.add_p, primitives.sub_p)
-PRODUCTS = (primitives.mul_p, primitives.div_p)
 
 
 def fold_norms(
@@ -103,7 +101,7 @@ def _found(chains: Chains, node: Node, site: Site, leaves: dict[int, Any]) -> _F
     if place is None:
         return None
     weight, out_axis = place
-    steps = _steps(chains, node)
+    steps = steps_after(chains, node)
     # The chain has to end with a leaf that is added or subtracted: that leaf will hold the folded offsets.
     while steps and (steps[-1].node.primitive not in SUMS or steps[-1].leaf is None):
         steps.pop()
@@ -115,9 +113,9 @@ def _found(chains: Chains, node: Node, site: Site, leaves: dict[int, Any]) -> _F
         return None
     assert last.leaf is not None
     size = np.shape(leaves[weight])[out_axis]
-    affine = partial(_affine, chains, steps, channel_axis(node), size)
+    combined = partial(affine, chains, steps, channel_axis(node), size)
     sign = -1.0 if last.node.primitive is primitives.sub_p else 1.0
-    return _Fold(weight, out_axis, last.leaf, constants, affine, sign)
+    return _Fold(weight, out_axis, last.leaf, constants, combined, sign)
 
 
 def _weight_place(chains: Chains, node: Node, site: Site) -> tuple[int, int] | None:
@@ -132,7 +130,7 @@ def _weight_place(chains: Chains, node: Node, site: Site) -> tuple[int, int] | N
     return (leaf, axes[axis][0]) if len(axes[axis]) == 1 else None
 
 
-def _constants(steps: list[_Step]) -> dict[int, float] | None:
+def _constants(steps: list[Step]) -> dict[int, float] | None:
     """What the leaves of these steps are filled with: 1 in products, 0 in sums; None if one leaf is in both."""
     constants: dict[int, float] = {}
     for step in steps:
@@ -141,130 +139,6 @@ def _constants(steps: list[_Step]) -> dict[int, float] | None:
             if constants.setdefault(leaf, number) != number:
                 return None
     return constants
-
-
-def _affine(
-    chains: Chains, steps: list[_Step], axis: int, size: int, values: dict[int, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(factors, offsets) of all steps together, one number for each channel, for these values of the leaves."""
-    factors, offsets = np.ones(size), np.zeros(size)
-    for step in steps:
-        operation = step.node.primitive
-        vector = _vector(chains, step.operand, values, axis)
-        if operation in PRODUCTS:
-            vector = 1 / vector if operation is primitives.div_p else vector
-            factors, offsets = factors * vector, offsets * vector
-        else:
-            offsets = offsets + (-vector if operation is primitives.sub_p else vector)
-    return factors, offsets
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """One sum or product of the contraction's result with a vector.
-
-    Attributes:
-      node: The operation.
-      operand: Its other operand, the vector.
-      leaves: The leaves that the vector is computed from.
-      leaf: The leaf that the vector is, if only its layout was changed; None if it was computed.
-    """
-
-    node: Node
-    operand: Ref
-    leaves: frozenset[int]
-    leaf: int | None
-
-
-def _steps(chains: Chains, node: Node) -> list[_Step]:
-    """The sums and products with vectors of leaves that directly follow a contraction, in order."""
-    ref, axis, steps = node.outputs[0], channel_axis(node), []
-    while (reader := chains.only_reader(ref)) is not None:
-        if reader.primitive in (*SUMS, *PRODUCTS):
-            first = reader.inputs[0] == ref
-            operand = reader.inputs[1 if first else 0]
-            used = _leaves_of(chains, operand)
-            swapped = not first and reader.primitive in (primitives.sub_p, primitives.div_p)
-            if operand is None or not used or swapped:
-                break
-            steps.append(_Step(reader, operand, used, chains.vector(operand, axis)))
-        elif reader.primitive is not primitives.convert_element_type_p:
-            break
-        ref = reader.outputs[0]
-    return steps
-
-
-def _leaves_of(chains: Chains, ref: Ref | None) -> frozenset[int]:
-    """The leaves that a value is computed from.
-
-    Empty if it depends on anything but leaves and literals, or if an intermediate value has another reader.
-    """
-    if ref is None:
-        return frozenset()
-    node = chains.makers.get(ref)
-    if node is None:
-        trail = chains.trails.get(ref)
-        return frozenset() if trail is None else frozenset(leaf for leaf, _ in trail.sources)
-    if node.primitive not in _NUMPY or chains.only_reader(ref) is None:
-        return frozenset()
-    found: frozenset[int] = frozenset()
-    for operand, variable in zip(node.inputs, node.eqn.invars, strict=True):
-        if isinstance(variable, Literal):
-            continue
-        part = _leaves_of(chains, operand)
-        if not part:
-            return frozenset()
-        found |= part
-    return found
-
-
-def _vector(chains: Chains, ref: Ref, values: dict[int, Any], axis: int) -> np.ndarray:
-    """The numbers of a vector along the channel axis; NaN for a channel in which the elements differ."""
-    rows = np.moveaxis(_value(chains, ref, values), axis, 0)
-    first = rows[(slice(None), *[slice(1)] * (rows.ndim - 1))]
-    same = (rows == first).all(tuple(range(1, rows.ndim)))
-    return np.where(same, first.reshape(-1), np.nan)
-
-
-def _value(chains: Chains, ref: Ref, values: dict[int, Any]) -> np.ndarray:
-    """What is computed from leaves with these values, in float64."""
-    node = chains.makers.get(ref)
-    if node is None:
-        leaf, _ = chains.trails[ref].sources[0]
-        return np.asarray(values[leaf], np.float64)
-    operands = []
-    for operand, variable in zip(node.inputs, node.eqn.invars, strict=True):
-        if isinstance(variable, Literal):
-            operands.append(np.asarray(variable.val, np.float64))
-        else:
-            operands.append(_value(chains, operand, values))  # type: ignore[arg-type]
-    return _NUMPY[node.primitive](*operands, node.eqn.params)
-
-
-def _broadcast(x: np.ndarray, params: dict[str, Any]) -> np.ndarray:
-    """`lax.broadcast_in_dim` as a view without a copy, since the result may be as large as an activation."""
-    small = [1] * len(params["shape"])
-    for size, place in zip(x.shape, params["broadcast_dimensions"], strict=True):
-        small[place] = size
-    return np.broadcast_to(x.reshape(small), params["shape"])
-
-
-# The operations by which vectors may be computed from leaves. Whatever uses another operation (a mean over the data, for
-# example) is not such a vector.
-_NUMPY: dict[Any, Callable[..., np.ndarray]] = {
-    primitives.add_p: lambda x, y, params: x + y,
-    primitives.sub_p: lambda x, y, params: x - y,
-    primitives.mul_p: lambda x, y, params: x * y,
-    primitives.div_p: lambda x, y, params: x / y,
-    primitives.max_p: lambda x, y, params: np.maximum(x, y),
-    primitives.sqrt_p: lambda x, params: np.sqrt(x),
-    primitives.rsqrt_p: lambda x, params: 1 / np.sqrt(x),
-    primitives.integer_pow_p: lambda x, params: x ** params["y"],
-    primitives.convert_element_type_p: lambda x, params: x,
-    primitives.broadcast_in_dim_p: _broadcast,
-    primitives.reshape_p: lambda x, params: x.reshape(params["new_sizes"]),
-    primitives.squeeze_p: lambda x, params: x.squeeze(params["dimensions"]),
-}
 
 
 def _folded(fold: _Fold, leaves: dict[int, Any]) -> dict[int, Any] | None:

@@ -5,7 +5,6 @@ Only variables change, so every mode, file and export takes the result as it is.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8.analysis.flat_function import Chains, array_leaves, channel_axis
+from jaxq8.analysis.flat_function import Chains, channel_axis, moved
 from jaxq8.analysis.traced_call import Call
 from jaxq8.calibration.calibrate import each_batch
 from jaxq8.config import Config
@@ -107,21 +106,3 @@ def _shifts(
             others = tuple(axis for axis in range(difference.ndim) if axis != axes[name])
             shifts[name] = jnp.mean(difference, others)
     return shifts
-
-
-def moved(variables: Any, chains: Chains, shifts: Mapping[str, np.ndarray]) -> Any:
-    """`variables` with the mean error of each named contraction added to the vector after it.
-
-    A contraction stays uncorrected if it has no such vector, or if another contraction uses the same vector.
-    """
-    flat, arrays, tree = array_leaves(variables)
-    places = {s.name: chains.shift_after(n) for n, s in chains.contractions() if s.name in shifts}
-    users = collections.Counter(place[0] for place in places.values() if place)
-    for name, place in places.items():
-        if place is None or users[place[0]] > 1:
-            continue
-        leaf, sign = place
-        old = flat[arrays[leaf]]
-        if np.shape(old) == shifts[name].shape:
-            flat[arrays[leaf]] = (jnp.asarray(old, jnp.float32) + sign * shifts[name]).astype(old.dtype)
-    return jax.tree_util.tree_unflatten(tree, flat)

@@ -1,0 +1,151 @@
+"""`corrected`: better codes, and vectors that take out the mean error that is left; both from statistics, without data."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8._compat import Literal, bind
+from jaxq8.analysis.channel_factors import activation_axis, weight_axis
+from jaxq8.analysis.flat_function import Chains, Node, Ref
+from jaxq8.analysis.sites import Site
+from jaxq8.data_free.balanced_codes import balanced
+from jaxq8.data_free.batch_norms import BatchNorm, batch_norms
+from jaxq8.data_free.expected_inputs import Moments, expected_inputs
+from jaxq8.data_free.mean_shift import explaining_mean, mean_shift
+from jaxq8.numerics.qtensor import QTensor
+
+
+def corrected(
+    chains: Chains, leaves: Sequence[Any], encoded: Sequence[Any], kept: Mapping[int, tuple[int, ...]]
+) -> list[Any]:
+    """The leaves with their codes balanced and with shifted vectors.
+
+    Args:
+      chains: The function, traced with the float leaves.
+      leaves: The array leaves of the variables, in float.
+      encoded: The same leaves, those that are weights as `QTensor`; others are left as they are.
+      kept: For each weight the axes that are not summed over.
+
+    Returns:
+      Leaves like `encoded`.
+    """
+    result = list(encoded)
+    floats = dict(enumerate(leaves))
+    norms = batch_norms(chains, floats)
+    known = expected_inputs(chains, leaves, norms)
+    known.update(_explained(chains, floats, norms, known))
+    sources = _weights(chains)
+    for leaf, axes in kept.items():
+        if isinstance(result[leaf], QTensor):
+            moments = _along_leaf(chains, leaf, np.ndim(leaves[leaf]), sources.get(leaf, []), known)
+            result[leaf] = balanced(leaves[leaf], result[leaf], axes, *moments)
+    errors = {
+        leaf: np.asarray(result[leaf].dequantize(np.float32)) - np.asarray(leaves[leaf], np.float32)
+        for leaf in kept
+        if isinstance(result[leaf], QTensor)
+    }
+    for leaf, shift in _shifts(chains, errors, norms, known).items():
+        old = result[leaf]
+        if isinstance(old, QTensor) or np.size(old) != shift.size:
+            continue
+        result[leaf] = (jnp.asarray(old, jnp.float32) + shift.reshape(np.shape(old))).astype(old.dtype)
+    return result
+
+
+def _explained(
+    chains: Chains, leaves: Mapping[int, Any], norms: Sequence[BatchNorm], known: Mapping[Node, Moments]
+) -> dict[Node, Moments]:
+    """The means of unknown inputs, such as the image, that explain the running mean after their contraction."""
+    after = {norm.source: norm for norm in norms}
+    found: dict[Node, Moments] = {}
+    for node, site in chains.contractions():
+        norm = after.get(node.outputs[0])
+        if norm is None or node in known:
+            continue
+        operand = _operand(chains, node.inputs[site.weight], leaves)  # type: ignore[index]
+        mean = None if operand is None else explaining_mean(node, site.weight or 0, operand, norm.mean)
+        if mean is not None:
+            found[node] = Moments(mean, None)
+    return found
+
+
+def _operand(chains: Chains, ref: Ref | None, leaves: Mapping[int, Any]) -> np.ndarray | None:
+    """An operand that is made from leaves by layout operations, with these values of the leaves; None if one is missing."""
+    if ref is None or ref not in chains.trails:
+        return None
+    node = chains.makers.get(ref)
+    if node is None:
+        leaf = leaves.get(chains.trails[ref].sources[0][0])
+        return None if leaf is None else np.asarray(leaf, np.float32)
+    operands = []
+    for operand, variable in zip(node.inputs, node.eqn.invars, strict=True):
+        value = variable.val if isinstance(variable, Literal) else _operand(chains, operand, leaves)
+        if value is None:
+            return None
+        operands.append(jnp.asarray(value, variable.aval.dtype))
+    return np.asarray(bind(node.eqn, operands)[0], np.float32)
+
+
+def _weights(chains: Chains) -> dict[int, list[tuple[Node, Site]]]:
+    """For each leaf the contractions that read it as their weight."""
+    found: dict[int, list[tuple[Node, Site]]] = {}
+    for node, site in chains.contractions():
+        ref = node.inputs[site.weight or 0]
+        for leaf, _ in chains.trails[ref].sources if ref in chains.trails else ():
+            found.setdefault(leaf, []).append((node, site))
+    return found
+
+
+def _along_leaf(
+    chains: Chains, leaf: int, rank: int, readers: Sequence[tuple[Node, Site]], known: Mapping[Node, Moments]
+) -> tuple[Any, Any]:
+    """Mean and variance of what each element of a weight is multiplied with; ones where they are not known."""
+    unknown = 1.0, 1.0
+    if len(readers) != 1:
+        return unknown
+    ((node, site),) = readers
+    weight = site.weight or 0
+    moments, axis = known.get(node), activation_axis(node, site.weight)
+    if moments is None or axis is None or moments.variance is None:
+        return unknown
+    place = weight_axis(node, weight, axis, out=False)
+    sources = chains.trails[node.inputs[weight]].sources  # type: ignore[index]
+    if place is None or len(sources) != 1 or len(sources[0][1][place]) != 1:
+        return unknown
+    shape = [1] * rank
+    shape[sources[0][1][place][0]] = -1
+    return moments.mean.reshape(shape), moments.variance.reshape(shape)
+
+
+def _shifts(
+    chains: Chains,
+    errors: Mapping[int, np.ndarray],
+    norms: Sequence[BatchNorm],
+    known: Mapping[Node, Moments],
+) -> dict[int, np.ndarray]:
+    """For each vector after a contraction what must be added to it, so that the errors of the weight leave the mean as it is.
+
+    A vector that follows several contractions stays as it is.
+    """
+    after = {norm.source: norm for norm in norms}
+    found: dict[int, np.ndarray] = {}
+    users: collections.Counter[int] = collections.Counter()
+    for node, site in chains.contractions():
+        norm, weight = after.get(node.outputs[0]), site.weight or 0
+        place = (norm.leaf, -1.0) if norm is not None else chains.shift_after(node)
+        if place is None:
+            continue
+        leaf, sign = place
+        users[leaf] += 1
+        error = _operand(chains, node.inputs[weight], errors)
+        if error is None or node not in known:
+            continue
+        shift = mean_shift(node, weight, error, known[node].mean)
+        if shift is not None and np.isfinite(shift).all():
+            found[leaf] = -sign * shift
+    return {leaf: shift for leaf, shift in found.items() if users[leaf] == 1}

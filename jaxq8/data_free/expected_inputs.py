@@ -1,0 +1,108 @@
+"""What each contraction reads on average, with no data: the function runs on numbers drawn from its batch norms' statistics.
+
+Nagel et al. 2019 (data-free quantization, section 4.2.1 and appendix C) derive the mean of a clipped normal distribution in
+closed form. Here the result of a batch norm is replaced by normally distributed numbers of its mean and spread, and the function
+itself computes what becomes of them. So every activation function, sum, pooling and join is covered, and no formula is needed.
+What depends on the function's data in any other way is not computed, and stays unknown.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq8._compat import Literal, bind
+from jaxq8.analysis.channel_factors import activation_axis
+from jaxq8.analysis.flat_function import Chains, Node, Ref
+from jaxq8.data_free.batch_norms import BatchNorm
+
+DRAWN = 4099  # numbers, a prime: no size of a layer divides it, so that channels get different ones
+
+
+class Moments(NamedTuple):
+    """Mean and variance of what a contraction reads, for each of the channels that it sums over, in float64."""
+
+    mean: np.ndarray
+    variance: np.ndarray | None
+
+
+def expected_inputs(chains: Chains, leaves: Sequence[Any], norms: Sequence[BatchNorm]) -> dict[Node, Moments]:
+    """The moments of the inputs of those contractions whose inputs are known.
+
+    Args:
+      chains: The function.
+      leaves: All leaves of the variables, in float.
+      norms: Its batch norms.
+    """
+    if not norms:
+        return {}
+    run = jax.jit(functools.partial(_moments, chains, norms))
+    found = jax.device_get(run(list(leaves), _normal_numbers()))
+    return {
+        node: Moments(*(np.asarray(part, np.float64) for part in moments))
+        for (node, _), moments in zip(chains.contractions(), found, strict=True)
+        if moments is not None and all(np.isfinite(part).all() for part in moments)
+    }
+
+
+def _normal_numbers() -> np.ndarray:
+    """Quantiles of the normal distribution in a fixed random order, so that the same variables give the same codes."""
+    normal = statistics.NormalDist()
+    even = np.array([normal.inv_cdf((i + 0.5) / DRAWN) for i in range(DRAWN)], np.float32)
+    return np.random.default_rng(0).permutation(even)
+
+
+def _moments(
+    chains: Chains, norms: Sequence[BatchNorm], leaves: Sequence[Any], numbers: jax.Array
+) -> list[tuple[jax.Array, jax.Array] | None]:
+    """(mean, variance) of the activation of each contraction; None where it is unknown. Runs inside of `jax.jit`."""
+    known: dict[Ref, Any] = {}
+    for ref, trail in chains.trails.items():
+        if ref not in chains.makers:
+            known[ref] = leaves[trail.sources[0][0]]
+    results = {norm.result: norm for norm in norms}
+    order = {norm.result: i for i, norm in enumerate(norms)}
+    for node in chains.nodes:
+        out = node.outputs[0] if node.outputs else None
+        if out in results:
+            known[out] = _drawn(results[out], jnp.roll(numbers, 997 * order[out]))
+            continue
+        operands = [
+            variable.val if isinstance(variable, Literal) else known.get(ref) if ref is not None else None
+            for ref, variable in zip(node.inputs, node.eqn.invars, strict=True)
+        ]
+        if all(operand is not None for operand in operands) and not node.eqn.effects:
+            known.update(zip(node.outputs, bind(node.eqn, operands), strict=True))
+    found = []
+    for node, site in chains.contractions():
+        axis = activation_axis(node, site.weight)
+        ref = node.inputs[1 - (site.weight or 0)]
+        x = known.get(ref) if ref is not None else None
+        found.append(None if x is None or axis is None else _of_channels(x, axis))
+    return found
+
+
+def _drawn(norm: BatchNorm, numbers: jax.Array) -> jax.Array:
+    """Numbers with the mean and spread of a batch norm's result."""
+    aval = norm.result[1].aval
+    size = int(np.prod(aval.shape))
+    noise = jnp.tile(numbers, -(-size // DRAWN))[:size].reshape(aval.shape)
+    shape = [1] * len(aval.shape)
+    shape[norm.axis] = -1
+    mean, spread = (
+        jnp.asarray(v.reshape(shape), jnp.float32) for v in (norm.result_mean, norm.result_spread)
+    )
+    return (mean + spread * noise).astype(aval.dtype)
+
+
+def _of_channels(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    others = tuple(d for d in range(x.ndim) if d != axis)
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, others, keepdims=True)
+    return mean.reshape(-1), jnp.mean(jnp.square(x - mean), others)
