@@ -14,7 +14,8 @@ from jaxq8.cli import options as shared
 from jaxq8.cli.inputs import Item, whole_batches
 from jaxq8.cli.models import Model, fitted, load_model
 from jaxq8.cli.problems import FAILED, Misuse, foreign
-from jaxq8.cli.text import decibels, note, show_progress
+from jaxq8.cli.text import note, show_progress
+from jaxq8.display.numbers import decibels
 from jaxq8.transform import quantize
 
 

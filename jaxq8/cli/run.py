@@ -26,7 +26,7 @@ from jaxq8.cli.models import Model, fitted
 from jaxq8.cli.problems import FAILED, Failure, Misuse
 from jaxq8.cli.results import Results, line
 from jaxq8.cli.text import note, plain, print_json, show_progress
-from jaxq8.files.container import replacement
+from jaxq8.replacement import replacement
 
 EPILOG = """\
 examples:

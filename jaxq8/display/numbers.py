@@ -1,0 +1,37 @@
+"""Figures as short text."""
+
+from __future__ import annotations
+
+import math
+
+
+def size(count: float) -> str:
+    """A number of bytes in decimal units: ``"4.9 MB"``."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def count(number: float) -> str:
+    """A large number in words: ``"385.2 million"``."""
+    for limit, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if number >= limit:
+            return f"{number / limit:.1f} {word}"
+    return f"{number:,.0f}"
+
+
+def decibels(value: float) -> str:
+    """Decibels: ``"24.5 dB"``, or ``"no error"`` for infinitely many."""
+    if math.isnan(value):
+        return "not a number"
+    return "no error" if value == math.inf else f"{value:.1f} dB"
+
+
+def share(part: float, whole: float) -> str:
+    """A share in percent; one that is too small for a digit is not called zero."""
+    if not part or not whole:
+        return "0 %"
+    percent = 100 * part / whole
+    return "< 0.1 %" if percent < 0.1 else f"{percent:.1f} %"
