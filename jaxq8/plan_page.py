@@ -58,7 +58,8 @@ def measured_row(measured: Measured, group: str = "", region: int = 0) -> Site:
 
 
 def _row(record: SiteRecord, region: int, measured: Measured | None) -> Site:
-    group = "eight" if record.eight_bit else "mixed" if record.encoded else "float"
+    in_float = "mixed" if record.encoded else "float" if record.macs else "plain"
+    group = "eight" if record.eight_bit else in_float
     held = record.weight_bytes if record.float_bytes else None
     how = record.kernel if record.eight_bit else record.why
     return Site(record.name, record.op, group, region, how, record.macs, held, _facts(record), measured)
@@ -66,13 +67,14 @@ def _row(record: SiteRecord, region: int, measured: Measured | None) -> Site:
 
 def _facts(record: SiteRecord) -> Facts:
     """What the opened row says; rows without a text are left out by the page."""
-    saved = f"{size(record.float_bytes)} in float" if record.encoded else ""
+    held = size(record.weight_bytes) if record.weight_bytes else ""
+    held += f" instead of {size(record.float_bytes)} in float" if record.encoded else ""
     facts = [
         ("shapes", record.shapes), ("weights", record.weights), ("activations", record.activations),
         ("range", record.range), ("reads", record.reads), ("joined parts", record.joined),
         ("kernel", record.kernel if record.eight_bit else ""), ("why float", "" if record.eight_bit else record.why),
-        ("note", record.detail if record.eight_bit else ""),
+        ("why this kernel", record.detail if record.eight_bit else ""),
         ("kernels not taken", "; ".join(f"{kernel}: {reason}" for kernel, reason in record.refused)),
-        ("source", record.source), ("the weight would take", saved),
+        ("source", record.source), ("weight in memory", held),
     ]  # fmt: skip
     return tuple(facts)

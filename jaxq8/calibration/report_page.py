@@ -10,7 +10,7 @@ import numpy as np
 from jaxq8.calibration.error_measures import SiteErrors
 from jaxq8.display.html.content import Facts, Figure, Histogram, Measured, Page
 from jaxq8.display.html.photos import Label, photos
-from jaxq8.display.numbers import decibels
+from jaxq8.display.numbers import decibels, error_share, share
 from jaxq8.errors import ArgumentError
 from jaxq8.plan_page import measured_row, plan_figures, plan_sites
 
@@ -48,12 +48,12 @@ def report_page(
 def _result_figures(report: Report) -> tuple[Figure, ...]:
     """The large figures about the results: their error, and how often both functions give the same answer."""
     o = report.output
-    note = f"signal to noise; cosine {o.cosine:.5f}, largest difference {o.max_error:.3g}"
-    found = [Figure(decibels(o.sqnr_db), "error of the results", note)]
+    note = f"{error_share(o.sqnr_db)}; cosine {o.cosine:.5f}, largest difference {o.max_error:.3g}"
+    found = [Figure(decibels(o.sqnr_db), "signal over error in the results", note)]
     if o.top1 is not None and o.top5 is not None:
         examples = len(report.answers)
-        value = f"{round(o.top1 * examples)} of {examples}" if examples else f"{o.top1:.1%}"
-        note = f"float's first answer is among the first five of eight bits in {o.top5:.1%}"
+        value = f"{round(o.top1 * examples)} of {examples}" if examples else share(o.top1, 1)
+        note = f"float's first answer is among the first five of eight bits in {share(o.top5, 1)}"
         found.append(Figure(value, "examples with the same first answer", note))
     return tuple(found)
 
@@ -65,7 +65,7 @@ def _measured(site: SiteErrors, weight: Any) -> Measured:
     )  # fmt: skip
     plots = []
     if site.histogram:
-        title = "what the site reads, in the first batch"
+        title = "What the site reads in the first batch, and what its codes reach in all batches"
         plots.append(Histogram(title, site.histogram, site.span, (site.minimum, site.maximum)))
     if weight is not None:
         plots.append(_of_weight(weight))
@@ -76,7 +76,7 @@ def _of_weight(weight: Any) -> Histogram:
     """The histogram of a weight. Its codes reach from its smallest to its largest number, so no range is drawn."""
     real = np.asarray(weight.dequantize() if hasattr(weight, "dequantize") else weight, np.float32).ravel()
     counts, edges = np.histogram(real, BINS)
-    return Histogram("its weight", tuple(counts.tolist()), (float(edges[0]), float(edges[-1])))
+    return Histogram("Its weight", tuple(counts.tolist()), (float(edges[0]), float(edges[-1])))
 
 
 def _answers(report: Report, images: int, classes: Sequence[str] | None) -> list[Facts]:

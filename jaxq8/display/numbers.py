@@ -29,9 +29,23 @@ def decibels(value: float) -> str:
     return "no error" if value == math.inf else f"{value:.1f} dB"
 
 
+def relative_error(sqnr_db: float) -> float:
+    """The error that an SQNR in dB means: its root mean square over that of the signal, at most 1."""
+    return float(min(10 ** (-sqnr_db / 20), 1.0)) if sqnr_db > 0 else 1.0
+
+
+def error_share(sqnr_db: float) -> str:
+    """The error that an SQNR in dB means, in words."""
+    if sqnr_db <= 0:
+        return "the error is as large as the signal, or larger"
+    return f"the error is {100 * relative_error(sqnr_db):.2g} % of the signal (root mean square)"
+
+
 def share(part: float, whole: float) -> str:
-    """A share in percent; one that is too small for a digit is not called zero."""
+    """A share in percent; one that is nearly none or nearly all is not rounded to that."""
     if not part or not whole:
         return "0 %"
+    if part == whole:
+        return "100 %"
     percent = 100 * part / whole
-    return "< 0.1 %" if percent < 0.1 else f"{percent:.1f} %"
+    return "< 0.1 %" if percent < 0.1 else "> 99.9 %" if percent > 99.9 else f"{percent:.1f} %"

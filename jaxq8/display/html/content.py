@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from jaxq8.display.numbers import relative_error
+
 Facts = tuple[tuple[str, str], ...]  # (what, its value), shown in this order
 
 
@@ -51,7 +53,8 @@ class Site:
     Attributes:
       name: Site name.
       op: Operation.
-      group: "eight", "mixed" (weights in eight bits, arithmetic in float), "float", or "" where it is not known.
+      group: "eight", "mixed" (weights in eight bits, arithmetic in float), "float", "plain" (float without products, such as
+        a residual sum), or "" where it is not known.
       region: Number of its eight-bit region, from 1; 0 where it is in none.
       how: The kernel, or why the site runs in float.
       arithmetic: Number of multiply-adds; None where it is not known.
@@ -75,7 +78,7 @@ class Site:
         """The root mean square of the error over that of the signal, at most 1; None where nothing was measured."""
         if self.measured is None or math.isnan(self.measured.sqnr_db):
             return None
-        return min(10 ** (-self.measured.sqnr_db / 20), 1.0) if self.measured.sqnr_db > 0 else 1.0
+        return relative_error(self.measured.sqnr_db)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-VOID = {"img", "input", "br", "rect", "line", "path"}  # elements without content
+VOID = {"img", "input"}  # elements of HTML that have no end; those of SVG have one
 
 
 class Markup(str):

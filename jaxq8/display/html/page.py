@@ -86,7 +86,8 @@ def _sites(sites: tuple[Site, ...]) -> Markup:
 
 def _at_a_glance(sites: tuple[Site, ...]) -> Markup:
     """The drawing of the whole net, with what it shows and what its colours mean."""
-    arithmetic, held = [s.arithmetic or 0 for s in sites], [s.bytes or 0 for s in sites]
+    arithmetic = [float(s.arithmetic or 0) for s in sites]
+    held = [float(s.bytes or 0) for s in sites]
     if any(s.measured for s in sites):
         up, above = [s.relative_error or 0.0 for s in sites], "error of what the site reads"
         down, below = (
@@ -156,7 +157,7 @@ def _photos(photos: tuple[Photo, ...], unshown: int) -> Markup:
         shown.append(
             tag(
                 "figure",
-                tag("img", src=photo.source, alt=photo.name, loading="lazy"),
+                tag("img", src=photo.source, alt=photo.name),
                 caption,
                 class_="photo",
             )

@@ -8,9 +8,15 @@ from typing import Any
 from jaxq8.display.html.charts import colour, histogram
 from jaxq8.display.html.content import Site
 from jaxq8.display.html.markup import Markup, joined, tag
-from jaxq8.display.numbers import count, decibels, share, size
+from jaxq8.display.numbers import count, decibels, error_share, share
 
-STATES = {"eight": "eight bits", "mixed": "weights only", "float": "float", "": "not known"}
+STATES = {
+    "eight": "eight bits",
+    "mixed": "weights only",
+    "float": "float",
+    "plain": "float, no products",
+    "": "not known",
+}
 
 
 def site_list(sites: Sequence[Site]) -> Markup:
@@ -57,10 +63,10 @@ def _site(index: int, site: Site, keys: Sequence[str], scale: _Scale) -> Markup:
         "button", site.name, type="button", class_="open", aria_expanded="true", aria_controls=details
     )
     state = STATES[site.group] + (f", region {site.region}" if site.region else "")
-    why = tag("span", site.how, class_="why") if site.group in ("float", "mixed") else ""
+    why = tag("span", site.how, class_="why") if site.group in ("float", "mixed", "plain") else ""
     cells = {
         "order": (index + 1,),
-        "name": (opener, tag("span", site.op, class_="op")),
+        "name": (opener, "" if site.name.endswith(f":{site.op}") else tag("span", site.op, class_="op")),
         "state": (tag("span", state, class_="state"), why),
         "error": _error(site, scale),
         "arithmetic": _part(site.arithmetic, scale.arithmetic),
@@ -103,13 +109,11 @@ def _details(site: Site) -> Markup:
     facts = [("operation", site.op), *((k, v) for k, v in site.facts if v)]
     if site.arithmetic:
         facts.append(("multiply-adds", count(site.arithmetic)))
-    if site.bytes:
-        facts.append(("bytes of the weight", size(site.bytes)))
     plots: tuple[Any, ...] = ()
     if site.measured is not None:
         error = decibels(site.measured.sqnr_db)
         if site.relative_error:
-            error += f" (the error is {100 * site.relative_error:.2g} % of the signal, root mean square)"
+            error += f": {error_share(site.measured.sqnr_db)}"
         facts += [("error of what it reads", error), *site.measured.facts]
         plots = tuple(map(histogram, site.measured.histograms))
     listed = joined(*(tag("div", tag("dt", what), tag("dd", value)) for what, value in facts))
