@@ -14,7 +14,8 @@ SITES = 30
 
 def record(name: str, index: int, **changes) -> q8.SiteRecord:
     facts = {
-        "op": "conv", "eight_bit": True, "kernel": "xla: patches", "shapes": "1x8x8x4, 3x3x4x4 -> ...", "weights": "s8, 4 scales",
+        "op": "conv", "eight_bit": True, "kernel": "xla: patches", "shapes": "1x8x8x4, 3x3x4x4 -> ...",
+        "weights": "s8, 4 scales",
         "macs": 1000 * (index + 1), "reads": "float: an argument" if index in (0, 20) else "codes",
         "weight_bytes": 100 * (SITES - index), "float_bytes": 400 * (SITES - index),
     }  # fmt: skip
@@ -22,7 +23,10 @@ def record(name: str, index: int, **changes) -> q8.SiteRecord:
 
 
 def plan() -> q8.Plan:
-    """Thirty sites in two regions: the fourth in float, the fifth with its weights alone in eight bits, the last a pooling."""
+    """Thirty sites in two regions.
+
+    The fourth is in float, the fifth has its weights alone in eight bits, the seventh is a sum and the last a pooling.
+    """
     sites = [record(f"params/layer_{i}/kernel:conv", i) for i in range(SITES)]
     sites[1] = record(SCRIPT, 1)
     sites[2] = record(LONG, 2)
@@ -32,6 +36,17 @@ def plan() -> q8.Plan:
     )
     sites[4] = record(
         "params/head/kernel:dot", 4, op="dot", eight_bit=False, reason=q8.Reason.MODE, detail="a & b < c"
+    )
+    sites[6] = record(
+        "block:add",
+        6,
+        op="add",
+        eight_bit=False,
+        reason=q8.Reason.NO_RULE,
+        kernel="",
+        macs=0,
+        weight_bytes=0,
+        float_bytes=0,
     )
     sites[-1] = record("max_pool", 29, op="max_pool", macs=0, weight_bytes=0, float_bytes=0)
     return q8.Plan(tuple(sites), ("no/such/*",))
