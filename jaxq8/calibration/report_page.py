@@ -60,9 +60,12 @@ def _result_figures(report: Report) -> tuple[Figure, ...]:
 
 def _measured(site: SiteErrors, weight: Any) -> Measured:
     facts = (
-        ("cosine", f"{site.cosine:.5f}"), ("largest error", f"{site.max_error:.4g}"), ("mean error", f"{site.mean_error:.3g}"),
-        ("clipped", f"{site.clipped:.3%}"), ("the codes reach from", f"{site.minimum:.4g} to {site.maximum:.4g}"),
-    )  # fmt: skip
+        ("cosine", f"{site.cosine:.5f}"),
+        ("largest error", f"{site.max_error:.4g}"),
+        ("mean error", f"{site.mean_error:.3g}"),
+        ("clipped", f"{100 * site.clipped:.2g} % of the values"),
+        ("the codes reach from", f"{site.minimum:.4g} to {site.maximum:.4g}"),
+    )
     plots = []
     if site.histogram:
         title = "What the site reads in the first batch, and what its codes reach in all batches"

@@ -9,6 +9,7 @@ from jaxq8.display.html.content import Histogram, Site
 from jaxq8.display.html.markup import Markup, joined, tag
 
 WIDTH, HEIGHT = 640, 150  # of a histogram, in the units of its drawing; the page scales it
+COLOURS = 6  # of regions
 HALF = 60  # height of each half of the overview
 
 
@@ -87,9 +88,9 @@ def overview(sites: Sequence[Site], above: Sequence[float], below: Sequence[floa
 
 
 def colour(site: Site) -> str:
-    """The class that colours a site: neighbouring regions differ, and colours come again after six."""
+    """The class that colours a site: neighbouring regions differ, and a seventh has the colour of the first."""
     if site.group == "eight":
-        return f"c-region{(site.region - 1) % 6}" if site.region else "c-eight"
+        return f"c-region{(site.region - 1) % COLOURS}" if site.region else "c-eight"
     return f"c-{site.group or 'unknown'}"
 
 

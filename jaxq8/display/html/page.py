@@ -10,15 +10,13 @@ import string
 from importlib import resources
 from pathlib import Path
 
-from jaxq8.display.html.charts import colour, overview
+from jaxq8.display.html.charts import COLOURS, colour, overview
 from jaxq8.display.html.content import Figure, Page, Photo, Site
 from jaxq8.display.html.markup import Markup, escaped, joined, tag
 from jaxq8.display.html.origin import origin
-from jaxq8.display.html.site_list import STATES, site_list
+from jaxq8.display.html.site_list import STATES, site_list, state
 from jaxq8.errors import ArgumentError
 from jaxq8.replacement import replacement
-
-LISTED_REGIONS = 12  # in the legend; the list of groups has all
 
 
 def write_page(who: str, path: str | os.PathLike[str], page: Page) -> None:
@@ -103,19 +101,19 @@ def _at_a_glance(sites: tuple[Site, ...]) -> Markup:
 
 
 def _legend(sites: tuple[Site, ...]) -> Markup:
-    counts = collections.Counter((_group(s), colour(s)) for s in sites)
+    """What the colours mean: an entry for each region if there are few of them, else one for all."""
+    regions = max(s.region for s in sites)
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    for site in sites:
+        if site.region and regions > COLOURS:
+            counts[f"eight bits in {regions} regions, neighbours in other colours", "c-region0"] += 1
+        else:
+            counts[state(site), colour(site)] += 1
     entries = [
         tag("li", f"{name} ({count} site{'s' if count > 1 else ''})", class_=f"key {shade}")
         for (name, shade), count in counts.items()
     ]
-    more = len(entries) - LISTED_REGIONS
-    if more > 0:
-        entries = [*entries[:LISTED_REGIONS], tag("li", f"and {more} more groups")]
     return tag("ul", *entries, class_="keys")
-
-
-def _group(site: Site) -> str:
-    return STATES[site.group] + (f", region {site.region}" if site.region else "")
 
 
 def _tools(sites: tuple[Site, ...]) -> Markup:
@@ -127,7 +125,7 @@ def _tools(sites: tuple[Site, ...]) -> Markup:
     if len(regions) > 1:
         options += [tag("option", f"region {r}", value=f"region:{r}") for r in sorted(regions)]
     orders = [
-        ("order", "order in which they run"), ("name", "name"), ("state", "what they run in"), ("error", "error"),
+        ("order", "running order"), ("name", "name"), ("state", "what they run in"), ("error", "error"),
         ("arithmetic", "arithmetic"), ("bytes", "weight bytes"),
     ]  # fmt: skip
     known = {"error": any(s.measured for s in sites), "arithmetic": any(s.arithmetic for s in sites),
@@ -135,7 +133,7 @@ def _tools(sites: tuple[Site, ...]) -> Markup:
     sorts = [tag("option", text, value=key) for key, text in orders if known.get(key, True)]
     return tag(
         "form",
-        tag("label", "Filter", tag("input", type="search", id="filter", placeholder="name, shape, reason ...")),
+        tag("label", "Filter", tag("input", type="search", id="filter", placeholder="name or reason")),
         tag("label", "Group", tag("select", *options, id="group")),
         tag("label", "Sort by", tag("select", *sorts, id="sort")),
         tag("button", "Reverse", type="button", id="reverse"),

@@ -47,6 +47,11 @@ def site_list(sites: Sequence[Site]) -> Markup:
     )
 
 
+def state(site: Site) -> str:
+    """What a site runs in, as text."""
+    return STATES[site.group] + (f", region {site.region}" if site.region else "")
+
+
 class _Scale:
     """The sums and the largest values of all sites, by which bars are drawn."""
 
@@ -62,12 +67,11 @@ def _site(index: int, site: Site, keys: Sequence[str], scale: _Scale) -> Markup:
     opener = tag(
         "button", site.name, type="button", class_="open", aria_expanded="true", aria_controls=details
     )
-    state = STATES[site.group] + (f", region {site.region}" if site.region else "")
     why = tag("span", site.how, class_="why") if site.group in ("float", "mixed", "plain") else ""
     cells = {
         "order": (index + 1,),
         "name": (opener, "" if site.name.endswith(f":{site.op}") else tag("span", site.op, class_="op")),
-        "state": (tag("span", state, class_="state"), why),
+        "state": (tag("span", state(site), class_="state"), why),
         "error": _error(site, scale),
         "arithmetic": _part(site.arithmetic, scale.arithmetic),
         "bytes": _part(site.bytes, scale.bytes),
@@ -80,7 +84,7 @@ def _site(index: int, site: Site, keys: Sequence[str], scale: _Scale) -> Markup:
         tag("tr", *row, role="row", class_="site"),
         tag("tr", tag("td", _details(site), role="cell", colspan=len(keys)), role="row", class_="details", id=details),
         id=f"site-{index}", role="rowgroup", class_=colour(site), data_group=site.group, data_region=site.region,
-        data_order=index, data_name=site.name, data_state=state, data_error=-1 if known is None else f"{known:.9g}",
+        data_order=index, data_name=site.name, data_state=state(site), data_error=-1 if known is None else f"{known:.9g}",
         data_arithmetic=site.arithmetic or 0, data_bytes=site.bytes or 0,
     )  # fmt: skip
 
@@ -117,4 +121,4 @@ def _details(site: Site) -> Markup:
         facts += [("error of what it reads", error), *site.measured.facts]
         plots = tuple(map(histogram, site.measured.histograms))
     listed = joined(*(tag("div", tag("dt", what), tag("dd", value)) for what, value in facts))
-    return tag("div", tag("dl", listed), tag("div", *plots, class_="plots") if plots else "", class_="inside")
+    return tag("div", tag("div", *plots, class_="plots") if plots else "", tag("dl", listed), class_="inside")
