@@ -19,7 +19,7 @@ from jaxq8.display.html.content import Histogram
 from jaxq8.display.html.markup import Markup, tag
 from jaxq8.display.numbers import count, decibels, share
 from tests.pages import LONG, SCRIPT, plan, report
-from tests.small import ALWAYS, PAIR, X, dense, fast
+from tests.small import ALWAYS, PAIR, X, dense
 
 pytest_plugins = ["tests.cli_model"]
 VOID = {"meta", "link", "img", "input"}
@@ -162,8 +162,9 @@ def test_odd_histograms_are_drawn_or_said(found):
 
 
 def test_compare_brings_the_plan_and_the_answers(page):
-    found = q8.compare(dense, fast, PAIR, [X[:8], X[8:]], progress=False)
-    assert found.plan == q8.explain(dense, PAIR, X[:8], config=ALWAYS)
+    config = q8.Config(kernels="reference")
+    found = q8.compare(dense, q8.quantize(dense, config), PAIR, [X[:8], X[8:]], progress=False)
+    assert found.plan == q8.explain(dense, PAIR, X[:8], config=config)
     exact = np.asarray(dense(PAIR, X)).argmax(-1)
     assert [a for a, _ in found.answers] == exact.tolist()
     assert found.output.top1 == np.mean([a == b for a, b in found.answers])
@@ -188,6 +189,18 @@ def test_the_plan_counts_the_bytes_of_each_weight_once():
     weights = q8.explain(dense, PAIR, X, config=q8.Config(mode="weights"))
     assert all(s.encoded and not s.eight_bit for s in weights.sites)
     assert q8.Plan.from_json(found.to_json()) == found
+
+
+def test_tables_that_are_no_floats_are_no_weights():
+    def looked_up(v, x, i):
+        return x @ v["w"] + jax.random.uniform(v["keys"][i], (64,)) + v["table"][i]
+
+    v = {
+        "w": PAIR["w"],
+        "keys": jax.random.split(jax.random.key(0), 8),
+        "table": jnp.ones((8, 64), jnp.int32),
+    }
+    assert q8.explain(looked_up, v, X, 3, config=ALWAYS).float_bytes == 4 * 32 * 64
 
 
 def test_an_older_document_of_a_plan_is_read():

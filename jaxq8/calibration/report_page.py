@@ -78,7 +78,7 @@ def _measured(site: SiteErrors, weight: Any) -> Measured:
 def _of_weight(weight: Any) -> Histogram:
     """The histogram of a weight. Its codes reach from its smallest to its largest number, so no range is drawn."""
     real = np.asarray(weight.dequantize() if hasattr(weight, "dequantize") else weight, np.float32).ravel()
-    counts, edges = np.histogram(real, BINS)
+    counts, edges = np.histogram(real[np.isfinite(real)], BINS)
     return Histogram("Its weight", tuple(counts.tolist()), (float(edges[0]), float(edges[-1])))
 
 

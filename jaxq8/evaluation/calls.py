@@ -94,9 +94,9 @@ def _record_weights(recorder: Recorder, analysis: Analysis, encoded: Sequence[An
     """Notes the bytes of each weight at the first site that reads it, so that none is counted twice."""
     found: dict[str, tuple[int, int]] = {}
     for leaf, use in analysis.weights.items():
-        if leaf >= len(encoded):
+        x = encoded[leaf] if leaf < len(encoded) else None
+        if x is None or not jnp.issubdtype(x.dtype, jnp.floating):  # a table of integers is no weight
             continue
-        x = encoded[leaf]
         real = math.prod(jnp.shape(x)) * np.dtype(x.dtype).itemsize
         held, before = found.get(use.sites[0], (0, 0))
         found[use.sites[0]] = held + (x.nbytes if isinstance(x, QTensor) else real), before + real
