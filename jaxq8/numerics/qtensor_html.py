@@ -34,9 +34,9 @@ def qtensor_fragment(q: QTensor, known: bool) -> str:
         ("bytes", f"{size(q.nbytes)}; {size(real)} as {np.dtype(q.dtype).name}"),
     ]
     if not known or not q.size:
-        return fragment([repr(q)], ("", "tensor"), rows)
+        return fragment([repr(q)], ("", ""), rows)
     codes = np.asarray(q.values).ravel()[:: 1 + q.size // LARGEST]
     bins = min(BINS, spec.qmax - spec.qmin + 1)
     counts, _ = np.histogram(codes, bins, (spec.qmin, spec.qmax + 1))
     words = f"How often each code from {spec.qmin} to {spec.qmax} is used, on a logarithmic scale"
-    return fragment([repr(q)], ("", "tensor"), rows, spikes(counts.tolist(), words))
+    return fragment([repr(q)], ("", ""), rows, spikes(counts.tolist(), words))

@@ -25,7 +25,7 @@ def fragment(
 
     Args:
       lines: The first is set in bold.
-      header: Names of the columns; a column in which all rows are empty is left out.
+      header: Names of the columns, which may all be empty; a column in which all rows are empty is left out.
       rows: The cells; of more than 40 rows the first 40 are shown.
       more: What follows the table.
 
@@ -60,10 +60,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
     body = [tag("tr", *(tag("td", row[i], style=CELL) for i in shown)) for row in rows[:ROWS]]
     left = len(rows) - ROWS
     cut = tag("div", f"... {left:,} more rows", style=QUIET) if left > 0 else ""
-    table = tag(
-        "table",
-        tag("thead", tag("tr", *heads)),
-        tag("tbody", *body),
-        style="border-collapse:collapse;font-size:90%",
-    )
+    head = tag("thead", tag("tr", *heads)) if any(header) else ""
+    table = tag("table", head, tag("tbody", *body), style="border-collapse:collapse;font-size:90%")
     return joined(table, cut)
