@@ -6,11 +6,17 @@ import collections
 import dataclasses
 import enum
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxq8.display.html.content import Page
+from jaxq8.display.html.fragments import fragment
+from jaxq8.display.html.page import write_page
+from jaxq8.display.html.photos import photos
 from jaxq8.display.text_table import table
 from jaxq8.errors import QuantizationError
+from jaxq8.plan_page import plan_figures, plan_sites
 
 PLAN_VERSION = 1
 LISTED = 4  # how many site names a warning spells out
@@ -63,6 +69,9 @@ class SiteRecord:
         before it; "int32, with elementwise arithmetic" where a residual sum or an activation function is computed in the
         same pass that makes the codes; or "float: ..." followed by the operation that made the float value.
       joined: How a contraction treats the parts of a joined value: one product for each scale, or one range for all parts.
+      weight_bytes: Bytes in memory of the weight that the site reads, with scales and zero points if it is codes. A weight
+        that several sites read is counted at the first of them; 0 where a site reads no weight that is an argument.
+      float_bytes: Bytes of the same weight in its float dtype.
     """
 
     name: str
@@ -80,6 +89,13 @@ class SiteRecord:
     source: str = ""
     reads: str = ""
     joined: str = ""
+    weight_bytes: int = 0
+    float_bytes: int = 0
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the site's weight is held as codes, which is also so where the arithmetic is float (mode "weights")."""
+        return self.weight_bytes < self.float_bytes
 
     @property
     def why(self) -> str:
@@ -92,18 +108,28 @@ class Recorder:
 
     def __init__(self) -> None:
         self._records: dict[tuple[str, str], SiteRecord] = {}
+        self._weights: dict[str, tuple[int, int]] = {}
         self.blocks = 1
 
     def add(self, record: SiteRecord) -> None:
         self._records[record.name, record.op] = record
 
+    def add_weights(self, site: str, held: int, real: int) -> None:
+        """Notes how many bytes a site's weight has as it is held, and in float."""
+        self._weights[site] = (held, real)
+
     def plan(self, unused: Iterable[str] = ()) -> Plan:
-        return Plan(tuple(self._records.values()), tuple(unused), self.blocks)
+        weights = dict(self._weights)
+        records = []
+        for record in self._records.values():
+            held, real = weights.pop(record.name, (0, 0))
+            records.append(dataclasses.replace(record, weight_bytes=held, float_bytes=real))
+        return Plan(tuple(records), tuple(unused), self.blocks)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `jaxq8.explain` returns; ``print(plan)`` shows it as a table.
+    """What `jaxq8.explain` returns; ``print(plan)`` shows it as a table, and so does a notebook.
 
     Attributes:
       sites: A `SiteRecord` for each contraction, table look-up, pooling and concatenation, and for each operation that
@@ -126,6 +152,22 @@ class Plan:
         """Share of the multiply-adds that run on eight-bit integers; 1.0 if the function has no multiply-adds."""
         eight = sum(site.macs for site in self.sites if site.eight_bit)
         return eight / self.macs if self.macs else 1.0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes in memory of the weights of all sites; vectors such as biases belong to no site."""
+        return sum(site.weight_bytes for site in self.sites)
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of the same weights in float."""
+        return sum(site.float_bytes for site in self.sites)
+
+    @property
+    def encoded_share(self) -> float:
+        """Share of the weights, counted by their bytes in float, that are held as codes; 1.0 if there are no weights."""
+        encoded = sum(site.float_bytes for site in self.sites if site.encoded)
+        return encoded / self.float_bytes if self.float_bytes else 1.0
 
     @property
     def entries(self) -> tuple[SiteRecord, ...]:
@@ -166,11 +208,48 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        # Contractions come first; among them those in float, then those with the most multiply-adds.
+        sites = table(COLUMNS, self._rows())
+        return "\n".join([self.summary(), self._entered(), *self._warnings(), "", *sites, *self._unused()])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the lines of the text, and the first 40 sites of its table."""
+        lines = [self.summary(), self._entered(), *self._warnings(), *self._unused()]
+        return fragment(lines, COLUMNS, self._rows())
+
+    def html(
+        self, path: str | os.PathLike[str], *, title: str = "Plan", images: Sequence[Any] | None = None,
+        labels: Sequence[str | Mapping[str, str]] | None = None,
+    ) -> None:  # fmt: skip
+        """Writes a page for a browser: the sites with their shares of arithmetic and weights, and the reasons for float.
+
+        The page is one file and needs no network. Its list of sites can be sorted and filtered; a click on a site shows
+        shapes, representation, range and kernel.
+
+        Args:
+          path: The file to write, such as "plan.html"; an existing file is replaced in one step.
+          title: What stands above everything: the model's name.
+          images: Photos to show: paths, PIL images, or uint8 arrays (height, width, 3); at most 100 are shown. Needs Pillow.
+          labels: What is said of each image: a text, or a mapping such as ``{"float": "cat", "eight bits": "cat"}``.
+
+        Raises:
+          ArgumentError: The file cannot be written, Pillow is not installed, an image cannot be read, or there are not as
+            many labels as images.
+
+        Example:
+          >>> q8.explain(model.apply, variables, images).html("plan.html", title="SqueezeNet")
+        """
+        shown, unshown = photos("Plan.html", images, labels)
+        remarks = (self._entered(), *self._warnings(), *self._unused())
+        page = Page(title, plan_figures(self), remarks, plan_sites(self), shown, unshown)
+        write_page("Plan.html", path, page)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The rows of the table: contractions first, among them those in float, then those with the most multiply-adds."""
         ordered = sorted(self.sites, key=lambda s: (s.macs == 0, s.eight_bit, -s.macs))
-        sites = table(COLUMNS, [self._row(site) for site in ordered])
-        unused = [f"override {pattern!r} matched no site" for pattern in self.unused_overrides]
-        return "\n".join([self.summary(), self._entered(), *self._warnings(), "", *sites, *unused])
+        return [self._row(site) for site in ordered]
+
+    def _unused(self) -> list[str]:
+        return [f"override {pattern!r} matched no site" for pattern in self.unused_overrides]
 
     def _row(self, site: SiteRecord) -> tuple[str, ...]:
         """What the table says of one site, in the order of `COLUMNS`."""

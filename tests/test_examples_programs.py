@@ -12,6 +12,7 @@ from examples import (
     calibrated,
     label_image,
     photos,
+    report_page,
     rescue,
     sentence_similarity,
     side_by_side,
@@ -54,6 +55,19 @@ def test_label_image_prints_both_columns_and_saves_a_picture(monkeypatch, tmp_pa
     assert "same first answer    1 of 1" in printed
     assert "EfficientNet" not in printed
     assert photos.read(picture).image.size == (224 + 24, 224 + 2 * 18 + 24)
+
+
+@pytest.mark.slow
+@pytest.mark.assets
+@needs_demo
+def test_the_page_of_a_network_shows_its_sites_and_all_photos(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert report_page.main(["--model", "squeezenet", "--save", str(page)]) == 0
+    assert "output: SQNR" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.count("<img ") == 20
+    assert text.count("same answer</span>") >= SAME_ANSWERS
+    assert text.count('class="histogram"') >= 26  # at least of what each convolution reads
 
 
 def test_label_image_names_a_wrong_path_before_any_work(capsys):

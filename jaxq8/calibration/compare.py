@@ -67,7 +67,8 @@ def compare(
     order: dict[
         str, None
     ] = {}  # sites in the order in which they run; a compiled function returns them sorted by name
-    sites = jax.jit(partial(_sites, fn, kwargs, settings, order)) if settings else None
+    recorder = Recorder()
+    sites = jax.jit(partial(_sites, fn, kwargs, settings, order, recorder)) if settings else None
     outputs = jax.jit(lambda v, x: jax.tree.leaves(fn(v, *x, **kwargs)))
     totals: dict[str, Any] = {}
     results = _Results()
@@ -77,7 +78,8 @@ def compare(
             for name, sums in jax.device_get(sites(variables, quantized, inputs)).items():
                 totals[name] = _added(totals[name], sums) if name in totals else sums
     site_errors = tuple(_site(name, totals[name]) for name in order)
-    return Report(results.errors(), site_errors, _weights(variables, order))
+    plan = recorder.plan() if settings else None
+    return Report(results.errors(), site_errors, _weights(variables, order), plan, results.answers)
 
 
 class _Results:
@@ -86,6 +88,7 @@ class _Results:
     def __init__(self) -> None:
         self._sums: Any = None
         self._same: list[tuple[float, float]] = []
+        self.answers: tuple[tuple[int, int], ...] = ()
 
     def add(self, exact: list[Any], found: list[Any]) -> None:
         """Takes in the results of one batch: arrays of the float function, and arrays of the other one."""
@@ -99,6 +102,8 @@ class _Results:
         looks_like_logits = len(exact) == 1 and np.ndim(exact[0]) == 2 and np.shape(exact[0])[-1] >= 3
         if looks_like_logits:
             self._same += _agreement(np.asarray(exact[0]), np.asarray(found[0]))
+            both = (np.asarray(x[0]).argmax(-1).tolist() for x in (exact, found))
+            self.answers += tuple(zip(*both, strict=True))
 
     def errors(self) -> OutputErrors:
         """The errors over all batches so far."""
@@ -144,15 +149,18 @@ class _Keeping(Probe):
 
 def _sites(
     fn: Callable[..., Any], kwargs: dict[str, Any], settings: tuple[Config, Ranges], order: dict[str, None],
-    variables: Any, quantized: Any, inputs: tuple[Any, ...],
+    recorder: Recorder, variables: Any, quantized: Any, inputs: tuple[Any, ...],
 ) -> dict[str, Any]:  # fmt: skip
-    """Sums of the errors of one batch by site; adds the names of the sites to `order` while it is traced."""
+    """Sums of the errors of one batch by site.
+
+    While it is traced, it adds the names of the sites to `order` and what is planned for them to `recorder`.
+    """
     config, ranges = settings
     exact, found = _Keeping(codes=False), _Keeping(codes=True)
     call = Call.trace(fn, (variables, *inputs), kwargs)
     evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), exact, exact=lambda name: True)
     call = Call.trace(fn, (quantized, *inputs), kwargs)
-    evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), found)
+    evaluate_call(call, call.arguments.leaves, config, ranges, recorder, found)
     sums = {}
     for name, (real, *range_and_step) in found.seen.items():
         expected = exact.seen.get(name)

@@ -13,8 +13,10 @@ from jaxq8.calibration.compare import Report, compare
 from jaxq8.cli import options as shared
 from jaxq8.cli.inputs import Item, whole_batches
 from jaxq8.cli.models import Model, fitted, load_model
+from jaxq8.cli.photos import is_photo
 from jaxq8.cli.problems import FAILED, Misuse, foreign
-from jaxq8.cli.text import decibels, note, show_progress
+from jaxq8.cli.text import note, show_progress
+from jaxq8.display.numbers import decibels
 from jaxq8.transform import quantize
 
 
@@ -26,12 +28,17 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "too, and the report says where the error comes from.",
         epilog="examples:\n"
         "  jaxq8 compare net.safetensors net.q8 --model net.py:Net --input x.npy\n"
-        "  jaxq8 compare net.py:load net.q8x --image photos/ --mean 127 --std 128 --at-least 20\n",
+        "  jaxq8 compare net.py:load net.q8x --image photos/ --mean 127 --std 128 --at-least 20\n"
+        "  jaxq8 compare net.py:load net.q8 --model net.py:load --image photos/ --html report.html --labels names.txt\n",
     )  # fmt: skip
     _add_models(command)
     shared.add_inputs(command)
     command.add_argument(
         "--plot", metavar="OUT.png", help="also write a picture of the report (needs matplotlib)"
+    )
+    shared.add_page(command, "the sites with their errors and histograms, and photos with the answers beside")
+    command.add_argument(
+        "--labels", metavar="FILE", help="names of the classes for --html: one a line, or a JSON list"
     )
     command.add_argument(
         "--at-least", type=float, metavar="DB", help="fail (status 1) if the SQNR of the results is lower"
@@ -56,12 +63,22 @@ def _add_models(command: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Runs the command."""
+    page = shared.page_path(options)
+    if options.labels and page is None:
+        raise Misuse("--labels names the classes of --html; give both")
+    classes = shared.class_names(options.labels) if options.labels else None
     first, second = (_side(name, options) for name in (options.a, options.b))
     expected = next((m.exported.inputs for m in (first, second) if m.exported is not None), ())
     items = shared.reader_of(options, expected).items(shared.files_of(options))
     if not items:
         raise Misuse("nothing to compare on; give --image, --input or --text")
+    photos = [item.name for item in items] if all(is_photo(Path(item.name)) for item in items) else None
+    if classes is not None and photos is None:
+        raise Misuse("--labels names the classes of photos; give all inputs with --image")
     report = _report(options, first, second, items, expected)
+    if page is not None:
+        title = f"{Path(options.a).name} beside {Path(options.b).name}"
+        report.html(page, title=title, images=photos, classes=classes)
     print(_json(report) if options.json else _text(report))
     if options.plot:
         report.plot(options.plot)

@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 
 from jaxq8.cli.files import contents, real
 from jaxq8.cli.problems import Failure, Misuse
-from jaxq8.cli.text import print_json, size
-from jaxq8.files.container import replacement
+from jaxq8.cli.text import print_json
+from jaxq8.display.numbers import size
 from jaxq8.files.float_models import nested
+from jaxq8.replacement import replacement
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

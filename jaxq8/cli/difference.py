@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxq8.cli.files import Contents, Tensor, contents, real
 from jaxq8.cli.problems import MISUSED
-from jaxq8.cli.text import decibels, print_json
+from jaxq8.cli.text import print_json
+from jaxq8.display.numbers import decibels
 from jaxq8.display.text_table import table
 
 DIFFERENT = 1

@@ -19,18 +19,21 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "computed.",
         epilog="examples:\n"
         "  jaxq8 explain net.py:load --input-shape 1,224,224,3\n"
-        "  jaxq8 explain net.py:Net --params net.q8 --input-shape 1,224,224,3 --json\n",
+        "  jaxq8 explain net.py:Net --params net.q8 --input-shape 1,224,224,3 --json\n"
+        "  jaxq8 explain net.py:load --input-shape 1,224,224,3 --html plan.html\n",
     )  # fmt: skip
     shared.add_model(command)
     shared.add_config(command)
     shared.add_shape(command)
     shared.add_inputs(command)
+    shared.add_page(command, "the sites with their shares of arithmetic and weights")
     command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     return command
 
 
 def execute(options: argparse.Namespace) -> int:
     """Runs the command."""
+    page = shared.page_path(options)
     model = shared.model_of(options)
     if model.exported is not None:
         raise Failure(f"{model.name}: an exported program holds no plan; explain its MODULE:FUNCTION")
@@ -42,5 +45,7 @@ def execute(options: argparse.Namespace) -> int:
         f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
     ):
         plan = explain(model.fn, model.variables, *inputs, config=config, ranges=model.ranges)
+    if page is not None:
+        plan.html(page, title=model.name)
     print(plan.to_json() if options.json else plan)
     return 0

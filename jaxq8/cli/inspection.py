@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxq8.cli.files import Contents, Tensor, contents
 from jaxq8.cli.problems import Failure
-from jaxq8.cli.text import print_json, size
+from jaxq8.cli.text import print_json
+from jaxq8.display.numbers import size
 from jaxq8.display.text_table import table
 from jaxq8.numerics.codebook import is_encoded
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jaxq8.cli.inputs import Item, Reader, imported, stacked
 from jaxq8.cli.lists import add_files, add_list, split
 from jaxq8.cli.models import Model, load_model
 from jaxq8.cli.photos import Photos
-from jaxq8.cli.problems import Misuse
+from jaxq8.cli.problems import Failure, Misuse
 from jaxq8.config import MODES, Config
 from jaxq8.numerics.spec import Spec
 
@@ -103,6 +104,38 @@ def add_output_form(command: argparse.ArgumentParser) -> None:
     """Declares the options for the form of the output: --json for programs, and --quiet."""
     command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     command.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
+
+
+def add_page(command: argparse.ArgumentParser, what: str) -> None:
+    """Declares the option for a page that shows the results in a browser."""
+    command.add_argument("--html", metavar="OUT.html", help=f"also write a page for a browser: {what}")
+
+
+def page_path(options: argparse.Namespace) -> str | None:
+    """The file of --html, which is checked before anything is computed; None without the option."""
+    if options.html is None:
+        return None
+    path = Path(options.html)
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise Misuse(f"--html {path}: {wrong}; name a file, such as report.html, in an existing folder")
+    return str(path)
+
+
+def class_names(path: str) -> list[str]:
+    """The names of classes in the file of --labels.
+
+    Raises:
+      Failure: The file is not readable as text, or as the JSON list that it begins as.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found = json.loads(text) if text.lstrip().startswith("[") else text.strip().splitlines()
+    except (OSError, ValueError) as error:
+        raise Failure(
+            f"--labels {path}: cannot be read ({error}); give one name a line, or a JSON list"
+        ) from error
+    return [str(name).strip() for name in found]
 
 
 def positive(text: str) -> int:

@@ -25,8 +25,9 @@ from jaxq8.cli.inputs import Item, whole_batches
 from jaxq8.cli.lists import add_files, split
 from jaxq8.cli.models import Model, fitted
 from jaxq8.cli.problems import Failure, Misuse, foreign
-from jaxq8.cli.text import decibels, note, print_json, show_progress, size
+from jaxq8.cli.text import note, print_json, show_progress
 from jaxq8.config import Config
+from jaxq8.display.numbers import decibels, size
 from jaxq8.errors import CalibrationWarning
 from jaxq8.files.exported_program import PLATFORMS, export
 from jaxq8.files.weights_file import save

@@ -26,7 +26,7 @@ from jaxq8.cli.models import Model, fitted
 from jaxq8.cli.problems import FAILED, Failure, Misuse
 from jaxq8.cli.results import Results, line
 from jaxq8.cli.text import note, plain, print_json, show_progress
-from jaxq8.files.container import replacement
+from jaxq8.replacement import replacement
 
 EPILOG = """\
 examples:
@@ -219,7 +219,7 @@ def _form(options: argparse.Namespace) -> Callable[[Any], dict[str, Any]]:
         raise Misuse("--labels names the classes of --top; give both")
     if options.top is None:
         return lambda row: {"output": plain(row)}
-    labels = _labels(options.labels) if options.labels else None
+    labels = shared.class_names(options.labels) if options.labels else None
     return lambda row: {"top": _top(row, options.top, labels)}
 
 
@@ -236,17 +236,6 @@ def _top(row: Any, count: int, labels: Sequence[str] | None) -> list[dict[str, A
     order = np.argsort(-values, kind="stable")[:count]
     named = {} if labels is None else {int(i): {"label": labels[i]} for i in order}
     return [{"class": int(i), **named.get(int(i), {}), "value": plain(values[i])} for i in order]
-
-
-def _labels(path: str) -> list[str]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        found = json.loads(text) if text.lstrip().startswith("[") else text.strip().splitlines()
-    except (OSError, ValueError) as error:
-        raise Failure(
-            f"--labels {path}: cannot be read ({error}); give one name a line, or a JSON list"
-        ) from error
-    return [str(name).strip() for name in found]
 
 
 def _write_npy(path: Path, job: Job) -> None:

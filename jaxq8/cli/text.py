@@ -1,4 +1,4 @@
-"""Prints figures, notes and JSON documents."""
+"""Prints notes and JSON documents."""
 
 from __future__ import annotations
 
@@ -8,15 +8,6 @@ import sys
 from typing import Any
 
 import numpy as np
-
-
-def size(count: float) -> str:
-    """A number of bytes in decimal units: ``"4.9 MB"``."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def note(message: str) -> None:
@@ -43,8 +34,3 @@ def plain(x: Any) -> Any:
     if hasattr(x, "tolist"):
         return plain(np.asarray(x).tolist())
     return None if isinstance(x, float) and not math.isfinite(x) else x
-
-
-def decibels(value: float) -> str:
-    """Decibels as text: ``"24.5 dB"``, or ``"no error"`` for infinitely many."""
-    return "no error" if value == math.inf else f"{value:.1f} dB"

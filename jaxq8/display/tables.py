@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxq8.display.html.fragments import fragment
 from jaxq8.display.table_plot import Row, plot_table
 from jaxq8.display.text_table import table as aligned
 from jaxq8.errors import ArgumentError
@@ -58,12 +59,20 @@ class Table:
         return len(self.rows)
 
     def __str__(self) -> str:
+        return "\n".join(aligned((*self.settings, *self.metrics), self._cells()))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first 40 rows, with each metric and its interval."""
+        plural = "" if len(self) == 1 else "s"
+        return fragment([f"Table of {len(self)} row{plural}"], (*self.settings, *self.metrics), self._cells())
+
+    def _cells(self) -> list[list[str]]:
         settings, cells = self.settings, []
         for row in self.rows:
             names = [str(row[name]) for name in settings]
             figures = [_with_interval(row, metric) for metric in self.metrics]
             cells.append([*names, *figures])
-        return "\n".join(aligned((*settings, *self.metrics), cells))
+        return cells
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxq8.analysis.arguments import as_array
 from jaxq8.analysis.sites import Analysis
@@ -35,6 +37,7 @@ def evaluate_call(
     run = Run(config, ranges, analysis, recorder, repeats=repeats, probe=probe or Probe(), exact=exact)
     inputs = [*call.consts, *leaves]
     encoded = inputs if exact else encode_leaves(inputs, analysis, config, len(call.consts))
+    _record_weights(recorder, analysis, encoded)
     count = len(call.consts)
     consts = [_value(x, argument=False, data=False) for x in encoded[:count]]
     arguments = [
@@ -85,6 +88,20 @@ def differentiable(call: Call, fn: Callable[..., Any], config: Config, ranges: R
     smooth = config == config.simulated() or (config.mode == "off" and not config.overrides)
     results = evaluate_call(call, leaves, config, ranges, Recorder()) if smooth else forward(leaves)
     return jax.tree_util.tree_unflatten(call.out_tree, results)
+
+
+def _record_weights(recorder: Recorder, analysis: Analysis, encoded: Sequence[Any]) -> None:
+    """Notes the bytes of each weight at the first site that reads it, so that none is counted twice."""
+    found: dict[str, tuple[int, int]] = {}
+    for leaf, use in analysis.weights.items():
+        x = encoded[leaf] if leaf < len(encoded) else None
+        if x is None or not jnp.issubdtype(x.dtype, jnp.floating):  # a table of integers is no weight
+            continue
+        real = math.prod(jnp.shape(x)) * np.dtype(x.dtype).itemsize
+        held, before = found.get(use.sites[0], (0, 0))
+        found[use.sites[0]] = held + (x.nbytes if isinstance(x, QTensor) else real), before + real
+    for site, (held, real) in found.items():
+        recorder.add_weights(site, held, real)
 
 
 def _shape_of(x: Any) -> jax.ShapeDtypeStruct:

@@ -7,15 +7,13 @@ without a copy. docs/FORMAT.md describes the layout.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import tempfile
 import threading
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxq8.errors import FileError
+from jaxq8.replacement import replacement
 
 FORMAT_VERSION = 2
 DOCUMENT_KEY, CHECKSUM_KEY = "jaxq8", "jaxq8.crc32"
@@ -69,43 +68,6 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray[Any, An
         raise FileError(
             f"{path}: cannot be written ({error}); check that the folder exists, is writable, and has space"
         ) from error
-
-
-@contextlib.contextmanager
-def replacement(path: Path) -> Iterator[str]:
-    """Yields the name of a temporary file that replaces `path` when the block ends without an exception, else is deleted.
-
-    The temporary file lies in the same folder. It is synchronized to disk before it is renamed, and the folder after that.
-    """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
-        yield temporary
-        _sync(temporary)
-        permissions = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-        os.chmod(temporary, permissions)
-        os.replace(temporary, path)
-        _sync(str(path.parent))
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    """The process's mask of permissions, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync(path: str) -> None:
-    """Waits until a file or folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Container:

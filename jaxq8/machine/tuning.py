@@ -19,12 +19,12 @@ from tqdm import tqdm
 from jaxq8.config import Config
 from jaxq8.display.text_table import table
 from jaxq8.errors import FileError
-from jaxq8.files.container import replacement
 from jaxq8.kernels import epilogue, float_forms, select, tuned
 from jaxq8.kernels.forms import MAXIMUM_TERMS, ConvForm, DotForm, Form
 from jaxq8.kernels.processor import capability
 from jaxq8.kernels.reference import plain
 from jaxq8.numerics.ranges import Range
+from jaxq8.replacement import replacement
 from jaxq8.transform import explain
 
 TUNING_VERSION = 1

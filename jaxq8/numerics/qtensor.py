@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxq8._compat import stored
 from jaxq8.errors import TensorError
+from jaxq8.numerics.qtensor_html import qtensor_fragment
 from jaxq8.numerics.ranges import Range
 from jaxq8.numerics.rounding import Rounding, RoundingFunction, get_rounding
 from jaxq8.numerics.scales import affine, in_steps, step
@@ -246,6 +247,10 @@ class QTensor:
         """Bytes of codes, scales and zero points together."""
         arrays = (self.values, self.scale, self.zero_point)
         return sum(int(np.prod(np.shape(a), dtype=np.int64)) * np.dtype(a.dtype).itemsize for a in arrays)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text, sizes, and a histogram of the codes where they are known."""
+        return qtensor_fragment(self, is_concrete(self.values))
 
     def __repr__(self) -> str:
         if not hasattr(self.values, "dtype"):
