@@ -39,7 +39,7 @@ class BatchNorm:
     leaf: int
 
 
-def batch_norms(chains: Chains, leaves: Mapping[int, Any]) -> list[BatchNorm]:
+def batch_norms(chains: Chains, leaves: dict[int, Any]) -> list[BatchNorm]:
     """The batch norms of a function, in program order.
 
     A batch norm is found by what it computes, not by its name: a value is scaled by the reciprocal of the square root of a
@@ -65,7 +65,7 @@ def batch_norms(chains: Chains, leaves: Mapping[int, Any]) -> list[BatchNorm]:
     return found
 
 
-def _start(chains: Chains, node: Node, leaves: Mapping[int, Any]) -> tuple[Ref, int] | None:
+def _start(chains: Chains, node: Node, leaves: dict[int, Any]) -> tuple[Ref, int] | None:
     """(the value that an operation combines with a vector of leaves, its channel axis); None if it does no such thing."""
     for ref, other in (node.inputs, node.inputs[::-1]):
         if ref is None or ref in chains.trails or leaves_of(chains, ref, private=False):
@@ -87,7 +87,7 @@ def _vector_axis(array: np.ndarray) -> int | None:
 
 
 def _norm(
-    chains: Chains, source: Ref, axis: int, steps: Sequence[Step], leaves: Mapping[int, Any]
+    chains: Chains, source: Ref, axis: int, steps: Sequence[Step], leaves: dict[int, Any]
 ) -> BatchNorm | None:
     size = int(source[1].aval.shape[axis])
     roots = {

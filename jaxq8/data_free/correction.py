@@ -17,6 +17,7 @@ from jaxq8.data_free.balanced_codes import balanced
 from jaxq8.data_free.batch_norms import BatchNorm, batch_norms
 from jaxq8.data_free.expected_inputs import Moments, expected_inputs
 from jaxq8.data_free.mean_shift import explaining_mean, mean_shift
+from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.qtensor import QTensor
 
 
@@ -27,7 +28,7 @@ def corrected(
 
     Args:
       chains: The function, traced with the float leaves.
-      leaves: The array leaves of the variables, in float.
+      leaves: The array leaves of the variables, in float, or encoded already, which stay as they are.
       encoded: The same leaves, those that are weights as `QTensor`; others are left as they are.
       kept: For each weight the axes that are not summed over.
 
@@ -35,19 +36,18 @@ def corrected(
       Leaves like `encoded`.
     """
     result = list(encoded)
-    floats = dict(enumerate(leaves))
+    floats = {i: leaf.dequantize() if is_encoded(leaf) else leaf for i, leaf in enumerate(leaves)}
     norms = batch_norms(chains, floats)
-    known = expected_inputs(chains, leaves, norms)
+    known = expected_inputs(chains, list(floats.values()), norms)
     known.update(_explained(chains, floats, norms, known))
     sources = _weights(chains)
-    for leaf, axes in kept.items():
-        if isinstance(result[leaf], QTensor):
-            moments = _along_leaf(chains, leaf, np.ndim(leaves[leaf]), sources.get(leaf, []), known)
-            result[leaf] = balanced(leaves[leaf], result[leaf], axes, *moments)
+    rounded = [i for i in kept if isinstance(result[i], QTensor) and not is_encoded(leaves[i])]
+    for leaf in rounded:
+        moments = _along_leaf(chains, leaf, np.ndim(leaves[leaf]), sources.get(leaf, []), known)
+        result[leaf] = balanced(leaves[leaf], result[leaf], kept[leaf], *moments)
     errors = {
         leaf: np.asarray(result[leaf].dequantize(np.float32)) - np.asarray(leaves[leaf], np.float32)
-        for leaf in kept
-        if isinstance(result[leaf], QTensor)
+        for leaf in rounded
     }
     for leaf, shift in _shifts(chains, errors, norms, known).items():
         old = result[leaf]

@@ -1,9 +1,9 @@
 """What each contraction reads on average, with no data: the function runs on numbers drawn from its batch norms' statistics.
 
 Nagel et al. 2019 (data-free quantization, section 4.2.1 and appendix C) derive the mean of a clipped normal distribution in
-closed form. Here the result of a batch norm is replaced by normally distributed numbers of its mean and spread, and the function
-itself computes what becomes of them. So every activation function, sum, pooling and join is covered, and no formula is needed.
-What depends on the function's data in any other way is not computed, and stays unknown.
+closed form. Here the result of a batch norm is replaced by normally distributed numbers of its mean and spread, and the
+function itself computes what becomes of them. So every activation function, sum, pooling and join is covered, and no formula
+is needed. What depends on the function's data in any other way is not computed, and stays unknown.
 """
 
 from __future__ import annotations
@@ -79,11 +79,10 @@ def _moments(
         ]
         if all(operand is not None for operand in operands) and not node.eqn.effects:
             known.update(zip(node.outputs, bind(node.eqn, operands), strict=True))
-    found = []
+    found: list[tuple[jax.Array, jax.Array] | None] = []
     for node, site in chains.contractions():
-        axis = activation_axis(node, site.weight)
-        ref = node.inputs[1 - (site.weight or 0)]
-        x = known.get(ref) if ref is not None else None
+        axis, operand = activation_axis(node, site.weight), node.inputs[1 - (site.weight or 0)]
+        x = known.get(operand) if operand is not None else None
         found.append(None if x is None or axis is None else _of_channels(x, axis))
     return found
 

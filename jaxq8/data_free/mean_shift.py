@@ -1,4 +1,4 @@
-"""How far rounded weights move the mean of a contraction's result, and which mean of its input explains a mean of its result."""
+"""How far rounded weights move the mean of a contraction's result, and which mean of its input explains that of its result."""
 
 from __future__ import annotations
 
