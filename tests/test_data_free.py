@@ -286,6 +286,25 @@ def test_every_mode_takes_corrected_weights(trained, mode):
     assert sqnr_db(exact, jax.jit(q8.quantize(fn, config))(better, images)) > 25
 
 
+def test_statistics_of_no_data_are_not_believed(trained):
+    """Fresh batch norms say mean 0 and spread 1 of whatever comes: vectors stay as they are, and codes are balanced."""
+    fn, variables, images = trained
+    fresh = {**variables, "batch_stats": jax.tree.map(np.zeros_like, variables["batch_stats"])}
+    fresh["batch_stats"] = {
+        name: {"mean": part["mean"], "var": np.ones_like(part["var"])}
+        for name, part in fresh["batch_stats"].items()
+    }
+    config = q8.Config(kernels="xla")
+    better = q8.quantize_weights(fn, fresh, images, config=config, correct="statistics")
+    statistics = jax.tree.leaves(fresh["batch_stats"]), jax.tree.leaves(better["batch_stats"])
+    assert all(np.array_equal(a, b) for a, b in zip(*statistics, strict=True))
+    plain = q8.quantize_weights(fn, fresh, images, config=config)
+    exact = jax.jit(fn)(fresh, images)
+    assert sqnr_db(exact, exact_arithmetic(fn, better, images)) > sqnr_db(
+        exact, exact_arithmetic(fn, plain, images)
+    )
+
+
 def test_nets_without_statistics_get_balanced_codes():
     rng = np.random.default_rng(5)
     layers = [rng.normal(size=(64, 64)).astype(np.float32) / 8 for _ in range(3)]

@@ -38,7 +38,7 @@ def corrected(
     result = list(encoded)
     floats = {i: leaf.dequantize() if is_encoded(leaf) else leaf for i, leaf in enumerate(leaves)}
     norms = batch_norms(chains, floats)
-    known = expected_inputs(chains, list(floats.values()), norms)
+    known = _trusted(chains, floats, norms, expected_inputs(chains, list(floats.values()), norms))
     known.update(_explained(chains, floats, norms, known))
     sources = _weights(chains)
     rounded = [i for i in kept if isinstance(result[i], QTensor) and not is_encoded(leaves[i])]
@@ -55,6 +55,34 @@ def corrected(
             continue
         result[leaf] = (jnp.asarray(old, jnp.float32) + shift.reshape(np.shape(old))).astype(old.dtype)
     return result
+
+
+def _trusted(
+    chains: Chains, leaves: Mapping[int, Any], norms: Sequence[BatchNorm], known: Mapping[Node, Moments]
+) -> dict[Node, Moments]:
+    """The expected inputs that agree with the running means after their contractions.
+
+    Statistics that were never updated, or are those of other weights, tell nothing. What they say of an input is held against
+    the running mean of the result: where it does not explain that, it is dropped, and all are dropped if that is the rule.
+    """
+    after = {norm.source: norm for norm in norms}
+    agrees: dict[Node, bool] = {}
+    for node, site in chains.contractions():
+        norm, weight = after.get(node.outputs[0]), site.weight or 0
+        if node not in known or norm is None:
+            continue
+        operand = _operand(chains, node.inputs[weight], leaves)
+        found = None if operand is None else mean_shift(node, weight, operand, known[node].mean)
+        if found is not None:
+            agrees[node] = _explains(found, norm.mean)
+    if 2 * sum(agrees.values()) < len(agrees):
+        return {}
+    return {node: moments for node, moments in known.items() if agrees.get(node, True)}
+
+
+def _explains(found: np.ndarray, mean: np.ndarray) -> bool:
+    """Whether a vector is nearer to another than half of that one's size."""
+    return bool(2 * np.linalg.norm(found - mean) < np.linalg.norm(mean))
 
 
 def _explained(

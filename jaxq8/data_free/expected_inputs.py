@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from jaxq8.analysis.channel_factors import activation_axis
 from jaxq8.analysis.flat_function import Chains, Node, Ref
 from jaxq8.data_free.batch_norms import BatchNorm
 
-DRAWN = 4099  # numbers, a prime: no size of a layer divides it, so that channels get different ones
+FEWEST = 16  # positions for which the spread of a normal distribution can be shown
 
 
 class Moments(NamedTuple):
@@ -42,8 +42,9 @@ def expected_inputs(chains: Chains, leaves: Sequence[Any], norms: Sequence[Batch
     """
     if not norms:
         return {}
+    norms = [norm for norm in norms if _positions(norm) >= FEWEST]
     run = jax.jit(functools.partial(_moments, chains, norms))
-    found = jax.device_get(run(list(leaves), _normal_numbers()))
+    found = jax.device_get(run(list(leaves), {n: _normal_numbers(n) for n in map(_positions, norms)}))
     return {
         node: Moments(*(np.asarray(part, np.float64) for part in moments))
         for (node, _), moments in zip(chains.contractions(), found, strict=True)
@@ -51,15 +52,22 @@ def expected_inputs(chains: Chains, leaves: Sequence[Any], norms: Sequence[Batch
     }
 
 
-def _normal_numbers() -> np.ndarray:
-    """Quantiles of the normal distribution in a fixed random order, so that the same variables give the same codes."""
+def _positions(norm: BatchNorm) -> int:
+    """How many values each channel has."""
+    shape = norm.result[1].aval.shape
+    return int(np.prod(shape, dtype=int)) // int(shape[norm.axis])
+
+
+def _normal_numbers(count: int) -> np.ndarray:
+    """Quantiles of the normal distribution in a fixed random order: their mean is exactly zero, however few they are."""
     normal = statistics.NormalDist()
-    even = np.array([normal.inv_cdf((i + 0.5) / DRAWN) for i in range(DRAWN)], np.float32)
-    return np.random.default_rng(0).permutation(even)
+    half = [normal.inv_cdf((i + 0.5) / count) for i in range(count // 2)]
+    even = np.array([*half, *[0.0] * (count % 2), *(-h for h in reversed(half))])
+    return np.random.default_rng(0).permutation(even / np.sqrt(np.mean(even**2))).astype(np.float32)
 
 
 def _moments(
-    chains: Chains, norms: Sequence[BatchNorm], leaves: Sequence[Any], numbers: jax.Array
+    chains: Chains, norms: Sequence[BatchNorm], leaves: Sequence[Any], numbers: Mapping[int, jax.Array]
 ) -> list[tuple[jax.Array, jax.Array] | None]:
     """(mean, variance) of the activation of each contraction; None where it is unknown. Runs inside of `jax.jit`."""
     known: dict[Ref, Any] = {}
@@ -71,7 +79,8 @@ def _moments(
     for node in chains.nodes:
         out = node.outputs[0] if node.outputs else None
         if out in results:
-            known[out] = _drawn(results[out], jnp.roll(numbers, 997 * order[out]))
+            norm = results[out]
+            known[out] = _drawn(norm, jnp.roll(numbers[_positions(norm)], 997 * order[out]))
             continue
         operands = [
             variable.val if isinstance(variable, Literal) else known.get(ref) if ref is not None else None
@@ -88,16 +97,13 @@ def _moments(
 
 
 def _drawn(norm: BatchNorm, numbers: jax.Array) -> jax.Array:
-    """Numbers with the mean and spread of a batch norm's result."""
-    aval = norm.result[1].aval
-    size = int(np.prod(aval.shape))
-    noise = jnp.tile(numbers, -(-size // DRAWN))[:size].reshape(aval.shape)
-    shape = [1] * len(aval.shape)
-    shape[norm.axis] = -1
-    mean, spread = (
-        jnp.asarray(v.reshape(shape), jnp.float32) for v in (norm.result_mean, norm.result_spread)
-    )
-    return (mean + spread * noise).astype(aval.dtype)
+    """Numbers with the mean and spread of a batch norm's result: each channel has all of them, in an order of its own."""
+    aval, axis = norm.result[1].aval, norm.axis
+    shape = [n for d, n in enumerate(aval.shape) if d != axis]
+    channels, count = aval.shape[axis], numbers.size
+    mean, spread = (jnp.asarray(v, jnp.float32) for v in (norm.result_mean, norm.result_spread))
+    noise = numbers[(jnp.arange(count)[:, None] + 7 * jnp.arange(channels)) % count]
+    return jnp.moveaxis((mean + spread * noise).reshape(*shape, channels), -1, axis).astype(aval.dtype)
 
 
 def _of_channels(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:

@@ -42,7 +42,8 @@ def explaining_mean(node: Node, weight: int, operand: np.ndarray, mean: np.ndarr
     if node.eqn.params.get("feature_group_count", 1) != 1:
         return None
     found, _, rank, _ = np.linalg.lstsq(table, mean, rcond=1e-3)
-    return found if rank == table.shape[1] else None
+    clear = rank == table.shape[1] and 2 * np.linalg.norm(table @ found - mean) < np.linalg.norm(mean)
+    return found if clear else None
 
 
 def response(node: Node, weight: int, operand: np.ndarray) -> np.ndarray | None:
