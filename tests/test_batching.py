@@ -10,7 +10,7 @@ import pytest
 import jaxq8 as q8
 from jaxq8.analysis import batch_axis
 from jaxq8.analysis.traced_call import Call
-from tests.small import grad
+from tests.small import grad, normal
 from tests.zoo import ZOO
 
 X = jax.random.normal(jax.random.key(0), (8, 6, 5))
@@ -120,3 +120,31 @@ def test_codes_as_input_and_derivatives_pass_through_blocks(small_blocks):
     )
     cosine = jnp.vdot(found, expected) / jnp.linalg.norm(found) / jnp.linalg.norm(expected)
     assert cosine > 0.999
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda x, w: jnp.broadcast_to((x @ w)[:, None], (8, 3, 32)),
+        lambda x, w: jnp.concatenate([x @ w, jnp.zeros((8, 4))], 1),
+        lambda x, w: (x @ w).reshape(8, -1),
+        lambda x, w: (x @ w) * (2 if x.shape[0] > 4 else 1),
+        lambda x, w: (x @ w) if x.shape[0] == 8 else jnp.tanh(x @ w),
+        lambda x, w: jnp.arange(8.0)[:, None] * 0 + x @ w,
+    ],
+    ids=["broadcast", "join", "reshape", "number", "branch", "sum"],
+)
+def test_functions_that_know_the_size_of_their_batch(small_blocks, layer):
+    """Found by the search over programs (seed 150): a block of one example was broadcast to eight."""
+    w, x = normal(16, 32), normal(8, 16)
+    config = q8.Config(kernels="xla")
+    ranges = q8.calibrate(layer_of(layer), w, [(x,)], config=config, progress=False)
+    found, whole = (
+        jax.jit(q8.quantize(layer_of(layer), q8.Config(kernels="xla", batch_blocks=b), ranges=ranges))(w, x)
+        for b in (True, False)
+    )
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-6)
+
+
+def layer_of(layer):
+    return lambda w, x: layer(x, w)

@@ -80,6 +80,31 @@ def independent(jaxpr: Any, examples: Sequence[int]) -> bool:
         return False
 
 
+def same_on_block(jaxpr: Any, block: Any, examples: Sequence[int]) -> bool:
+    """Whether a function that was traced again, on a block of examples, is the same function of its examples.
+
+    It is another one if its code holds the number of examples as a number, or looks at it: ``broadcast_to(x, (8, 16))``.
+
+    Args:
+      jaxpr: The function for all examples, with constants as inputs.
+      block: The function for a block.
+      examples: Positions of those inputs of `block` whose first axis is that of the examples.
+    """
+    return _operations(jaxpr) == _operations(block) and independent(block, examples)
+
+
+def _operations(jaxpr: Any) -> list[Any]:
+    """The primitives of a jaxpr in their order with their literal numbers, inner functions included."""
+    return [
+        (
+            str(eqn.primitive),
+            [np.asarray(v.val).tolist() for v in eqn.invars if isinstance(v, Literal)],
+            [_operations(open_jaxpr(callee.jaxpr)[0]) for callee in callees(eqn)],
+        )
+        for eqn in jaxpr.eqns
+    ]
+
+
 def _follow(jaxpr: Any, inputs: Sequence[Fact]) -> list[Fact]:
     """The facts about the results of a jaxpr."""
     env: dict[Any, Fact] = dict.fromkeys(jaxpr.constvars, Fact())
@@ -136,6 +161,8 @@ def _broadcast(eqn: Any, operands: list[Fact]) -> Fact:
     places = eqn.params["broadcast_dimensions"]
     fact, shape, target = operands[0], eqn.invars[0].aval.shape, eqn.params["shape"]
     if fact.batch is not None:
+        if shape[fact.batch] != target[places[fact.batch]]:
+            raise _Mixed("one example becomes several")
         return Fact(places[fact.batch])
     varying = {p for d, p in enumerate(places) if shape[d] == target[p] != 1 and d not in fact.uniform}
     return Fact(None, frozenset(range(len(target))) - varying)

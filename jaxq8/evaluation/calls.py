@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq8.analysis.arguments import as_array
+from jaxq8.analysis.batch_axis import same_on_block
 from jaxq8.analysis.sites import Analysis
 from jaxq8.analysis.traced_call import Call
 from jaxq8.config import Config
@@ -61,10 +62,24 @@ def evaluate_in_parts(
 
     def run(parts: list[Any]) -> list[Any]:
         args, kwargs = call.arguments.rebuild(parts)
-        block = Call.trace(fn, args, kwargs)
+        try:
+            block = Call.trace(fn, args, kwargs)
+        except Exception as error:  # whatever the function says to a batch of another size
+            raise _KnowsBatchSize from error
+        examples = [len(block.consts) + i for i in block.examples]
+        if not same_on_block(call.as_inputs, block.as_inputs, examples):
+            raise _KnowsBatchSize
         return evaluate_call(block, block.arguments.leaves, config, ranges, recorder, repeats=recorder.blocks)
 
-    return in_blocks(run, encoded, call.examples, size)
+    try:
+        return in_blocks(run, encoded, call.examples, size)
+    except _KnowsBatchSize:
+        recorder.blocks = 1
+        return evaluate_call(call, leaves, config, ranges, recorder)
+
+
+class _KnowsBatchSize(Exception):
+    """Raised for a function that computes something else for a block, because its code depends on the number of examples."""
 
 
 def differentiable(call: Call, fn: Callable[..., Any], config: Config, ranges: Ranges) -> Any:

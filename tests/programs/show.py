@@ -26,7 +26,7 @@ CALLS = {
     "sign of dots": "slow = {compiled}(p, x)\nfrom jaxq8.kernels import dot\ndot.mixed_dots_are_fast = lambda: {other}",
     "vmap": "both = jax.tree.map(lambda a: np.stack([a, np.float32(0.7) * a]), x)\n"
     "slow = [o[0] for o in jax.jit(jax.vmap(q8.quantize(f, config, ranges=ranges), (None, 0)))(p, both)]",
-    "blocks": "slow = {compiled}(p, x)\nfrom jaxq8 import batching\nbatching.LARGE_BYTES = batching.BLOCK_BYTES = 0",
+    "blocks": "slow = {compiled}(p, x)\nfrom jaxq8.analysis import batch_axis as axis\naxis.LARGE_BYTES = axis.BLOCK_BYTES = 0",
     "gradient": LOSS + "slow = derivative(f)\n"
     "simulated = derivative(q8.quantize(f, q8.Config(kernels='simulate', attention={attention}), ranges=ranges))\n"
     "fast = derivative(q8.quantize(f, config, ranges=ranges))",
