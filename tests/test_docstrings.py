@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import doctest
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ import pytest
 
 import jaxq8 as q8
 import jaxq8.values
-from jaxq8.evaluation import interpreter
-from jaxq8.kernels import barred, tuned
-from jaxq8.learning import rounding_problems
 from jaxq8.machine.selfcheck import CASES
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "api"
@@ -26,34 +22,15 @@ NAMES = {name: getattr(q8, name) for name in q8.__all__}
 NAMES |= {f"values.{name}": getattr(jaxq8.values, name) for name in jaxq8.values.__all__ if name != "Value"}
 
 
-@pytest.fixture(scope="module")
-def shared() -> dict[str, Any]:
-    """The names that all examples start with."""
-    (code,) = re.findall(r"```python\n(.*?)```", (REFERENCE / "index.md").read_text(), re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs/api/index.md", "exec"), names)
-    return names
-
-
-@pytest.fixture
-def unchanged(own_registries: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What examples register, bar, tune and write is gone afterwards; the self-check has one case, for it takes long."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rounding_problems, "_METHODS", dict(rounding_problems._METHODS))
-    cases = {form: {} for form in CASES} | {"dot": {"one row": CASES["dot"]["one row"]}}
-    monkeypatch.setattr("jaxq8.machine.selfcheck.CASES", cases)
-    rules = dict(interpreter.RULES)
-    yield
-    tuned.use({})
-    barred.bar_forms()
-    interpreter.RULES.clear()
-    interpreter.RULES.update(rules)
-
-
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize("name", NAMES)
-def test_the_examples_of_a_name_run(name: str, shared: dict[str, Any]) -> None:
-    found = doctest.DocTestFinder().find(NAMES[name], name, module=False, globs=shared)
+def test_the_examples_of_a_name_run(
+    name: str, names_of_examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The whole self-check takes long and is test_selfcheck's; here it has one case.
+    cases = {form: {} for form in CASES} | {"dot": {"one row": CASES["dot"]["one row"]}}
+    monkeypatch.setattr("jaxq8.machine.selfcheck.CASES", cases)
+    found = doctest.DocTestFinder().find(NAMES[name], name, module=False, globs=names_of_examples)
     own = [test for test in found if test.name == name and test.examples]
     assert own, f"{name} has no `Example:` in its docstring"
     for test in found:

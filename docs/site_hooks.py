@@ -1,0 +1,78 @@
+"""Hooks of `mkdocs build`: pages that lie beside docs/, links to them, and notebooks.
+
+The sources read well on a git host as they are: links are relative, and CHANGELOG.md lies at the top of the repository. The
+site is made of docs/ alone, so these hooks take the top's pages in and let links to them lead there.
+"""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+import posixpath
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
+from traitlets.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+LINK = re.compile(r"(?<=\]\()([^)\s#:]+)")  # the file that a link names, without its heading
+
+
+class Notebook(File):
+    """A notebook that is a page of the site, with the results that it holds."""
+
+    def is_documentation_page(self) -> bool:
+        return True
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages of the repository's top folder, and makes pages of notebooks."""
+    for path in sorted(ROOT.glob("*.md")):
+        if path.name != "README.md":  # docs/index.md is the first page of the site
+            text = _with_links(path.read_text("utf-8"), _from_top)
+            files.append(File.generated(config, path.name, content=text))
+    for file in list(files):
+        if file.src_uri.endswith(".ipynb"):
+            files.remove(file)
+            files.append(Notebook(file.src_uri, config.docs_dir, config.site_dir, config.use_directory_urls))
+    return files
+
+
+def on_page_read_source(page: Any, config: Any) -> str | None:
+    """Turns a notebook into Markdown; other pages are read as they are."""
+    if not isinstance(page.file, Notebook):
+        return None
+    notebook = nbformat.read(page.file.abs_src_path, as_version=4)
+    settings = Config({"MarkdownExporter": {"exclude_input_prompt": True, "exclude_output_prompt": True}})
+    markdown, resources = MarkdownExporter(config=settings).from_notebook_node(notebook)
+    for name, data in resources.get("outputs", {}).items():
+        kind = mimetypes.guess_type(name)[0]
+        markdown = markdown.replace(f"({name})", f"(data:{kind};base64,{base64.b64encode(data).decode()})")
+    return str(markdown)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Lets links to the repository's top folder lead to the pages of the site."""
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def moved(link: str) -> str:
+        target = posixpath.normpath(posixpath.join(folder, link))
+        if not target.startswith("../"):
+            return link
+        return posixpath.relpath(_from_top(target.removeprefix("../")), folder or ".")
+
+    return _with_links(markdown, moved)
+
+
+def _from_top(target: str) -> str:
+    """The page of the site for a path relative to the repository's top folder."""
+    return "index.md" if target == "README.md" else target.removeprefix("docs/")
+
+
+def _with_links(markdown: str, change: Callable[[str], str]) -> str:
+    return LINK.sub(lambda found: change(found[1]), markdown)
