@@ -37,5 +37,6 @@ def prepared(text: str, public: set[str]) -> str:
         name, attribute = found[1], found[2] or ""
         return f"[`{name}{attribute}`][jaxq8.{name}]" if name in public else found[0]
 
+    text = text.replace("::\n\n    ", ":\n\n    ")  # a block of code, as reStructuredText and Python's own docstrings write it
     prose, heading, example = text.partition("\nExample:\n")
     return NAME.sub(linked, prose) + heading.replace("Example", "Examples") + example

@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
+SHIM = "https://unpkg.com/iframe-worker/shim"
+REMOTE = re.compile(
+    r"""<(?:script|img|iframe|source|video|link rel="stylesheet")\b[^>]*?(?:src|href)="?(https?://[^\s">]+)"""
+)
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)")  # the file that a link names, without its heading
 
 
@@ -57,7 +62,9 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lets links to the repository's top folder lead to the pages of the site."""
+    """Lets links to the repository's top folder lead to the pages of the site. The first page needs no list of pages."""
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]
     folder = posixpath.dirname(page.file.src_uri)
 
     def moved(link: str) -> str:
@@ -67,6 +74,22 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return posixpath.relpath(_from_top(target.removeprefix("../")), folder or ".")
 
     return _with_links(markdown, moved)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Takes the one script that the theme would load from the network from the site instead, and refuses any other."""
+    folder = posixpath.dirname(page.url) or "."
+    output = output.replace(SHIM, posixpath.relpath("vendor/iframe-worker.js", folder))
+    if found := REMOTE.search(output):
+        raise PluginError(
+            f"{page.file.src_uri}: the page would load {found[1]} from the network; keep a copy in docs/"
+        )
+    return output
+
+
+def on_post_template(output: str, **_: Any) -> str:
+    """The page for addresses that do not exist loads its script from the top of the site."""
+    return output.replace(SHIM, "/vendor/iframe-worker.js")
 
 
 def _from_top(target: str) -> str:

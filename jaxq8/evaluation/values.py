@@ -152,6 +152,7 @@ class Accumulator:
 
 
 Value = Array | Broadcast | QTensor | Accumulator
+"""What a rule takes and returns: one of these types."""
 
 
 def is_quantized(value: Value) -> bool:

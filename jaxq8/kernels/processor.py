@@ -56,7 +56,7 @@ def compiler_options() -> dict[str, str]:
     but the loops around them, depthwise convolutions above all, do not.
 
     Returns:
-      ``{"xla_cpu_prefer_vector_width": "512"}`` on CPUs with AVX-512 VNNI or AMX, an empty dict elsewhere.
+      A dict that sets ``xla_cpu_prefer_vector_width`` to "512" on CPUs with AVX-512 VNNI or AMX, an empty dict elsewhere.
 
     Example:
       >>> fast = jax.jit(q8.quantize(model.apply), compiler_options=q8.compiler_options())
