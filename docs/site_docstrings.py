@@ -37,6 +37,7 @@ def prepared(text: str, public: set[str]) -> str:
         name, attribute = found[1], found[2] or ""
         return f"[`{name}{attribute}`][jaxq8.{name}]" if name in public else found[0]
 
-    text = text.replace("::\n\n    ", ":\n\n    ")  # a block of code, as reStructuredText and Python's own docstrings write it
+    # Two colons announce a block of code, as in reStructuredText; Markdown needs the block's indent alone.
+    text = text.replace("::\n\n    ", ":\n\n    ")
     prose, heading, example = text.partition("\nExample:\n")
     return NAME.sub(linked, prose) + heading.replace("Example", "Examples") + example
