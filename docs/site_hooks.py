@@ -73,7 +73,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return link
         return posixpath.relpath(_from_top(target.removeprefix("../")), folder or ".")
 
-    return _with_links(markdown, moved)
+    markdown = _with_links(markdown, moved)
+    return _with_entries(markdown) if page.file.src_uri == "api/index.md" else markdown
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
@@ -95,6 +96,21 @@ def on_post_template(output: str, **_: Any) -> str:
 def _from_top(target: str) -> str:
     """The page of the site for a path relative to the repository's top folder."""
     return "index.md" if target == "README.md" else target.removeprefix("docs/")
+
+
+def _with_entries(markdown: str) -> str:
+    """The overview of the reference, in which each name of a table leads to its entry."""
+    entries = {
+        name
+        for path in (ROOT / "docs" / "api").glob("*.md")
+        for name in re.findall(r"^::: jaxq8\.(\w+)$", path.read_text("utf-8"), re.MULTILINE)
+    }
+
+    def linked(found: re.Match[str]) -> str:
+        return f"[{found[0]}][jaxq8.{found[1]}]" if found[1] in entries else found[0]
+
+    rows = [re.sub(r"`(\w+)`", linked, row) if row.startswith("|") else row for row in markdown.splitlines()]
+    return "\n".join(rows)
 
 
 def _with_links(markdown: str, change: Callable[[str], str]) -> str:
