@@ -10,7 +10,6 @@ import base64
 import mimetypes
 import posixpath
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ SHIM = "https://unpkg.com/iframe-worker/shim"
 REMOTE = re.compile(
     r"""<(?:script|img|iframe|source|video|link rel="stylesheet")\b[^>]*?(?:src|href)="?(https?://[^\s">]+)"""
 )
-LINK = re.compile(r"(?<=\]\()([^)\s#:]+)")  # the file that a link names, without its heading
+LINK = re.compile(r"\[([^\[\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")  # text, file and heading
 
 
 class Notebook(File):
@@ -39,7 +38,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of the repository's top folder, and makes pages of notebooks."""
     for path in sorted(ROOT.glob("*.md")):
         if path.name != "README.md":  # docs/index.md is the first page of the site
-            text = _with_links(path.read_text("utf-8"), _from_top)
+            text = _with_links(path.read_text("utf-8"), "")
             files.append(File.generated(config, path.name, content=text))
     for file in list(files):
         if file.src_uri.endswith(".ipynb"):
@@ -65,15 +64,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Lets links to the repository's top folder lead to the pages of the site. The first page needs no list of pages."""
     if page.is_homepage:
         page.meta["hide"] = ["navigation"]
-    folder = posixpath.dirname(page.file.src_uri)
-
-    def moved(link: str) -> str:
-        target = posixpath.normpath(posixpath.join(folder, link))
-        if not target.startswith("../"):
-            return link
-        return posixpath.relpath(_from_top(target.removeprefix("../")), folder or ".")
-
-    markdown = _with_links(markdown, moved)
+    if page.file.generated_by is None:  # the top's pages have their links already
+        markdown = _with_links(markdown, posixpath.join("docs", posixpath.dirname(page.file.src_uri)))
     return _with_entries(markdown) if page.file.src_uri == "api/index.md" else markdown
 
 
@@ -93,11 +85,6 @@ def on_post_template(output: str, **_: Any) -> str:
     return output.replace(SHIM, "/vendor/iframe-worker.js")
 
 
-def _from_top(target: str) -> str:
-    """The page of the site for a path relative to the repository's top folder."""
-    return "index.md" if target == "README.md" else target.removeprefix("docs/")
-
-
 def _with_entries(markdown: str) -> str:
     """The overview of the reference, in which each name of a table leads to its entry."""
     entries = {
@@ -113,5 +100,26 @@ def _with_entries(markdown: str) -> str:
     return "\n".join(rows)
 
 
-def _with_links(markdown: str, change: Callable[[str], str]) -> str:
-    return LINK.sub(lambda found: change(found[1]), markdown)
+def _with_links(markdown: str, folder: str) -> str:
+    """Links between files of the repository as links between pages of the site; of links to code only the text stays.
+
+    Args:
+      markdown: The page.
+      folder: Where it lies, relative to the top of the repository: "", "docs/howto".
+    """
+
+    def moved(found: re.Match[str]) -> str:
+        text, link, heading = found[1], found[2], found[3] or ""
+        target = posixpath.normpath(posixpath.join(folder, link))
+        if target.startswith("docs/"):
+            target = target.removeprefix("docs/")
+        elif target == "README.md":
+            target = "index.md"  # the first page of the site
+        elif not (ROOT / target).exists():
+            return found[0]  # mkdocs will name it
+        elif "/" in target or not target.endswith(".md"):
+            return text
+        here = folder.removeprefix("docs").strip("/")
+        return f"[{text}]({posixpath.relpath(target, here or '.')}{heading})"
+
+    return LINK.sub(moved, markdown)
