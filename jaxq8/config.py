@@ -54,7 +54,10 @@ class Config:
       SpecError: A value is unknown; the message lists the known ones.
 
     Example:
-      >>> Config(overrides=(("*/head/*", {"mode": "off"}), ("op:dot", {"weights": Spec(bits=4, symmetric=True)})))
+      >>> four = {"weights": q8.Spec(bits=4, symmetric=True)}
+      >>> config = q8.Config(overrides=(("*/Dense_1/*", {"mode": "off"}), ("op:dot", four)))
+      >>> [site.weights for site in q8.explain(model.apply, variables, images, config=config).sites if site.eight_bit]
+      ['s4 symmetric, 1 scale']
     """
 
     mode: str = "eightbit"

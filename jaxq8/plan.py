@@ -31,7 +31,14 @@ ONE_RANGE = "a part that is much smaller than the others keeps few codes; calibr
 
 
 class Reason(enum.Enum):
-    """Why a site runs in float; the values are the texts that `explain` prints and the documentation lists."""
+    """Why a site runs in float; the values are the texts that `explain` prints and the documentation lists.
+
+    Example:
+      >>> config = q8.Config(overrides=(("*/Dense_1/*", {"mode": "off"}),))
+      >>> plan = q8.explain(model.apply, variables, images, config=config)
+      >>> [site.name for site in plan.sites if site.reason is q8.Reason.OFF]
+      ['params/Dense_1/kernel:dot']
+    """
 
     EIGHT_BIT = "runs in eight bits"
     MODE = "the mode computes in float"
@@ -72,6 +79,11 @@ class SiteRecord:
       weight_bytes: Bytes in memory of the weight that the site reads, with scales and zero points if it is codes. A weight
         that several sites read is counted at the first of them; 0 where a site reads no weight that is an argument.
       float_bytes: Bytes of the same weight in its float dtype.
+
+    Example:
+      >>> site = q8.explain(model.apply, variables, images).sites[0]
+      >>> site.name, site.op, site.shapes, site.range
+      ('params/Dense_0/kernel:dot', 'dot', '4x256, 256x128 -> 4x128', 'this run')
     """
 
     name: str
@@ -136,6 +148,13 @@ class Plan:
         had to leave eight bits.
       unused_overrides: Patterns of `Config.overrides` that matched no site.
       blocks: The number of blocks that a large batch runs in (`Config.batch_blocks`); shapes are those of one block.
+
+    Example:
+      >>> plan = q8.explain(model.apply, variables, images)
+      >>> plan.summary()
+      '100.0% of 0.1 million multiply-adds in eight bits (2 of 2 contractions)'
+      >>> plan.regions
+      (('params/Dense_0/kernel:dot', 'params/Dense_1/kernel:dot'),)
     """
 
     sites: tuple[SiteRecord, ...]

@@ -48,7 +48,8 @@ def quantize(
 
     Example:
       >>> fast = jax.jit(q8.quantize(model.apply))
-      >>> logits = fast(variables, images)
+      >>> fast(variables, images).shape
+      (4, 10)
     """
     config = checked_config(fn, config)
     given = ranges if isinstance(ranges, Ranges) else Ranges(ranges)
@@ -97,6 +98,8 @@ def explain(
 
     Example:
       >>> print(q8.explain(model.apply, variables, images))
+      100.0% of 0.1 million multiply-adds in eight bits (2 of 2 contractions)
+      ...
     """
     config = checked_config(fn, config)
     call = Call.trace(fn, args, kwargs)

@@ -1,4 +1,4 @@
-"""The values that a rule takes and returns, for those who write one with `register_rule` (docs/ROUNDING.md)."""
+"""The values that a rule takes and returns, for those who write one (`register_rule`)."""
 
 from jaxq8.evaluation.values import Accumulator, Array, Broadcast, Value, to_real
 

@@ -50,6 +50,8 @@ def quantize_weights(
 
     Example:
       >>> q_vars = q8.quantize_weights(model.apply, variables, images, correct="statistics")
+      >>> q_vars["params"]["Dense_0"]["kernel"]
+      QTensor(256x128, 8 bits signed, ..., stands for float32)
       >>> logits = jax.jit(q8.quantize(model.apply))(q_vars, images)
     """
     config = config or Config()

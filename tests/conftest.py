@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
 import pytest
 
+from jaxq8.evaluation import interpreter
+from jaxq8.kernels import barred, tuned
+from jaxq8.learning import rounding_problems
 from jaxq8.numerics import observers, rounding
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +54,29 @@ def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schemes and observers that a test registers are gone after it."""
     monkeypatch.setattr(rounding, "_REGISTRY", dict(rounding._REGISTRY))
     monkeypatch.setattr(observers, "_REGISTRY", dict(observers._REGISTRY))
+
+
+@pytest.fixture
+def unchanged(own_registries: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """For code of the documentation: what it registers, bars, tunes and writes is gone afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rounding_problems, "_METHODS", dict(rounding_problems._METHODS))
+    rules = dict(interpreter.RULES)
+    yield
+    interpreter.RULES.clear()
+    interpreter.RULES.update(rules)
+    tuned.use({})
+    barred.bar_forms()
+
+
+@pytest.fixture(scope="session")
+def names_of_examples() -> dict[str, Any]:
+    """The names that examples and how-to pages start with; docs/api/index.md defines them."""
+    text = (ROOT / "docs" / "api" / "index.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/api/index.md", "exec"), names)
+    return names
 
 
 @pytest.fixture

@@ -51,8 +51,10 @@ def fold_norms(
       New variables of the same structure, shapes and dtypes.
 
     Example:
-      >>> q_vars = q8.fold_norms(model.apply, q8.quantize_weights(model.apply, variables, images), images)
-      >>> q8.save("model.q8", q_vars)
+      >>> folded = q8.fold_norms(model.apply, q_vars, images)
+      >>> folded["batch_stats"]["BatchNorm_0"]["var"].shape  # the structure stays, the norm now does nothing
+      (128,)
+      >>> q8.save("model.q8", folded)
     """
     chains = Chains.trace(fn, (variables, *inputs), kwargs, config or Config())
     flat, arrays, tree = array_leaves(variables)

@@ -70,8 +70,10 @@ def calibrate(
         the message names site, batch and ratio.
 
     Example:
-      >>> ranges = q8.calibrate(model.apply, variables, [images[:8], images[8:]])
+      >>> ranges = q8.calibrate(model.apply, variables, [images[:2], images[2:]])
       >>> fast = jax.jit(q8.quantize(model.apply, ranges=ranges))
+      >>> list(ranges)
+      ['params/Dense_0/kernel:dot', 'params/Dense_1/kernel:dot']
     """
     config = checked_config(fn, config)
     choose = _Observers(config, get_observer(observer or "minmax"))

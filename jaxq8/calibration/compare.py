@@ -59,8 +59,9 @@ def compare(
       ArgumentError: There are no batches, or the results have different shapes.
 
     Example:
-      >>> report = q8.compare(model.apply, fast, variables, [images])
-      >>> print(report); report.plot("error.png")
+      >>> report = q8.compare(model.apply, jax.jit(q8.quantize(model.apply)), variables, batches)
+      >>> report.output.sqnr_db > 30
+      True
     """
     quantized = variables if fast_variables is None else fast_variables
     settings = settings_of(fast)

@@ -55,6 +55,11 @@ class Sensitivity:
       overrides: For `Config(overrides=...)`: the sites to leave in float so that the target is reached.
       reached_db: SQNR with these overrides.
       reached_agreement: Agreement with these overrides.
+
+    Example:
+      >>> found = q8.sensitivity(model.apply, variables, batches, target_db=20)
+      >>> found.all_db > 30, found.overrides  # the target is reached with every site in eight bits
+      (True, ())
     """
 
     all_db: float
@@ -129,7 +134,7 @@ def sensitivity(
       RangesError: The function has no site that runs in eight bits.
 
     Example:
-      >>> found = q8.sensitivity(model.apply, variables, [images], ranges=ranges, target_db=30)
+      >>> found = q8.sensitivity(model.apply, variables, batches, ranges=ranges, target_db=60)
       >>> fast = jax.jit(q8.quantize(model.apply, q8.Config(overrides=found.overrides), ranges=ranges))
     """
     config, given = checked_config(fn, config), Ranges(ranges)

@@ -32,8 +32,11 @@ def bootstrap(values: Any, confidence: float = 0.95, seed: int = 0) -> tuple[flo
       (mean, low, high).
 
     Example:
-      >>> bootstrap([1.0, 1.0, 1.0])
+      >>> q8.bootstrap([1.0, 1.0, 1.0])
       (1.0, 1.0, 1.0)
+      >>> mean, low, high = q8.bootstrap([0.0, 1.0, 2.0, 3.0])
+      >>> low < mean < high
+      True
     """
     x = np.asarray(values, np.float64)
     means = x[np.random.default_rng(seed).integers(0, len(x), (RESAMPLES, len(x)))].mean(1)
@@ -50,6 +53,12 @@ class Table:
       rows: The settings, and for each metric its mean over the examples and the ends ``metric_low`` and ``metric_high`` of its
         95% bootstrap interval.
       metrics: Names of the metrics.
+
+    Example:
+      >>> table = q8.experiment(model.apply, variables, batches, bits=(8, 4))
+      >>> [row["bits"] for row in table.rows]
+      [8, 4]
+      >>> table.where(bits=4).save("lab.csv")
     """
 
     rows: tuple[Row, ...]

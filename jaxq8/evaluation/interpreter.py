@@ -50,8 +50,8 @@ RULES: dict[Any, Rule] = {}
 def register_rule(*primitives: Any) -> Callable[[Rule], Rule]:
     """Registers what primitives mean for eight-bit values; use as a decorator.
 
-    A rule is called as ``rule(ctx, *values, **params)`` with the equation's operands as values (`jaxq8.evaluation.values`) and
-    its parameters. It returns a `Value` that stands for an array of the equation's shape and dtype, or a list of values for a
+    A rule is called as ``rule(ctx, *values, **params)`` with the equation's operands as values (`jaxq8.values`) and its
+    parameters. It returns a `Value` that stands for an array of the equation's shape and dtype, or a list of values for a
     primitive with several results. If it returns NotImplemented, the equation is evaluated in float.
 
     Args:
@@ -64,9 +64,11 @@ def register_rule(*primitives: Any) -> Callable[[Rule], Rule]:
       RuleError: A primitive has a rule already.
 
     Example:
-      >>> @register_rule(my_primitive)
-      ... def my_rule(ctx, x, **params):
-      ...     return Array(my_function(ctx.real(x)))
+      >>> from jax.extend.core import primitives
+      >>> from jaxq8.values import Array
+      >>> @q8.register_rule(primitives.erfc_p)  # never below 0 or above 2, so its range need not be measured
+      ... def erfc(ctx, x, **params):
+      ...     return Array(primitives.erfc_p.bind(ctx.real(x), **params), lo=0.0, hi=2.0)
     """
 
     def register(function: Rule) -> Rule:

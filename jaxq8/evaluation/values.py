@@ -55,6 +55,12 @@ class Array:
       codes: The same values as codes, if a reader needed them; so the array is not encoded twice.
       maker: The equation that made the array; None for arguments, constants and results of control flow.
       origins: Where NaN in the array comes from. None: NaN must be looked for in the array itself.
+
+    Example:
+      >>> from jaxq8.values import Array
+      >>> positive = Array(jnp.float32([0.5, 2.0]), lo=0.0)
+      >>> positive.shape, positive.hi
+      ((2,), inf)
     """
 
     array: Any
@@ -77,7 +83,14 @@ class Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Broadcast:
-    """An array of `shape` as its `small` part: same rank, size 1 on broadcast axes. `origins` are those of an `Array`."""
+    """An array of `shape` as its `small` part: same rank, size 1 on broadcast axes. `origins` are those of an `Array`.
+
+    Example:
+      >>> from jaxq8.values import Broadcast, to_real
+      >>> bias = Broadcast(jnp.float32([[1.0, 2.0]]), shape=(3, 2))
+      >>> to_real(bias).shape
+      (3, 2)
+    """
 
     small: Any
     shape: tuple[int, ...]
@@ -107,6 +120,13 @@ class Accumulator:
         NaN. False where channels are data (the right operand of a product of two activations, a gate for each channel).
       straight: The clips act on values but not on derivatives, because a custom derivative already covers the clips (only
         while simulated).
+
+    Example:
+      >>> from jaxq8.values import Accumulator, to_real
+      >>> one = jnp.ones((1, 1), jnp.float32)
+      >>> sums = Accumulator(jnp.int32([[-400, 600]]), scale=0.01 * one, offset=one, lo=0.0)  # followed by relu
+      >>> to_real(sums)
+      Array([[0., 7.]], dtype=float32)
     """
 
     values: Any
@@ -132,6 +152,7 @@ class Accumulator:
 
 
 Value = Array | Broadcast | QTensor | Accumulator
+"""What a rule takes and returns: one of these types."""
 
 
 def is_quantized(value: Value) -> bool:
@@ -140,7 +161,13 @@ def is_quantized(value: Value) -> bool:
 
 
 def to_real(value: Value) -> Any:
-    """The array that a value stands for, in its dtype."""
+    """The array that a value stands for, in its dtype.
+
+    Example:
+      >>> from jaxq8.values import Array, to_real
+      >>> to_real(Array(jnp.float32([1.0])))
+      Array([1.], dtype=float32)
+    """
     if isinstance(value, Array):
         return value.array
     if isinstance(value, Broadcast):

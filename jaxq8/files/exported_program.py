@@ -105,8 +105,10 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
       FileError: The file is missing, cut off, changed, of a newer version, or its program calls into Python.
 
     Example:
-      >>> model = q8.load_exported("model.q8x")
-      >>> logits = model(images)
+      >>> q8.export("model.q8x", model.apply, q_vars, images)
+      >>> program = q8.load_exported("model.q8x")
+      >>> program(images[:3]).shape
+      (3, 10)
     """
     container = Container(path, KIND)
     entries = container.document.get("weights")
@@ -132,6 +134,11 @@ class ExportedModel:
       platforms: The platforms that the program was lowered for.
       inputs: Shapes and dtypes of the inputs as a flat tuple; the batch size is symbolic where it may vary.
       outputs: Shapes and dtypes of the results as a flat tuple.
+
+    Example:
+      >>> q8.export("model.q8x", model.apply, q_vars, images)
+      >>> q8.load_exported("model.q8x")
+      ExportedModel(float32[batch,8,8,4] -> float32[batch,10]; cpu, tpu, cuda)
     """
 
     def __init__(self, exported: Any, weights: Any, name: str):

@@ -33,7 +33,9 @@ def load_float(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileError: The file is missing, unreadable or of an unknown kind, or the package that reads it is missing.
 
     Example:
-      >>> variables = q8.load_float("model.safetensors")
+      >>> np.savez("model.npz", **{"params/Dense_0/kernel": np.ones((256, 128), np.float32)})
+      >>> q8.load_float("model.npz")["params"]["Dense_0"]["kernel"].shape
+      (256, 128)
     """
     path = Path(path)
     if not path.exists():

@@ -50,6 +50,15 @@ class StoredTensor:
       nbytes: Bytes in the file, scales, zero points and books included.
       container: The open file.
       node: What the document says of the leaf.
+
+    Example:
+      >>> q8.save("model.q8", q_vars)
+      >>> stored, _, _ = q8.load("model.q8", lazy=True)
+      >>> kernel = stored["params"]["Dense_0"]["kernel"]
+      >>> kernel.shape, kernel.bits, kernel.nbytes  # 256 * 128 codes, 128 scales of four bytes
+      ((256, 128), 8, 33280)
+      >>> kernel.read()
+      QTensor(256x128, 8 bits signed, ...)
     """
 
     name: str

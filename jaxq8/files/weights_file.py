@@ -60,6 +60,7 @@ def load(path: str | os.PathLike[str], *, lazy: bool = False) -> tuple[Any, Rang
       FileError: The file is missing, cut off, changed, or of a newer version.
 
     Example:
+      >>> q8.save("model.q8", q_vars, ranges=ranges)
       >>> q_vars, ranges, config = q8.load("model.q8")
       >>> logits = jax.jit(q8.quantize(model.apply, config, ranges=ranges))(q_vars, images)
     """

@@ -31,7 +31,8 @@ def bar_forms(*names: str) -> None:
       SpecError: A name is unknown; the message lists the known ones.
 
     Example:
-      >>> q8.bar_forms("native")
+      >>> q8.bar_forms("native", "rows")
+      >>> q8.bar_forms()  # none any more
     """
     _check(names, "bar_forms")
     _barred.clear()

@@ -56,10 +56,12 @@ def compiler_options() -> dict[str, str]:
     but the loops around them, depthwise convolutions above all, do not.
 
     Returns:
-      ``{"xla_cpu_prefer_vector_width": "512"}`` on CPUs with AVX-512 VNNI or AMX, an empty dict elsewhere.
+      A dict that sets ``xla_cpu_prefer_vector_width`` to "512" on CPUs with AVX-512 VNNI or AMX, an empty dict elsewhere.
 
     Example:
       >>> fast = jax.jit(q8.quantize(model.apply), compiler_options=q8.compiler_options())
+      >>> fast(q_vars, images).shape
+      (4, 10)
     """
     wide = jax.default_backend() == "cpu" and capability() in ("amx", "avx512_vnni")
     return {"xla_cpu_prefer_vector_width": "512"} if wide else {}

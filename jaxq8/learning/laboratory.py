@@ -127,8 +127,10 @@ def experiment(
       FileError: `path` holds something other than results of `experiment`.
 
     Example:
-      >>> table = q8.experiment(model.apply, variables, batches, bits=(8, 4, 3), rounding=("half_even", "stochastic"))
-      >>> print(table); table.save("lab.csv"); table.plot("lab.png", x="bits", by="rounding")
+      >>> table = q8.experiment(model.apply, variables, batches, bits=(8, 4))
+      >>> print(table)
+      rounding   bits  activation_bits  granularity  symmetric  observer  sqnr_db ...
+      >>> table.plot("lab.png", x="bits", by="rounding")
     """
     grid = itertools.product(rounding, bits, activation_bits, granularity, symmetric, observer)
     settings = [Setting(*point) for point in grid]

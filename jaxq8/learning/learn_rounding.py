@@ -89,7 +89,8 @@ def learn_rounding(
 
     Example:
       >>> four = q8.Config(weights=q8.Spec(bits=4, symmetric=True, granularity="channel"))
-      >>> q_vars = q8.learn_rounding(model.apply, variables, batches, method="gptq", config=four)
+      >>> encoded = q8.learn_rounding(model.apply, variables, batches, method="gptq", config=four, stages=1)
+      >>> logits = jax.jit(q8.quantize(model.apply, four))(encoded, images)
     """
     config, choose_codes = checked_config(fn, config), get_method(method)
     inputs = list(each_batch("learn_rounding", batches))

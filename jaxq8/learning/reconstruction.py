@@ -80,8 +80,8 @@ def reconstruct(
         holds no codes that can be learned.
 
     Example:
-      >>> start = q8.learn_rounding(model.apply, variables, batches, config=four)
-      >>> q_vars = q8.reconstruct(model.apply, variables, start, batches, config=four)
+      >>> start = q8.quantize_weights(model.apply, variables, images, config=four)
+      >>> better = q8.reconstruct(model.apply, variables, start, batches, config=four, steps=10)
     """
     config, inputs = checked_config(fn, config), list(each_batch("reconstruct", batches))
     if steps < 1:

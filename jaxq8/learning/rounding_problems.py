@@ -29,6 +29,15 @@ class RoundingProblem:
       zero_point: Float32, (g, k, n).
       qmin: Smallest code.
       qmax: Largest code.
+
+    Example:
+      >>> one = np.ones((1, 2, 1), np.float32)
+      >>> alike = np.ones((1, 2, 2), np.float32)  # both inputs are always the same number
+      >>> problem = q8.RoundingProblem("site", 0.4 * one, alike, one, 0 * one, qmin=-7, qmax=7)
+      >>> float(problem.error(problem.nearest())[0, 0])  # both weights become 0: the output is off by 0.8
+      0.64...
+      >>> float(problem.error(np.float32([[[1], [0]]]))[0, 0])  # one goes up, and the errors nearly cancel
+      0.04...
     """
 
     name: str
@@ -82,6 +91,7 @@ def register_learned_rounding(name: str) -> Callable[[Method], Method]:
       >>> @q8.register_learned_rounding("upwards")
       ... def upwards(problem, key):
       ...     return np.clip(np.ceil(problem.steps), problem.qmin, problem.qmax)
+      >>> encoded = q8.learn_rounding(model.apply, variables, batches, method="upwards", config=four, stages=1)
     """
 
     def register(function: Method) -> Method:
@@ -94,7 +104,12 @@ def register_learned_rounding(name: str) -> Callable[[Method], Method]:
 
 
 def learned_rounding_names() -> tuple[str, ...]:
-    """The names of all registered methods, sorted."""
+    """The names of all registered methods, sorted.
+
+    Example:
+      >>> q8.learned_rounding_names()
+      ('adaround', 'gptq', 'nearest', 'stochastic')
+    """
     return tuple(sorted(_METHODS))
 
 

@@ -29,7 +29,9 @@ def initial_step(weight: jax.Array, spec: Spec, axis: tuple[int, ...] = ()) -> j
       Positive float32 of the rank of `weight`, with size 1 on all other axes.
 
     Example:
-      >>> step = q8.initial_step(kernel, q8.Spec(bits=3, symmetric=True), axis=(3,))
+      >>> kernel = variables["params"]["Dense_0"]["kernel"]  # float32 (256, 128)
+      >>> q8.initial_step(kernel, q8.Spec(bits=3, symmetric=True), axis=(1,)).shape
+      (1, 128)
     """
     others = tuple(a for a in range(weight.ndim) if a not in axis)
     mean = jnp.mean(jnp.abs(weight), axis=others, keepdims=True).astype(jnp.float32)
@@ -56,9 +58,15 @@ def learned_step(weight: jax.Array, step: jax.Array, spec: Spec) -> QTensor:
       SpecError: `spec` is not symmetric.
 
     Example:
-      >>> def loss(params, images, labels):
-      ...     codes = q8.learned_step(params["kernel"], params["step"], four_bits)
-      ...     return cross_entropy(simulated({"kernel": codes}, images), labels)
+      >>> spec = q8.Spec(bits=4, symmetric=True)
+      >>> kernel = variables["params"]["Dense_0"]["kernel"]
+      >>> simulated = q8.quantize(lambda kernel, x: x @ kernel, q8.Config(kernels="simulate"))
+      >>> def loss(params, x):
+      ...     return (simulated(q8.learned_step(params["kernel"], params["step"], spec), x) ** 2).mean()
+      >>> params = {"kernel": kernel, "step": q8.initial_step(kernel, spec)}
+      >>> slopes = jax.jit(jax.grad(loss))(params, images.reshape(4, -1))
+      >>> slopes["kernel"].shape, slopes["step"].shape
+      ((256, 128), (1, 1))
     """
     if not spec.is_symmetric or not spec.is_signed:
         raise SpecError(f"learned_step: needs a signed symmetric Spec, got {spec}; pass Spec(symmetric=True)")
@@ -72,7 +80,13 @@ def learned_step(weight: jax.Array, step: jax.Array, spec: Spec) -> QTensor:
 
 
 def initial_ranges(ranges: Mapping[str, Range]) -> dict[str, jax.Array]:
-    """Calibrated ranges as parameters to train: site name -> float32 (2,), which holds minimum and maximum."""
+    """Calibrated ranges as parameters to train: site name -> float32 (2,), which holds minimum and maximum.
+
+    Example:
+      >>> ends = q8.initial_ranges(ranges)
+      >>> ends["params/Dense_0/kernel:dot"].shape
+      (2,)
+    """
     return {name: jnp.array(list(r), jnp.float32) for name, r in ranges.items()}
 
 
@@ -93,9 +107,14 @@ def learned_ranges(ends: Mapping[str, jax.Array]) -> Ranges:
       RangesError: (for plain numbers) A minimum exceeds its maximum, or an end is not finite.
 
     Example:
-      >>> def loss(params, images, labels):
-      ...     ranges = q8.learned_ranges(params["ranges"])
-      ...     return cross_entropy(q8.quantize(model.apply, simulate, ranges=ranges)(params["net"], images), labels)
+      >>> simulate = q8.Config(kernels="simulate")
+      >>> def loss(ends, images, labels):
+      ...     fast = q8.quantize(model.apply, simulate, ranges=q8.learned_ranges(ends))
+      ...     logits = jax.nn.log_softmax(fast(variables, images))
+      ...     return -jnp.take_along_axis(logits, labels[:, None], 1).mean()
+      >>> slopes = jax.jit(jax.grad(loss))(q8.initial_ranges(ranges), images, labels)
+      >>> slopes["params/Dense_0/kernel:dot"].shape
+      (2,)
     """
     entries: dict[str, Any] = {}
     for name, pair in ends.items():
@@ -116,7 +135,11 @@ def integer_codes(variables: Any) -> Any:
       The tree with integer codes in its QTensors.
 
     Example:
-      >>> logits = jax.jit(q8.quantize(model.apply))(q8.integer_codes(trained), images)
+      >>> spec = q8.Spec(bits=4, symmetric=True)
+      >>> kernel = variables["params"]["Dense_0"]["kernel"]
+      >>> trained = {"kernel": q8.learned_step(kernel, q8.initial_step(kernel, spec), spec)}
+      >>> trained["kernel"].values.dtype, q8.integer_codes(trained)["kernel"].values.dtype
+      (dtype('float32'), dtype('int8'))
     """
     return jax.tree.map(_integer, variables, is_leaf=is_qtensor)
 

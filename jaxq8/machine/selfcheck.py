@@ -49,6 +49,13 @@ class SelfCheck:
       checks: All checks.
       processor: The capability of the processor that was detected ("avx512_vnni", "amx", ...).
       barred: Forms that are barred now.
+
+    Example:
+      >>> found = q8.selfcheck()
+      >>> found.failed
+      ()
+      >>> found.summary().endswith("all forms are exact")
+      True
     """
 
     checks: tuple[Check, ...]

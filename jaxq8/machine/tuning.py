@@ -40,6 +40,13 @@ class Tuning:
     Attributes:
       times: Form -> {name of a candidate: microseconds}; "float" is the float contraction.
       machine: The machine that the times hold for: the processor's capability and JAX's version.
+
+    Example:
+      >>> tuning = q8.tune(model.apply, variables, images, seconds=0.001)
+      >>> print(tuning)
+      contraction          fastest  microseconds
+      ...
+      >>> tuning.save("tuned.json")
     """
 
     times: Mapping[Form, Mapping[str, float]]
@@ -102,8 +109,8 @@ def tune(
       FileError: The file at `path` was not written by `tune`, belongs to another machine, or cannot be written.
 
     Example:
-      >>> q8.tune(model.apply, variables, images, path="tuned.json")
-      >>> fast = jax.jit(q8.quantize(model.apply))
+      >>> tuning = q8.tune(model.apply, variables, images, path="tuned.json", seconds=0.001)
+      >>> fast = jax.jit(q8.quantize(model.apply))  # takes the fastest forms
     """
     known = dict(_read(Path(path)).times) if path is not None and Path(path).exists() else {}
     with tuned.noting() as forms:
@@ -125,7 +132,8 @@ def load_tuning(path: str | os.PathLike[str]) -> Tuning:
       FileError: The file cannot be read, was not written by `tune`, or was measured with another kind of processor or JAX.
 
     Example:
-      >>> q8.load_tuning("tuned.json")
+      >>> q8.tune(model.apply, variables, images, seconds=0.001).save("tuned.json")
+      >>> tuning = q8.load_tuning("tuned.json")
     """
     result = _read(Path(path))
     result.use()

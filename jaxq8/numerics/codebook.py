@@ -31,6 +31,11 @@ class CodeBook:
       scale: Float32 of the rank of the indices, with size 1 on axes that share a book.
       bits: Width of an index (static).
       dtype: The float dtype that the tensor stands for (static).
+
+    Example:
+      >>> kernel = variables["params"]["Dense_0"]["kernel"]  # float32 (256, 128)
+      >>> q8.CodeBook.from_float(kernel, q8.Spec(bits=4, levels="kmeans", granularity="channel"))
+      CodeBook(256x128, 4 bits, 128 books, stands for float32)
     """
 
     indices: Any
@@ -72,7 +77,9 @@ class CodeBook:
           TensorError: `x` is not a float array or is empty.
 
         Example:
-          >>> book = CodeBook.from_float(kernel, Spec(bits=4, levels="kmeans", granularity="channel"))
+          >>> book = q8.CodeBook.from_float(jnp.float32([0, 2, 2, 127]), q8.Spec(bits=2, levels="kmeans"))
+          >>> book.dequantize()
+          Array([  0.,   2.,   2., 127.], dtype=float32)
         """
         if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating) or 0 in x.shape:
             raise TensorError(f"CodeBook.from_float: expected a float array with elements, got {describe(x)}")

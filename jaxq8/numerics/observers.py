@@ -26,7 +26,18 @@ BINS = 4096  # the number of bins of a histogram over [-limit, limit)
 
 
 class Observer(Protocol):
-    """The methods that `calibrate` calls on an observer. A state is a pytree of arrays."""
+    """The methods that `calibrate` calls on an observer. A state is a pytree of arrays.
+
+    Example:
+      >>> class Largest:  # a symmetric range that holds every value
+      ...     init = staticmethod(lambda: jnp.float32(0))
+      ...     update = staticmethod(lambda state, x: jnp.maximum(state, jnp.abs(x).max()))
+      ...     merge = staticmethod(jnp.maximum)
+      ...     finalise = staticmethod(lambda state, spec: q8.Range(-state, state))
+      >>> found = q8.calibrate(model.apply, variables, batches, observer=Largest())
+      >>> found["params/Dense_0/kernel:dot"].maximum == float(jnp.abs(images).max())
+      True
+    """
 
     def init(self) -> State:
         """The state before any data."""
@@ -57,7 +68,13 @@ def register_observer(name: str) -> Callable[[Any], Any]:
       RuleError: The name is taken, or the observer lacks one of the methods of `Observer`.
 
     Example:
-      >>> register_observer("p99")(Percentile(99.0))
+      >>> @q8.register_observer("largest")
+      ... class Largest:
+      ...     init = staticmethod(lambda: jnp.float32(0))
+      ...     update = staticmethod(lambda state, x: jnp.maximum(state, jnp.abs(x).max()))
+      ...     merge = staticmethod(jnp.maximum)
+      ...     finalise = staticmethod(lambda state, spec: q8.Range(-state, state))
+      >>> ranges = q8.calibrate(model.apply, variables, batches, observer="largest")
     """
 
     def register(observer: Any) -> Any:
@@ -92,7 +109,12 @@ def get_observer(observer: str | Range | Observer) -> Observer:
 
 
 def observer_names() -> tuple[str, ...]:
-    """The names of all registered observers, sorted."""
+    """The names of all registered observers, sorted.
+
+    Example:
+      >>> q8.observer_names()
+      ('entropy', 'minmax', 'moving_average', 'mse', 'percentile')
+    """
     return tuple(sorted(_REGISTRY))
 
 

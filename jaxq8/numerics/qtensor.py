@@ -44,6 +44,13 @@ class QTensor:
       dtype: The float dtype that the tensor stands for (static).
       signed: Whether codes are signed (static). None means that of the dtype of integer codes; simulated codes, which are
         float32, count as signed unless this is given.
+
+    Example:
+      >>> x = q8.QTensor.from_float(jnp.float32([-1.0, 0.0, 0.25, 1.0]), q8.Spec(symmetric=True))
+      >>> x.values
+      Array([-127,    0,   32,  127], dtype=int8)
+      >>> x
+      QTensor(4, 8 bits signed, range -1..1, stands for float32)
     """
 
     values: Any
@@ -103,7 +110,7 @@ class QTensor:
           SpecError: The rounding scheme needs `key`, or is unknown.
 
         Example:
-          >>> QTensor.from_float(jnp.array([-10.0, 0.0, 30.0])).values
+          >>> q8.QTensor.from_float(jnp.array([-10.0, 0.0, 30.0])).values
           Array([  0,  64, 255], dtype=uint8)
         """
         spec = spec or Spec()
@@ -154,8 +161,8 @@ class QTensor:
           TensorError: The codes are of another dtype.
 
         Example:
-          >>> QTensor.from_codes(np.uint8([0, 128, 255]), Range(-3, 6)).dequantize()
-          Array([-3.       ,  1.5176471,  6.       ], dtype=float32)
+          >>> q8.QTensor.from_codes(np.uint8([0, 128, 255]), q8.Range(-3, 6))
+          QTensor(3, 8 bits unsigned, range -3..6, stands for float32)
         """
         spec = spec or Spec()
         codes = jnp.asarray(codes)
@@ -181,7 +188,9 @@ class QTensor:
           TensorError: `image` is not uint8, or `scale` or `zero_point` has the wrong shape or value.
 
         Example:
-          >>> QTensor.from_uint8(photo, 1 / 128, 127)   # stands for (photo - 127) / 128
+          >>> photo = np.uint8([[0, 127, 255]])
+          >>> q8.QTensor.from_uint8(photo, 1 / 128, 127).dequantize()  # (photo - 127) / 128
+          Array([[-0.9921875,  0.       ,  1.       ]], dtype=float32)
         """
         if getattr(image, "dtype", None) != np.uint8:
             raise TensorError(f"QTensor.from_uint8: expected a uint8 array, got {describe(image)}")

@@ -31,6 +31,10 @@ class Range:
 
     Raises:
       SpecError: An end is not finite, or the ends are the wrong way round.
+
+    Example:
+      >>> q8.Range(-1, 3).union(q8.Range(0, 5))
+      Range(minimum=-1.0, maximum=5.0)
     """
 
     minimum: float
@@ -71,8 +75,11 @@ class Ranges(Mapping[str, Range]):
       RangesError: `ranges` is not a mapping, or an entry is not a range; the message names the site.
 
     Example:
-      >>> Ranges({"params/Dense_0/kernel:dot": (-1.0, 3.0)})["params/Dense_0/kernel:dot"]
+      >>> ranges = q8.Ranges({"params/Dense_0/kernel:dot": (-1.0, 3.0)})
+      >>> ranges["params/Dense_0/kernel:dot"]
       Range(minimum=-1.0, maximum=3.0)
+      >>> q8.Ranges.from_json(ranges.to_json()) == ranges
+      True
     """
 
     def __init__(self, ranges: Mapping[str, Range | tuple[float, float]] | None = None):

@@ -68,8 +68,10 @@ def register_rounding(
     Args:
       name: What `Config.rounding` and ``QTensor.from_float(rounding=...)`` call it.
       keyed: The function takes ``(x, key)`` and draws random numbers.
-      joint: See `Rounding.joint`.
-      by_range: See `Rounding.by_range`.
+      joint: Round value and minimum together, ``round((x - minimum) / scale)``. Zero is then no code any more; this is there to
+        show what that costs.
+      by_range: Multiply by ``(qmax - qmin) / (maximum - minimum)``, as TensorFlow does, instead of dividing by the scale, which
+        is itself rounded.
 
     Returns:
       A decorator that returns the function unchanged.
@@ -78,9 +80,10 @@ def register_rounding(
       RuleError: The name is taken by another function.
 
     Example:
-      >>> @register_rounding("half_up")
+      >>> @q8.register_rounding("half_up")
       ... def half_up(x):
       ...     return jnp.floor(x + 0.5)
+      >>> fast = q8.quantize(model.apply, q8.Config(rounding="half_up"))
     """
 
     def register(function: RoundingFunction) -> RoundingFunction:
@@ -114,7 +117,12 @@ def get_rounding(rounding: str | Rounding | RoundingFunction) -> Rounding:
 
 
 def rounding_names() -> tuple[str, ...]:
-    """The names of all registered schemes, sorted."""
+    """The names of all registered schemes, sorted.
+
+    Example:
+      >>> q8.rounding_names()
+      ('ceil', 'float_minimum', 'floor', 'half_away', 'half_even', 'rounded_minimum', 'stochastic', 'toward_zero')
+    """
     return tuple(sorted(_REGISTRY))
 
 

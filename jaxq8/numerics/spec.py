@@ -38,7 +38,7 @@ class Spec:
       SpecError: A value is unknown or out of bounds; the message lists what is allowed.
 
     Example:
-      >>> Spec(bits=8, symmetric=True).qmin
+      >>> q8.Spec(bits=8, symmetric=True).qmin
       -127
     """
 
