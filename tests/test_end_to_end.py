@@ -69,9 +69,11 @@ def test_share_of_multiply_adds(name, share):
 
 
 @pytest.mark.assets
-@pytest.mark.parametrize(("name", "bars"), [("efficientnet_lite", LITE0), ("squeezenet", SQUEEZENET)])
-def test_photos(name, bars):
-    """Real weights, real photos: the same first answers."""
+@pytest.mark.parametrize(
+    ("name", "bars", "corrected_db"), [("efficientnet_lite", LITE0, 23), ("squeezenet", SQUEEZENET, 37)]
+)
+def test_photos(name, bars, corrected_db):
+    """Real weights, real photos: the same first answers; and weights corrected without data (measured 24.7 and 39.1 dB)."""
     import importlib
 
     from examples import photos
@@ -85,6 +87,12 @@ def test_photos(name, bars):
     found = np.concatenate([fast(weights, images[i : i + 1]) for i in range(20)])
     assert np.sum(expected.argmax(1) == found.argmax(1)) >= SAME_ANSWERS
     assert sqnr_db(expected, found) >= bars.dynamic
+    corrected = q8.quantize_weights(
+        module.apply, variables, jax.ShapeDtypeStruct(images[:1].shape, images.dtype), correct="statistics"
+    )
+    found = np.concatenate([fast(corrected, images[i : i + 1]) for i in range(20)])
+    assert np.sum(expected.argmax(1) == found.argmax(1)) >= SAME_ANSWERS
+    assert sqnr_db(expected, found) >= corrected_db
     plan = q8.explain(module.apply, weights, images[:1])
     assert plan.eight_bit_share >= 0.99
     if processor.capability() == "avx512_vnni":
