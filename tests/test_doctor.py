@@ -19,7 +19,17 @@ from jaxq8.kernels import barred, processor
 from jaxq8.machine.selfcheck import SelfCheck
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ["jaxq8", "python", "packages", "optional packages", "system", "processor", "devices", "variables", "example"]
+PARTS = [
+    "jaxq8",
+    "python",
+    "packages",
+    "optional packages",
+    "system",
+    "processor",
+    "devices",
+    "variables",
+    "example",
+]
 
 
 def test_the_report_has_every_part(capsys, monkeypatch):
@@ -86,5 +96,7 @@ def test_the_shell_is_told_the_ends_of_a_word(tmp_path):
     asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(answers), "COMP_LINE": line,
              "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "_ARGCOMPLETE_IFS": "\013"}  # fmt: skip
     code = "from jaxq8.cli import main; main()"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), **asked}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), **asked}, check=True
+    )
     assert answers.read_text().split("\013") == ["selfcheck "]

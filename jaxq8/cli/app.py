@@ -28,7 +28,18 @@ from jaxq8.cli.lists import joined
 from jaxq8.cli.problems import FAILED, MISUSED, STOPPED, Misuse, short
 from jaxq8.errors import QuantizationError
 
-COMMANDS = (quantize, inspection, dequantize, explain, comparison, run, bench, difference, selfchecking, doctor)
+COMMANDS = (
+    quantize,
+    inspection,
+    dequantize,
+    explain,
+    comparison,
+    run,
+    bench,
+    difference,
+    selfchecking,
+    doctor,
+)
 WIDTH = 80  # width of descriptions, which are wrapped; the examples below them are not
 EPILOG = """\
 a model is named as MODULE:FUNCTION or FILE.py:FUNCTION: a function (variables, *inputs), a Flax module or its class, or a
@@ -85,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complete(commands: argparse.ArgumentParser) -> None:
-    """Answers the shell and ends the process; without argcomplete there is nothing that the shell could have asked."""
+    """Answers the shell and ends the process; where argcomplete is missing, nothing is answered."""
     try:
         import argcomplete
     except ImportError:

@@ -1,4 +1,4 @@
-"""``jaxq8 doctor``: prints what a bug report needs: versions, processor, settings, and whether this machine computes exactly."""
+"""``jaxq8 doctor``: prints what a bug report needs: versions, processor, settings, and whether products are exact here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,17 @@ from jaxq8.transform import quantize
 
 NEEDED = ("jax", "jaxlib", "flax", "numpy", "ml_dtypes", "optax", "safetensors", "tqdm", "flatbuffers")
 OPTIONAL = ("pillow", "matplotlib", "orbax-checkpoint", "argcomplete", "onnx", "onnxruntime", "qwix")
-INSTRUCTIONS = ("avx2", "avx_vnni", "avx512bw", "avx512_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm", "sme")
+INSTRUCTIONS = (
+    "avx2",
+    "avx_vnni",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni_int8",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+    "sme",
+)
 PREFIXES = ("JAXQ8_", "JAX_")
 # The names alone tell what matters: a path says who works where, and a key opens doors.
 PATH = re.compile(r"(?<![\w.])(~|[A-Za-z]:)?[/\\][^\s,;:]*")
@@ -134,7 +144,9 @@ def without_paths(text: str) -> str:
 
 def _example() -> dict[str, Any]:
     """A small product in eight bits beside float: the largest error relative to the largest result."""
-    w, x = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate([(128, 64), (8, 128)]))
+    w, x = (
+        jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate([(128, 64), (8, 128)])
+    )
     exact = jnp.dot(x, w)
     found = jax.jit(quantize(lambda w, x: jnp.dot(x, w)))(w, x)
     error = float(jnp.abs(found - exact).max() / jnp.abs(exact).max())
