@@ -58,8 +58,13 @@ def test_the_ten_lines_of_the_readme_run(capsys) -> None:
     assert plan.startswith("100.0% of")
 
 
+def test_the_readme_is_short_and_cites_this_version() -> None:
+    assert len((DOCS.parent / "README.md").read_text().splitlines()) <= 120
+    assert f"version: {q8.__version__}\n" in (DOCS.parent / "CITATION.cff").read_text()
+
+
 def test_links_between_pages_lead_somewhere() -> None:
-    pages = [DOCS.parent / "README.md", DOCS.parent / "BUILD_NOTES.md", *DOCS.glob("*.md")]
+    pages = [*DOCS.parent.glob("*.md"), *DOCS.glob("*.md")]
     for page in pages:
         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             file, _, heading = link.partition("#")
