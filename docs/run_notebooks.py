@@ -18,6 +18,7 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 FOLDER = Path(__file__).resolve().parent / "tutorials"
 LONGEST = 300  # seconds of one cell
@@ -50,12 +51,10 @@ def run(path: Path) -> Any:
     }
     for place, text in texts(notebook):
         if found := PATH.search(text):
-            raise NotebookError(f"{path.name}, {place}: tells a folder of this machine: {found[0]}")
+            raise NotebookError(f"{place}: tells a folder of this machine: {found[0]}")
     size = len(nbformat.writes(notebook))
     if size > LARGEST:
-        raise NotebookError(
-            f"{path.name}: {size} bytes with its pictures; at most {LARGEST} are kept, draw smaller ones"
-        )
+        raise NotebookError(f"{size} bytes with its pictures; at most {LARGEST} are kept, draw smaller ones")
     return notebook
 
 
@@ -80,7 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for path in options.notebooks or sorted(FOLDER.glob("*.ipynb")):
         start = time.perf_counter()
-        notebook = run(path.resolve())
+        try:
+            notebook = run(path.resolve())
+        except (CellExecutionError, NotebookError) as error:
+            print(f"{path.name}: {error}", file=sys.stderr)
+            return 1
         if not options.check:
             nbformat.write(notebook, path)
         print(
