@@ -50,8 +50,8 @@ test-all: lint assets  ## all tests
 
 # What differs between versions is JAX's interface: the pretrained models are left out, most random cases, and the files of tests
 # whose subject is not JAX (the command line, the format of files, learned rounding, published rows of numbers).
-NO_JAX := benchmarks cli cli_errors cli_lists cli_run codebook conformance_onnx conformance_tf differential docs examples_data \
-  examples_programs examples_readers files flax_state generate joins laboratory learned observers operands outliers reconstruct \
+NO_JAX := benchmarks cli cli_errors cli_lists cli_run codebook conformance_onnx conformance_tf differential docs doctor examples_data \
+  examples_programs examples_readers files flax_state generate joins laboratory learned notebooks observers operands outliers reconstruct \
   repairs rounding rounding_lab simulation tuning
 test-oldest: $(OLDEST)/.test  ## the tests of the library with the oldest dependencies (.ci/oldest.txt)
 	@HYPOTHESIS_PROFILE=quick $(QUICK) $(OLDEST)/bin/python $(PYTEST) \

@@ -31,6 +31,13 @@ class NotebookError(Exception):
     """A notebook that shows what it should not, or too much."""
 
 
+class ThisPython(AsyncKernelManager):
+    """Starts the kernel of the Python that runs this program: with no folders to search, no other is left."""
+
+    def _kernel_spec_manager_default(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[])
+
+
 def run(path: Path) -> Any:
     """Runs a notebook and returns it with its outputs.
 
@@ -39,11 +46,10 @@ def run(path: Path) -> Any:
       NotebookError: An output tells a folder of this machine, or the whole is too large.
     """
     notebook = nbformat.read(path, as_version=4)
-    # With no folders to search, the only kernel that is left is the one of the Python that runs this.
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-    client = NotebookClient(notebook, km=manager, timeout=LONGEST, startup_timeout=LONGEST, record_timing=False,
-                            extra_arguments=["--log-level=ERROR"],
-                            resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
+    client = NotebookClient(
+        notebook, kernel_name="python3", kernel_manager_class=ThisPython, extra_arguments=["--log-level=ERROR"],
+        timeout=LONGEST, startup_timeout=LONGEST, record_timing=False, resources={"metadata": {"path": str(path.parent)}},
+    )  # fmt: skip
     client.execute()
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
