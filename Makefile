@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+INSTALLED := .venv-installed
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check install --quiet
 PYTEST := -m pytest -n 2 --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo assets lint format picture test test-all test-oldest docs bench clean
+.PHONY: help demo assets lint format picture test test-all test-oldest docs notebooks bench dist clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -24,6 +25,7 @@ lint: $(VENV)/.test  ## check style, format, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted; run: make format"; exit 1; }
 	@$(BIN)/mypy
+	@$(BIN)/mypy --strict --config-file= --follow-imports=silent tests/typing_uses.py
 	@found=$$($(BIN)/lint-imports --no-cache --no-logo 2>&1) || { echo "$$found"; exit 1; }
 	@$(BIN)/python docs/draw_imports.py --check
 
@@ -49,8 +51,8 @@ test-all: lint assets  ## all tests
 # What differs between versions is JAX's interface: the pretrained models are left out, most random cases, and the files of tests
 # whose subject is not JAX (the command line, the format of files, learned rounding, published rows of numbers).
 NO_JAX := benchmarks browser cli cli_errors cli_lists cli_run codebook conformance_onnx conformance_tf differential docs docstrings \
-  examples_data examples_programs examples_readers files flax_state generate html joins laboratory learned observers operands \
-  outliers reconstruct \
+  doctor examples_data examples_programs examples_readers files flax_state generate html joins laboratory learned notebooks observers \
+  operands outliers reconstruct \
   repairs rounding rounding_lab simulation tuning
 test-oldest: $(OLDEST)/.test  ## the tests of the library with the oldest dependencies (.ci/oldest.txt)
 	@HYPOTHESIS_PROFILE=quick $(QUICK) $(OLDEST)/bin/python $(PYTEST) \
@@ -64,8 +66,20 @@ docs: $(VENV)/.docs  ## build the documentation into build/site; any warning is 
 bench: $(VENV)/.bench  ## measure speed beside the peers (ARGS="--batch 1,8 --out results")
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+notebooks: $(VENV)/.notebooks assets  ## run the tutorials from top to bottom and keep what they show (ARGS="docs/tutorials/x.ipynb")
+	@$(BIN)/python docs/run_notebooks.py $(ARGS)
+
+# `build` makes the wheel out of the sdist, so the sdist is complete if the wheel works. It is tried in an environment that has
+# nothing else, from a folder where Python cannot find the sources.
+dist: $(VENV)/.dist  ## build sdist and wheel into dist/, install the wheel in a clean environment and try it
+	@rm -rf dist $(INSTALLED)
+	@$(BIN)/python -m build --outdir dist .
+	@$(PYTHON) -m venv $(INSTALLED)
+	@$(INSTALLED)/bin/python $(PIP) dist/*.whl
+	@cd $(INSTALLED) && bin/python -I ../.ci/try_installed.py
+
 clean:  ## remove everything that the targets above made, the assets too
-	rm -rf $(VENV) $(OLDEST) .assets .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(INSTALLED) .assets .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find jaxq8 tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp in the environment says which extras it has; pyproject.toml decides when to install again.

@@ -128,10 +128,14 @@ def save_picture(
     path: Path, shown: Sequence[photos.Photo], outcomes: Sequence[Outcome], names: Sequence[str]
 ) -> None:
     """Write the photos with the first answer of each network, green where float and eight bits agree."""
+    # A line has room for some thirty letters, and one network alone needs no name.
+    short = [
+        f"{outcome.title.split('-')[-1].split()[0]}, " if len(outcomes) > 1 else "" for outcome in outcomes
+    ]
     captions = [
         [
-            (f"{kind}: {names[outcome.answers[which][index]]}", bool(outcome.agrees[index]))
-            for outcome in outcomes
+            (f"{who}{kind}: {names[outcome.answers[which][index]]}", bool(outcome.agrees[index]))
+            for who, outcome in zip(short, outcomes, strict=True)
             for which, kind in enumerate(("float", "8 bits"))
         ]
         for index in range(len(shown))

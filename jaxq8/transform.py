@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -16,10 +16,13 @@ from jaxq8.evaluation.calls import differentiable, evaluate_in_parts
 from jaxq8.numerics.ranges import Range, Ranges
 from jaxq8.plan import Plan, Recorder
 
+Result = TypeVar("Result")
 
+
+# The types of the arguments are not kept: a QTensor may stand where `fn` wants an array.
 def quantize(
-    fn: Callable[..., Any], config: Config | None = None, *, ranges: Mapping[str, Range] | None = None
-) -> Callable[..., Any]:
+    fn: Callable[..., Result], config: Config | None = None, *, ranges: Mapping[str, Range] | None = None
+) -> Callable[..., Result]:
     """Returns `fn` with its contractions and table look-ups in eight-bit integers, accumulated in int32.
 
     The result has the signature of `fn`. It composes with JAX's other transformations, both those applied to it and those used

@@ -1,6 +1,7 @@
 """The comparison with the peers: the exported graphs are the same functions, and one command writes the report."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 pytest.importorskip("tqdm")
 
-from benchmarks import files, modes, report, tracing
+from benchmarks import files, modes, picture, report, tracing
 from benchmarks.__main__ import main
 from benchmarks.contenders import CONTENDERS, Contender, UnavailableError
 from benchmarks.measure import Row, prepare_all, relative_error
@@ -175,3 +176,54 @@ def test_compile_times_of_no_model(capsys):
     with pytest.raises(SystemExit, match="2"):
         tracing.main(["tiny_mpl"])
     assert "tiny_mpl; there are" in capsys.readouterr().err
+
+
+TABLED = {"jaxq8-dynamic": "jaxq8 dynamic", "jaxq8-static": "jaxq8 static", "jaxq8-float": "jaxq8 float",
+          "qwix": "Qwix int8", "ort": "ONNX Runtime float32", "ort-static": "ONNX Runtime static"}  # fmt: skip
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def test_the_picture_shows_the_figures_of_the_table():
+    """docs/pictures/speed.json holds what docs/PERFORMANCE.md prints, and nothing else."""
+    text = (DOCS / "PERFORMANCE.md").read_text()
+    results = picture.read(DOCS / "pictures" / "speed.json")
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    header = next(line for line in lines if "jaxq8 dynamic" in line)
+    shown = 0
+    for line in (dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)):
+        if not line["batch"].isdigit():
+            continue
+        panel = picture.speeds(results, int(line["batch"]), [line["model"]])[line["model"]]
+        for name, (_, ratio) in panel.items():
+            if name in TABLED:
+                assert f"{ratio:.2f}x" == line[TABLED[name]], (line["model"], name)
+            else:
+                assert name == "xla" or f"{ratio:.1f}x" in text
+        shown += len(panel)
+    assert shown == len(results["rows"])
+
+
+def test_the_picture_is_drawn_from_results_of_the_command(tmp_path, capsys):
+    rows = [
+        _row("xla", "self", [4.0, 2.0], 0),
+        _row("jaxq8-static", "self", [0.5]),
+        _row("ort", "peer", [1.0]),
+    ]
+    file, drawn = tmp_path / "benchmark.json", tmp_path / "speed.svg"
+    file.write_text(
+        report.as_json(rows, {"processor": "P", "cores": "2", "features": "amx_int8"}, [], "command")
+    )
+    found = picture.speeds(picture.read(file), 1)["net"]
+    assert {name: ratio for name, (_, ratio) in found.items()} == {"xla": 1, "jaxq8-static": 4, "ort": 2}
+    assert picture.main([str(file), str(drawn)]) == 0
+    first = drawn.read_text()
+    assert "<svg" in first
+    assert picture.main([str(file), str(drawn)]) == 0
+    assert drawn.read_text() == first  # nothing of the day or of chance
+    assert picture.main([str(file), str(drawn), "--models", "resnet"]) == 1
+    assert "no results of resnet at batch 1" in capsys.readouterr().err
+    file.write_text("[]")
+    assert picture.main([str(file), str(drawn)]) == 1
+    assert "holds no results" in capsys.readouterr().err

@@ -113,13 +113,13 @@ def test_the_quick_start_of_the_site_runs(capsys, tmp_path, monkeypatch) -> None
     assert capsys.readouterr().out.endswith("\n(1, 64, 64, 64)\n")
 
 
+def test_the_readme_is_short_and_cites_this_version() -> None:
+    assert len((DOCS.parent / "README.md").read_text().splitlines()) <= 120
+    assert f"version: {q8.__version__}\n" in (DOCS.parent / "CITATION.cff").read_text()
+
+
 def test_links_between_pages_lead_somewhere() -> None:
-    pages = [
-        DOCS.parent / "README.md",
-        DOCS.parent / "BUILD_NOTES.md",
-        DOCS.parent / "CHANGELOG.md",
-        *DOCS.rglob("*.md"),
-    ]
+    pages = [*DOCS.parent.glob("*.md"), *DOCS.rglob("*.md")]
     for page in pages:
         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             file, _, heading = link.partition("#")

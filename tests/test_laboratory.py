@@ -78,6 +78,20 @@ def test_an_interrupted_experiment_goes_on(tmp_path) -> None:
         experiment(path=path)
 
 
+def test_a_picture_leaves_the_pictures_of_a_notebook_alone(tmp_path) -> None:
+    """Another backend, once chosen, would keep all later pictures from being shown."""
+    from matplotlib import pyplot
+
+    before = pyplot.get_backend()
+    pyplot.switch_backend("svg")
+    try:
+        experiment(bits=(8,)).plot(tmp_path / "t.png", x="bits", by="bits")
+        assert pyplot.get_backend() == "svg"
+        assert pyplot.get_fignums() == []
+    finally:
+        pyplot.switch_backend(before)
+
+
 def test_tables_are_written_and_drawn(tmp_path) -> None:
     table = experiment(bits=(8, 4), symmetric=(True, False), name="pair")
     table.save(tmp_path / "t.csv")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxq8.calibration.error_measures import OutputErrors, SiteErrors
-from jaxq8.display.figures import pyplot_for, short, write_figure
+from jaxq8.display.figures import new_figure, short, write_figure
 
 SHOWN = 3  # sites whose histograms are drawn
 
@@ -22,10 +22,9 @@ def plot_report(
     path: Path,
 ) -> None:
     """Draws the error along the depth, the loss at each site, and histograms of the sites that lose most."""
-    pyplot = pyplot_for("Report.plot")
     worst = sorted(zip(losses(sites), sites, strict=True), key=lambda pair: -pair[0])[:SHOWN]
     columns = max(len(worst), 1)
-    figure = pyplot.figure(figsize=(14, 13), layout="constrained")
+    figure = new_figure("Report.plot", 14, 13)
     grid = figure.add_gridspec(4, columns, height_ratios=[1.2, 1, 1, 1])
     depth = figure.add_subplot(grid[0, :])
     _depth(depth, output, sites, jump)
@@ -33,7 +32,7 @@ def plot_report(
     for column, (_, site) in enumerate(worst):
         _activations(figure.add_subplot(grid[2, column]), site)
         _weights(figure.add_subplot(grid[3, column]), weights.get(site.name), site)
-    write_figure(pyplot, figure, path, "Report.plot")
+    write_figure(figure, path, "Report.plot")
 
 
 def losses(sites: Sequence[SiteErrors]) -> list[float]:

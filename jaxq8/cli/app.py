@@ -17,6 +17,7 @@ from jaxq8.cli import (
     comparison,
     dequantize,
     difference,
+    doctor,
     explain,
     inspection,
     quantize,
@@ -27,7 +28,18 @@ from jaxq8.cli.lists import joined
 from jaxq8.cli.problems import FAILED, MISUSED, STOPPED, Misuse, short
 from jaxq8.errors import QuantizationError
 
-COMMANDS = (quantize, inspection, dequantize, explain, comparison, run, bench, difference, selfchecking)
+COMMANDS = (
+    quantize,
+    inspection,
+    dequantize,
+    explain,
+    comparison,
+    run,
+    bench,
+    difference,
+    selfchecking,
+    doctor,
+)
 WIDTH = 80  # width of descriptions, which are wrapped; the examples below them are not
 EPILOG = """\
 a model is named as MODULE:FUNCTION or FILE.py:FUNCTION: a function (variables, *inputs), a Flax module or its class, or a
@@ -70,14 +82,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
       >>> main(["inspect", "model.q8"])  # doctest: +SKIP
       0
     """
+    commands = parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for the ends of a word; see docs/COMMAND_LINE.md
+        _complete(commands)
     try:
-        options = parser().parse_args(joined(sys.argv[1:] if arguments is None else arguments))
+        options = commands.parse_args(joined(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as done:  # argparse has already printed the help or what is wrong
         return int(done.code or 0)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _show_warning
         return _guarded(options)
+
+
+def _complete(commands: argparse.ArgumentParser) -> None:
+    """Answers the shell and ends the process; where argcomplete is missing, nothing is answered."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    argcomplete.autocomplete(commands)
 
 
 def _guarded(options: argparse.Namespace) -> int:

@@ -10,24 +10,23 @@ from jaxq8.errors import ArgumentError
 LONGEST = 30  # how many characters a site name may have in a picture
 
 
-def pyplot_for(who: str) -> Any:
-    """Returns matplotlib's pyplot, which is imported when the first picture is drawn: it is optional and slow to import.
+def new_figure(who: str, width: float, height: float) -> Any:
+    """Returns an empty figure of that size in inches. matplotlib is imported here: it is optional and slow to import.
+
+    pyplot is not used: it would keep the figure, and choosing its backend would end the display of pictures in a notebook.
 
     Raises:
       ArgumentError: matplotlib is not installed; the message names the function `who` that needs it.
     """
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ArgumentError(f"{who} needs matplotlib: pip install matplotlib") from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def write_figure(pyplot: Any, figure: Any, path: Path, who: str) -> None:
-    """Writes a figure in the format that the ending of `path` names, and closes the figure.
+def write_figure(figure: Any, path: Path, who: str) -> None:
+    """Writes a figure in the format that the ending of `path` names.
 
     Raises:
       ArgumentError: matplotlib cannot write the file; the message names the function `who`.
@@ -36,8 +35,6 @@ def write_figure(pyplot: Any, figure: Any, path: Path, who: str) -> None:
         figure.savefig(path, dpi=80)
     except (ValueError, OSError) as error:
         raise ArgumentError(f"{who}: cannot write {path} ({error})") from error
-    finally:
-        pyplot.close(figure)
 
 
 def short(name: str) -> str:

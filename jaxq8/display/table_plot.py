@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq8.display.figures import pyplot_for, write_figure
+from jaxq8.display.figures import new_figure, write_figure
 
 MARKERS = "os^Dv"
 Row = dict[str, Any]
@@ -29,8 +29,8 @@ def plot_table(
 
     Each value of `by` has a colour, and each combination of the other settings that vary has a marker.
     """
-    pyplot = pyplot_for("Table.plot")
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = new_figure("Table.plot", 7, 4)
+    axes = figure.subplots()
     rest = [name for name in settings if name not in (x, by) and len(_values(rows, name)) > 1]
     places, colours = _values(rows, x), _values(rows, by)
 
@@ -54,7 +54,7 @@ def plot_table(
     axes.set(xlabel=names.get(x, x), ylabel=names.get(metric, metric), title=title)
     axes.grid(alpha=0.3)
     axes.legend(title=names.get(by, by), fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    write_figure(pyplot, figure, path, "Table.plot")
+    write_figure(figure, path, "Table.plot")
 
 
 def _values(rows: Sequence[Row], name: str) -> list[Any]:

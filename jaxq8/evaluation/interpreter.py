@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +44,11 @@ from jaxq8.plan import Reason, Recorder, SiteRecord
 
 # ``rule(ctx, *values, **params) -> Value``, a list of them for a primitive with several results, or NotImplemented.
 Rule = Callable[..., Any]
+Registered = TypeVar("Registered", bound=Rule)
 RULES: dict[Any, Rule] = {}
 
 
-def register_rule(*primitives: Any) -> Callable[[Rule], Rule]:
+def register_rule(*primitives: Any) -> Callable[[Registered], Registered]:
     """Registers what primitives mean for eight-bit values; use as a decorator.
 
     A rule is called as ``rule(ctx, *values, **params)`` with the equation's operands as values (`jaxq8.values`) and its
@@ -71,7 +72,7 @@ def register_rule(*primitives: Any) -> Callable[[Rule], Rule]:
       ...     return Array(primitives.erfc_p.bind(ctx.real(x), **params), lo=0.0, hi=2.0)
     """
 
-    def register(function: Rule) -> Rule:
+    def register(function: Registered) -> Registered:
         for primitive in primitives:
             taken = RULES.get(primitive)
             if taken is not None and taken is not function:

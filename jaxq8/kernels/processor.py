@@ -36,12 +36,12 @@ def capability() -> str:
         return "arm"
     if machine not in ("x86_64", "amd64"):
         return "other"
-    flags = _flags()
-    if "amx_int8" in flags:
+    known = flags()
+    if "amx_int8" in known:
         return "amx"
-    if "avx512_vnni" in flags:
+    if "avx512_vnni" in known:
         return "avx512_vnni"
-    return "avx2" if "avx2" in flags else "x86"
+    return "avx2" if "avx2" in known else "x86"
 
 
 def mixed_dots_are_fast() -> bool:
@@ -67,13 +67,24 @@ def compiler_options() -> dict[str, str]:
     return {"xla_cpu_prefer_vector_width": "512"} if wide else {}
 
 
-def _flags() -> set[str]:
-    """The flags of the first processor in Linux's list."""
+def name() -> str:
+    """The processor's name as Linux gives it, such as "AMD EPYC 9R14"; elsewhere what Python knows of it, or "unknown"."""
+    return _described("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def flags() -> set[str]:
+    """The flags of the first processor in Linux's list; empty where there is no such list."""
+    return set((_described("flags") or _described("Features")).split())
+
+
+def _described(field: str) -> str:
+    """One field of the first processor in Linux's list, or an empty string."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return set()
+        return ""
     for line in text.splitlines():
-        if line.startswith("flags"):
-            return set(line.split(":", 1)[1].split())
-    return set()
+        key, _, value = line.partition(":")
+        if key.strip() == field:
+            return value.strip()
+    return ""

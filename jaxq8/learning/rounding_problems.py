@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -69,10 +69,11 @@ class RoundingProblem:
 
 # ``method(problem, key) -> codes``: integer-valued floats (g, k, n) between qmin and qmax.
 Method = Callable[..., Any]
+Registered = TypeVar("Registered", bound=Method)
 _METHODS: dict[str, Method] = {}
 
 
-def register_learned_rounding(name: str) -> Callable[[Method], Method]:
+def register_learned_rounding(name: str) -> Callable[[Registered], Registered]:
     """Registers a method for `learn_rounding`; use as a decorator.
 
     The method is called as ``method(problem, key)`` with a `RoundingProblem` and a PRNG key of its own, and returns codes of
@@ -94,7 +95,7 @@ def register_learned_rounding(name: str) -> Callable[[Method], Method]:
       >>> encoded = q8.learn_rounding(model.apply, variables, batches, method="upwards", config=four, stages=1)
     """
 
-    def register(function: Method) -> Method:
+    def register(function: Registered) -> Registered:
         if _METHODS.get(name, function) is not function:
             raise RuleError(f"learned rounding {name!r} is already registered; choose another name")
         _METHODS[name] = function

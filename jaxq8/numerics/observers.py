@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxq8.numerics.spec import Spec  # for annotations only, since `spec` imports this module
 
 State = Any
+Registered = TypeVar("Registered")
 BINS = 4096  # the number of bins of a histogram over [-limit, limit)
 
 
@@ -55,7 +56,7 @@ class Observer(Protocol):
 _REGISTRY: dict[str, Observer] = {}
 
 
-def register_observer(name: str) -> Callable[[Any], Any]:
+def register_observer(name: str) -> Callable[[Registered], Registered]:
     """Registers an observer under `name`; use as a decorator of a class without arguments, or call it with an instance.
 
     Args:
@@ -77,10 +78,10 @@ def register_observer(name: str) -> Callable[[Any], Any]:
       >>> ranges = q8.calibrate(model.apply, variables, batches, observer="largest")
     """
 
-    def register(observer: Any) -> Any:
+    def register(observer: Registered) -> Registered:
         if name in _REGISTRY:
             raise RuleError(f"observer {name!r} is already registered; choose another name")
-        instance = observer() if isinstance(observer, type) else observer
+        instance: Any = observer() if isinstance(observer, type) else observer
         methods = ("init", "update", "merge", "finalise")
         missing = [method for method in methods if not callable(getattr(instance, method, None))]
         if missing:

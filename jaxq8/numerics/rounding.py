@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxq8.errors import RuleError, SpecError
 
 RoundingFunction = Callable[..., jax.Array]
+Registered = TypeVar("Registered", bound=RoundingFunction)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ _REGISTRY: dict[str, Rounding] = {}
 
 def register_rounding(
     name: str, *, keyed: bool = False, joint: bool = False, by_range: bool = False
-) -> Callable[[RoundingFunction], RoundingFunction]:
+) -> Callable[[Registered], Registered]:
     """Registers a rounding function under `name`; use as a decorator.
 
     Args:
@@ -86,7 +87,7 @@ def register_rounding(
       >>> fast = q8.quantize(model.apply, q8.Config(rounding="half_up"))
     """
 
-    def register(function: RoundingFunction) -> RoundingFunction:
+    def register(function: Registered) -> Registered:
         taken = _REGISTRY.get(name)
         if taken is not None and taken.function is not function:
             raise RuleError(
