@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxq8._version import __version__
 from jaxq8.cli import options as shared
 from jaxq8.cli.problems import FAILED, short
-from jaxq8.cli.text import print_json, size
+from jaxq8.cli.text import print_json
+from jaxq8.display.numbers import size
 from jaxq8.kernels import processor
 from jaxq8.kernels.barred import barred_forms
 from jaxq8.machine.selfcheck import selfcheck
