@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from jaxq8.calibration.calibrate import calibrate, each_batch
 from jaxq8.config import Config
-from jaxq8.display.tables import Row, Table, bootstrap
+from jaxq8.display.intervals import bootstrap
+from jaxq8.display.tables import Row, Table
 from jaxq8.errors import ArgumentError, FileError
 from jaxq8.learning.learn_rounding import learn_rounding
 from jaxq8.learning.rounding_problems import learned_rounding_names
