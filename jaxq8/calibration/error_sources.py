@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from jaxq8.errors import ArgumentError
 from jaxq8.evaluation.calls import evaluate_call
 from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.ranges import Range, Ranges
+from jaxq8.numerics.sizes import certainly_less
 from jaxq8.plan import Recorder
 from jaxq8.transform import checked_config, quantize
 from jaxq8.weights import quantize_weights
@@ -223,7 +225,7 @@ def _mixing(chains: Chains) -> set[Ref]:
     """The results of all joins and sums of maps of different origin.
 
     The origins of a variable are the nearest contractions, joins, sums and inputs before it. ``x + x**3`` in a gelu adds
-    numbers of the same origin, and a bias has none: neither is a sum of two maps.
+    numbers of the same origin, and a bias, which is spread over a map, has none: neither is a sum of two maps.
     """
     origins: dict[Ref, frozenset[Ref]] = {}
     found: set[Ref] = set()
@@ -234,7 +236,7 @@ def _mixing(chains: Chains) -> set[Ref]:
         return origins.get(ref, frozenset({ref}))
 
     for node in chains.nodes:
-        operands = [of(ref) for ref in node.inputs]
+        operands = [] if _spreads(node) else [of(ref) for ref in node.inputs]
         mixes = _mixes(node, operands)
         if mixes:
             found.update(node.outputs)
@@ -242,6 +244,13 @@ def _mixing(chains: Chains) -> set[Ref]:
         for output in node.outputs:
             origins[output] = frozenset({output}) if begins else frozenset().union(*operands)
     return found
+
+
+def _spreads(node: Node) -> bool:
+    """Whether an equation repeats a scalar or vector over a map."""
+    if node.primitive is not primitives.broadcast_in_dim_p:
+        return False
+    return certainly_less(math.prod(node.eqn.invars[0].aval.shape), math.prod(node.eqn.outvars[0].aval.shape))
 
 
 def _mixes(node: Node, operands: Sequence[frozenset[Ref]]) -> bool:
