@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 # Run as a program, Python looks for modules in this folder only.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,7 +25,7 @@ from examples.calibrated import NETS, prepared
 from examples.models.checks import ModelFileError
 
 COLOURS = {"weights": "tab:blue", "activations": "tab:orange", "joins and sums": "tab:green"}
-CORRECTIONS = {"as rounded": None, "corrected": "statistics"}
+CORRECTIONS: dict[str, Literal["statistics"] | None] = {"as rounded": None, "corrected": "statistics"}
 
 
 def tables(net: ModuleType, count: int) -> dict[str, q8.Table]:

@@ -163,8 +163,8 @@ def minimum_rule(subject: Subject, out: Path) -> list[str]:
     answers = subject.fn(variables, images).argmax(1)
     for rule in RULES:
         fast = jax.jit(q8.quantize(subject.fn, q8.Config(rounding=rule), ranges=ranges))
-        same = np.mean(np.asarray(fast(variables, images)).argmax(1) == answers)
-        lines.append(f"{rule}: same answer as float on {same:.0%} of {len(images)} photos")
+        same = q8.Share.of(np.asarray(fast(variables, images)).argmax(1) == answers)
+        lines.append(f"{rule}: same answer as float on {same} photos")
     _draw_bias(out / "minimum_rule.png", order, biases, subject.name)
     return lines
 

@@ -26,7 +26,7 @@ def test_wilson_intervals(count, total, low, high):
 
 
 def test_intervals_hold_the_true_share_as_often_as_they_say():
-    """Over 20 examples of a share of 0.9 Wilson's intervals hold it 96% of the time (binomial sum); the bootstrap does 88%."""
+    """Over 20 examples of a share of 0.9 Wilson's intervals hold it 96% of the time; the bootstrap does at most 88%."""
     hits = np.random.default_rng(0).binomial(20, 0.9, 2000)
     held = [low <= 0.9 <= high for low, high in (q8.Share(int(k), 20).interval for k in hits)]
     assert 0.94 < np.mean(held) < 0.98
