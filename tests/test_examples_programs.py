@@ -175,10 +175,9 @@ def test_static_ranges_of_an_encoder_keep_its_judgement(capsys):
 def test_static_ranges_of_a_photo_net(name, bars, capsys):
     """Plain min/max, and the best repairs: SQNR in dB, and how many of 20 answers are float's."""
     calibrated.print_net(name, calibrated.NETS[name])
-    rows = dict(re.findall(r"^ *(\S.*?)  +([-\d. ]+)$", capsys.readouterr().out, re.M))
-    db, same, _ = map(float, rows["static, min/max"].split())
+    printed = re.findall(r"^ *(\S.*?)  +(-?[\d.]+ \(.*)$", capsys.readouterr().out, re.M)
+    rows = {title: [float(figure) for figure in re.findall(r"(-?[\d.]+) \(", row)] for title, row in printed}
+    db, same, _ = rows["static, min/max"]
     assert db >= bars.static
     assert same >= SAME_ANSWERS
-    assert (
-        max(float(row.split()[0]) for title, row in rows.items() if "dynamic" not in title) >= bars.repaired
-    )
+    assert max(row[0] for title, row in rows.items() if "dynamic" not in title) >= bars.repaired

@@ -55,7 +55,7 @@ def _result_figures(report: Report) -> tuple[Figure, ...]:
     found = [Figure(decibels(o.sqnr_db), "signal over error in the results", note)]
     if o.same_answer is not None and o.among_five is not None:
         value = f"{o.same_answer.count} of {o.same_answer.total}"
-        note = f"{percent_text(o.same_answer.interval)[1:-1]} of all such examples; "
+        note = f"{percent_text(o.same_answer.interval)[1:-1]} of such examples; "
         note += (
             f"float's first answer is among the first five of eight bits in {share(o.among_five.value, 1)}"
         )

@@ -134,4 +134,6 @@ def _or_null(value: Any) -> Any:
 
 def _with_interval(row: Row, metric: str) -> str:
     """A metric of one row with its interval: ``0.9 (0.85 to 0.95)``."""
+    if math.isinf(row[metric]) and row[metric + "_low"] == row[metric + "_high"]:
+        return f"{row[metric]}"  # no error in any example
     return f"{row[metric]:.3g} ({row[metric + '_low']:.3g} to {row[metric + '_high']:.3g})"
