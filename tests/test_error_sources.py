@@ -71,6 +71,36 @@ def test_joins_and_sums_in_too_wide_a_range_dominate(fn, site):
     assert found["all"]["sqnr_db"] == pytest.approx(found["joins and sums"]["sqnr_db"], abs=1)
 
 
+def test_parts_with_scales_of_their_own_are_measured_with_them():
+    """A part of 16 times larger numbers, with weights that make up for it; under one range the other part would lose 4 bits."""
+    v = {**V, "d": jnp.concatenate([V["c"] / 16, V["c"]])}
+
+    def unlike(v, x):
+        return jnp.concatenate([16 * jax.nn.sigmoid(x @ v["a"]), jax.nn.sigmoid(x @ v["b"])], 1) @ v["d"]
+
+    found = sources(unlike, v)
+    assert found["joins and sums"]["sqnr_db"] > 45
+    assert found["all"]["share"] == pytest.approx(1, abs=0.3)
+    costs = {site.name: site for site in q8.sensitivity(unlike, v, [X], config=ALWAYS, progress=False).sites}
+    without_weight = q8.Config(
+        kernels="xla", overrides=(("a:dot", {"mode": "off"}), ("b:dot", {"mode": "off"}))
+    )
+    fast = q8.quantize(unlike, without_weight)
+    assert costs["d:dot"].alone_db == pytest.approx(sqnr_db(unlike(v, X), fast(v, X)), abs=0.5)
+
+
+def test_weights_that_are_computed_count_as_weights():
+    """Rows of a weight that differ 1000 times, under one scale a channel, where the small ones matter as much."""
+
+    def computed(v, x):
+        both = jnp.concatenate([1000 * jax.nn.sigmoid(x @ v["a"]), jax.nn.sigmoid(x @ v["b"])], 1)
+        return both @ jnp.concatenate([v["c"] / 1000, v["c"]])
+
+    found = sources(computed)
+    assert found["weights"]["share"] > 0.99
+    assert found["all"]["sqnr_db"] == pytest.approx(found["weights"]["sqnr_db"], abs=0.5)
+
+
 def test_given_weights_are_measured_with_their_biases():
     """A bias that is wrong by a tenth is an error of `fast_variables`, and so one of the weights."""
 

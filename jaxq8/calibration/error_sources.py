@@ -67,9 +67,7 @@ def error_sources(
     are independent, less if they cancel.
 
     A join or sum is known as such through relu, clips, pooling and layout operations, not through norms, and not inside `scan`
-    and other control flow, where all values that are no concatenations count as activations. Where `quantize` reads the parts
-    of a concatenation one by one because their ranges differ much, they have one range here: "joins and sums" is then larger
-    than what "all" contains.
+    and other control flow, where all values that are no concatenations count as activations.
 
     Args:
       fn: The float function: ``model.apply``.
@@ -174,19 +172,29 @@ class _Sites:
         loose = [use.sites for leaf, use in analysis.weights.items() if not is_encoded(leaves[leaf])]
         self._weights = {site.name for site in analysis.sites.values() if site.weight is not None}
         self._loose = {name for names in loose for name in names}
-        self._joins = _joins_and_sums(Chains.trace(fn, (variables, *inputs), kwargs, config))
+        chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
+        mixing, origins = _mixing(chains)
+        self._joins = _joins_and_sums(chains, mixing)
+        # Weights that are computed from others before they are read become codes in the run too.
+        for node in chains.nodes:
+            site = analysis.sites.get(node.path)
+            if site is not None and site.weight is None and node.primitive in CONTRACTIONS:
+                ref = node.inputs[1]
+                if ref is not None and not origins.get(ref, frozenset({ref})):
+                    self._weights.add(site.name)
+                    self._loose.add(site.name)
 
     def flag(self, name: str, exact: jax.Array) -> Any:
         """Whether the value under a name stays exact; `exact` says that of weights, of activations, of joins and sums."""
         site = site_name(name)
         if name.endswith(".rhs") and site in self._weights:
             return exact[0] if site in self._loose else True
-        return exact[2] if site in self._joins or site_op(name) == "concatenate" else exact[1]
+        is_join = site in self._joins and not name.endswith(".rhs")
+        return exact[2] if is_join or site_op(name) == "concatenate" else exact[1]
 
 
-def _joins_and_sums(chains: Chains) -> set[str]:
+def _joins_and_sums(chains: Chains, mixing: set[Ref]) -> set[str]:
     """The sites whose codes are those of a join or a sum, or of a map that one reads beside the site."""
-    mixing = _mixing(chains)
     found = set()
     for node in chains.nodes:
         site = chains.analysis.sites.get(node.path)
@@ -221,8 +229,8 @@ def _goes_to(chains: Chains, ref: Ref, mixing: set[Ref]) -> bool:
     return False
 
 
-def _mixing(chains: Chains) -> set[Ref]:
-    """The results of all joins and sums of maps of different origin.
+def _mixing(chains: Chains) -> tuple[set[Ref], dict[Ref, frozenset[Ref]]]:
+    """The results of all joins and sums of maps of different origin, and the origins of all results.
 
     The origins of a variable are the nearest contractions, joins, sums and inputs before it. ``x + x**3`` in a gelu adds
     numbers of the same origin, and a bias, which is spread over a map, has none: neither is a sum of two maps.
@@ -243,7 +251,7 @@ def _mixing(chains: Chains) -> set[Ref]:
         begins = mixes or node.primitive in CONTRACTIONS or (any(operands) and bool(callees(node.eqn)))
         for output in node.outputs:
             origins[output] = frozenset({output}) if begins else frozenset().union(*operands)
-    return found
+    return found, origins
 
 
 def _spreads(node: Node) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxq8.analysis.flat_function import Chains
+from jaxq8.analysis.sites import site_name
 from jaxq8.analysis.traced_call import Call
 from jaxq8.calibration.calibrate import each_batch
 from jaxq8.calibration.example_errors import example_sums
@@ -260,7 +261,7 @@ class _Trial:
             call = Call.trace(fn, (variables, *inputs), kwargs)
 
             def flag(name: str) -> Any:
-                site = position.get(name.removesuffix(".rhs"))
+                site = position.get(site_name(name))
                 return True if site is None else exact[site]
 
             return evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), exact=flag)
