@@ -230,7 +230,7 @@ def network(subject: Subject, out: Path) -> list[str]:
         same = np.concatenate([same_answer(x, y) for x, y in zip(exact, results, strict=True)])
         mean, low, high = q8.bootstrap(noise)
         lines.append(
-            f"{label:<20} {mean:5.1f} dB ({low:.1f} to {high:.1f}), same largest element {same.mean():.0%}"
+            f"{label:<20} {mean:5.1f} dB ({low:.1f} to {high:.1f}), same largest element {q8.Share.of(same)}"
         )
     (out / f"network_{subject.name.split()[0].lower()}.txt").write_text("\n".join(lines) + "\n")
     return lines

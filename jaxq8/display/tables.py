@@ -23,7 +23,7 @@ class Table:
 
     Attributes:
       rows: The settings, and for each metric its mean over the examples and the ends ``metric_low`` and ``metric_high`` of its
-        95% bootstrap interval.
+        95% interval.
       metrics: Names of the metrics.
     """
 
