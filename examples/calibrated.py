@@ -84,13 +84,22 @@ def print_net(title: str, net: ModuleType) -> None:
     labels = np.array([photo.label for photo in photos.labelled()])
     batches = [extra[i : i + BATCH] for i in range(0, len(extra), BATCH)]
     exact = one_by_one(jax.jit(model.apply), variables, test)
-    print(f"\n{title}: float has {np.sum(exact.argmax(-1) == labels)} of {len(labels)} right")
-    print(f"{'eight bits':<32}{'SQNR, dB':>9}{'same answer':>13}{'right':>7}")
+    print(f"\n{title}: float has {q8.Share.of(exact.argmax(-1) == labels)} right; all intervals are at 95%")
+    print(f"{'eight bits':<32}{'SQNR, dB':>21}{'same answer':>18}{'right':>18}")
     for version in versions(model.apply, variables, batches):
         fast = jax.jit(q8.quantize(model.apply, version.config, ranges=version.ranges))
         found = one_by_one(fast, version.variables, test)
-        same, right = (int(np.sum(found.argmax(-1) == like)) for like in (exact.argmax(-1), labels))
-        print(f"{version.title:<32}{side_by_side.sqnr_db(exact, found):>9.1f}{same:>13}{right:>7}")
+        low, high = side_by_side.sqnr_interval(exact, found)
+        noise = f"{side_by_side.sqnr_db(exact, found):.1f} ({low:.1f} to {high:.1f})"
+        same, right = (_counted(found.argmax(-1) == like) for like in (exact.argmax(-1), labels))
+        print(f"{version.title:<32}{noise:>21}{same:>18}{right:>18}")
+
+
+def _counted(found: np.ndarray) -> str:
+    """How many are true, and the interval of the share: ``18 (70 to 97%)``."""
+    share = q8.Share.of(found)
+    low, high = share.interval
+    return f"{share.count} ({100 * low:.0f} to {100 * high:.0f}%)"
 
 
 def batches_of_tokens(texts: Sequence[str]) -> list[tuple[Any, ...]]:

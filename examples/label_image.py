@@ -98,18 +98,23 @@ def print_photo(
 
 
 def print_summary(shown: Sequence[photos.Photo], outcomes: Sequence[Outcome], top: int) -> None:
-    """Print what all photos together say of each network: agreement, noise, time, bytes."""
+    """Print what all photos together say of each network: agreement, noise, time, bytes.
+
+    The intervals in brackets say what other photos of the same kind could have shown.
+    """
     for outcome in outcomes:
-        same = int(outcome.agrees.sum())
         noise = side_by_side.sqnr_db(*outcome.logits)
+        low, high = side_by_side.sqnr_interval(*outcome.logits)
         print(f"\n{outcome.title}, {len(shown)} photos")
-        print(f"  same first answer    {same} of {len(shown)}")
+        print(f"  same first answer    {q8.Share.of(outcome.agrees)}")
         print(f"  same among best {top:<4} {_shared(outcome, top):.2f} on average")
         if all(photo.label is not None for photo in shown):
             truth = np.array([photo.label for photo in shown])
-            right = [int((answers == truth).sum()) for answers in outcome.answers]
-            print(f"  as labelled          float {right[0]}, eight bits {right[1]} of {len(shown)}")
-        print(f"  logits               {noise:.1f} dB signal to quantization noise")
+            right = [q8.Share.of(answers == truth) for answers in outcome.answers]
+            print(f"  as labelled          float {right[0]}")
+            print(f"                       eight bits {right[1]}")
+        over = f" (95%: {low:.1f} to {high:.1f})" if len(shown) > 1 else ""
+        print(f"  logits               {noise:.1f} dB signal to quantization noise{over}")
         print(f"  in eight bits        {100 * outcome.eight_bit_share:.1f}% of the multiply-adds")
         print(_versus("time of a photo", *outcome.ms, "ms"))
         print(_versus("weights", outcome.size[0] / 1e6, outcome.size[1] / 1e6, "MB"))

@@ -163,8 +163,8 @@ def minimum_rule(subject: Subject, out: Path) -> list[str]:
     answers = subject.fn(variables, images).argmax(1)
     for rule in RULES:
         fast = jax.jit(q8.quantize(subject.fn, q8.Config(rounding=rule), ranges=ranges))
-        same = np.mean(np.asarray(fast(variables, images)).argmax(1) == answers)
-        lines.append(f"{rule}: same answer as float on {same:.0%} of {len(images)} photos")
+        same = q8.Share.of(np.asarray(fast(variables, images)).argmax(1) == answers)
+        lines.append(f"{rule}: same answer as float on {same} photos")
     _draw_bias(out / "minimum_rule.png", order, biases, subject.name)
     return lines
 
@@ -230,7 +230,7 @@ def network(subject: Subject, out: Path) -> list[str]:
         same = np.concatenate([same_answer(x, y) for x, y in zip(exact, results, strict=True)])
         mean, low, high = q8.bootstrap(noise)
         lines.append(
-            f"{label:<20} {mean:5.1f} dB ({low:.1f} to {high:.1f}), same largest element {same.mean():.0%}"
+            f"{label:<20} {mean:5.1f} dB ({low:.1f} to {high:.1f}), same largest element {q8.Share.of(same)}"
         )
     (out / f"network_{subject.name.split()[0].lower()}.txt").write_text("\n".join(lines) + "\n")
     return lines

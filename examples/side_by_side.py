@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+import jaxq8 as q8
+
 
 def weight_bytes(variables: Any) -> int:
     """Bytes of all arrays in a tree; of a quantized tensor its codes, scales and zero points count."""
@@ -24,6 +26,14 @@ def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float:
     exact = np.asarray(exact, np.float64)
     noise = np.sum((exact - approximate) ** 2)
     return float(10 * np.log10(np.sum(exact**2) / noise)) if noise else float("inf")
+
+
+def sqnr_interval(exact: np.ndarray, approximate: np.ndarray) -> tuple[float, float]:
+    """The 95% bootstrap interval of `sqnr_db` over examples, which lie along the first axis, in dB."""
+    exact = np.asarray(exact, np.float64).reshape(len(exact), -1)
+    noise = ((exact - np.reshape(approximate, exact.shape)) ** 2).sum(1)
+    _, low, high = q8.bootstrap((exact**2).sum(1), over=noise)
+    return float(10 * np.log10(low)), float(10 * np.log10(high))
 
 
 def fastest_ms(

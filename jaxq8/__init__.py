@@ -6,9 +6,11 @@ from jaxq8.calibration.bias_correction import correct_bias
 from jaxq8.calibration.calibrate import calibrate
 from jaxq8.calibration.compare import Report, compare
 from jaxq8.calibration.equalization import equalize
+from jaxq8.calibration.error_sources import error_sources
 from jaxq8.calibration.sensitivity import Sensitivity, sensitivity
 from jaxq8.config import Config
-from jaxq8.display.tables import Table, bootstrap
+from jaxq8.display.intervals import Share, bootstrap
+from jaxq8.display.tables import Table
 from jaxq8.errors import (
     ArgumentError,
     CalibrationWarning,
@@ -70,6 +72,7 @@ __all__ = [
     "RuleError",
     "SelfCheck",
     "Sensitivity",
+    "Share",
     "SiteRecord",
     "Spec",
     "SpecError",
@@ -84,6 +87,7 @@ __all__ = [
     "compiler_options",
     "correct_bias",
     "equalize",
+    "error_sources",
     "experiment",
     "explain",
     "export",

@@ -66,5 +66,5 @@ def report() -> q8.Report:
     sites.append(errors("params/layer_7/kernel:conv.part0", 40))
     sites[0] = SiteErrors(math.inf, 1.0, 0.0, 0.0, "params/layer_0/kernel:conv", "conv")
     answers = ((1, 1), (2, 0), (0, 0))
-    output = OutputErrors(20.0, 0.99, 0.7, 0.1, top1=2 / 3, top5=1.0)
+    output = OutputErrors(20.0, 0.99, 0.7, 0.1, top1=2 / 3, top5=1.0, examples=3)
     return q8.Report(output, tuple(sites), {}, plan(), answers)

@@ -10,6 +10,7 @@ import pytest
 from examples import (
     assets,
     calibrated,
+    error_sources,
     label_image,
     photos,
     report_page,
@@ -68,6 +69,20 @@ def test_the_page_of_a_network_shows_its_sites_and_all_photos(tmp_path, capsys):
     assert text.count("<img ") == 20
     assert text.count("same answer</span>") >= SAME_ANSWERS
     assert text.count('class="histogram"') >= 26  # at least of what each convolution reads
+
+
+@pytest.mark.slow
+@pytest.mark.assets
+@needs_demo
+def test_the_sources_of_error_of_squeezenet_explain_the_whole(tmp_path, capsys):
+    picture = tmp_path / "sources.png"
+    assert error_sources.main(["--models", "SqueezeNet", "--photos", "2", "--save", str(picture)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (whole,) = [line.split() for line in lines if line.startswith("all ")]
+    shares = [int(cell[:-1]) for cell in whole if cell.endswith("%")]
+    assert len(shares) == 2
+    assert all(50 <= share <= 200 for share in shares)
+    assert photos.read(picture).image.size == (368, 320)
 
 
 def test_label_image_names_a_wrong_path_before_any_work(capsys):
@@ -160,10 +175,9 @@ def test_static_ranges_of_an_encoder_keep_its_judgement(capsys):
 def test_static_ranges_of_a_photo_net(name, bars, capsys):
     """Plain min/max, and the best repairs: SQNR in dB, and how many of 20 answers are float's."""
     calibrated.print_net(name, calibrated.NETS[name])
-    rows = dict(re.findall(r"^ *(\S.*?)  +([-\d. ]+)$", capsys.readouterr().out, re.M))
-    db, same, _ = map(float, rows["static, min/max"].split())
+    printed = re.findall(r"^ *(\S.*?)  +(-?[\d.]+ \(.*)$", capsys.readouterr().out, re.M)
+    rows = {title: [float(figure) for figure in re.findall(r"(-?[\d.]+) \(", row)] for title, row in printed}
+    db, same, _ = rows["static, min/max"]
     assert db >= bars.static
     assert same >= SAME_ANSWERS
-    assert (
-        max(float(row.split()[0]) for title, row in rows.items() if "dynamic" not in title) >= bars.repaired
-    )
+    assert max(row[0] for title, row in rows.items() if "dynamic" not in title) >= bars.repaired

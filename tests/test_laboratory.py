@@ -57,6 +57,8 @@ def test_observers_are_used() -> None:
     fast = jax.jit(q8.quantize(dense, ALWAYS, ranges=ranges))
     share = np.mean([np.argmax(fast(PAIR, x), 1) == np.argmax(dense(PAIR, x), 1) for x in DATA])
     assert row["same_answer"] == pytest.approx(share)
+    low, high = q8.Share(round(share * 32), 32).interval
+    assert (row["same_answer_low"], row["same_answer_high"]) == pytest.approx((low, high))
 
 
 def test_an_interrupted_experiment_goes_on(tmp_path) -> None:

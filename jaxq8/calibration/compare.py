@@ -16,8 +16,10 @@ from jaxq8.analysis.sites import site_op
 from jaxq8.analysis.traced_call import Call
 from jaxq8.calibration.calibrate import each_batch
 from jaxq8.calibration.error_measures import OutputErrors, SiteErrors
+from jaxq8.calibration.example_errors import example_sums
 from jaxq8.calibration.report import Report
 from jaxq8.config import Config
+from jaxq8.display.intervals import Share, sqnr_interval
 from jaxq8.errors import ArgumentError
 from jaxq8.evaluation.calls import evaluate_call
 from jaxq8.evaluation.probes import Probe
@@ -53,7 +55,8 @@ def compare(
       **kwargs: Keyword arguments of both functions.
 
     Returns:
-      A `Report`. Errors are measured over all batches together.
+      A `Report`. Errors are measured over all batches together; those of the results have 95% confidence intervals over
+      examples, which say what a different choice of as many examples could have shown.
 
     Raises:
       ArgumentError: There are no batches, or the results have different shapes.
@@ -74,7 +77,7 @@ def compare(
     totals: dict[str, Any] = {}
     results = _Results()
     for inputs in each_batch("compare", batches, "comparing", progress):
-        results.add(outputs(variables, inputs), jax.tree.leaves(fast(quantized, *inputs, **kwargs)))
+        results.add(inputs, outputs(variables, inputs), jax.tree.leaves(fast(quantized, *inputs, **kwargs)))
         if sites is not None:
             for name, sums in jax.device_get(sites(variables, quantized, inputs)).items():
                 totals[name] = _added(totals[name], sums) if name in totals else sums
@@ -88,11 +91,12 @@ class _Results:
 
     def __init__(self) -> None:
         self._sums: Any = None
+        self._examples: list[tuple[np.ndarray, np.ndarray]] = []
         self._same: list[tuple[float, float]] = []
         self.answers: tuple[tuple[int, int], ...] = ()
 
-    def add(self, exact: list[Any], found: list[Any]) -> None:
-        """Takes in the results of one batch: arrays of the float function, and arrays of the other one."""
+    def add(self, inputs: tuple[Any, ...], exact: list[Any], found: list[Any]) -> None:
+        """Takes in the results of one batch of inputs: arrays of the float function, and arrays of the other one."""
         exact_shapes, found_shapes = [np.shape(x) for x in exact], [np.shape(x) for x in found]
         if exact_shapes != found_shapes:
             raise ArgumentError(
@@ -100,6 +104,7 @@ class _Results:
             )
         sums = _sums_of(_flat(exact), _flat(found), np)
         self._sums = sums if self._sums is None else _added(self._sums, sums)
+        self._examples.append(example_sums(inputs, exact, found))
         looks_like_logits = len(exact) == 1 and np.ndim(exact[0]) == 2 and np.shape(exact[0])[-1] >= 3
         if looks_like_logits:
             self._same += _agreement(np.asarray(exact[0]), np.asarray(found[0]))
@@ -108,10 +113,15 @@ class _Results:
 
     def errors(self) -> OutputErrors:
         """The errors over all batches so far."""
+        signal, noise = (np.concatenate(sums) for sums in zip(*self._examples, strict=True))
+        figures: dict[str, Any] = {**_errors(self._sums), "sqnr_db_interval": sqnr_interval(signal, noise)}
         if not self._same:
-            return OutputErrors(**_errors(self._sums))
-        top1, top5 = (float(np.mean(column)) for column in zip(*self._same, strict=True))
-        return OutputErrors(**_errors(self._sums), top1=top1, top5=top5)
+            return OutputErrors(**figures)
+        first, five = (Share.of(column) for column in zip(*self._same, strict=True))
+        return OutputErrors(
+            **figures, top1=first.value, top5=five.value, examples=first.total, top1_interval=first.interval,
+            top5_interval=five.interval,
+        )  # fmt: skip
 
 
 def _flat(arrays: list[Any]) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from jaxq8.display.intervals import Interval, Share
+
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
@@ -32,10 +34,35 @@ class OutputErrors(Errors):
     Attributes:
       top1: Share of examples with the same largest logit.
       top5: Share of examples whose largest float logit is among the five largest eight-bit ones.
+      examples: How many examples the logits are of; 0 if the results do not look like logits.
+      sqnr_db_interval: Ends of the 95% bootstrap interval of `sqnr_db` over examples, in dB. Examples are told apart along the
+        first axis of the results, where it counts those of the first input; else batches are taken for them. None for fewer
+        than two.
+      top1_interval: Ends of the 95% interval (Wilson 1927) of `top1`.
+      top5_interval: Ends of the 95% interval (Wilson 1927) of `top5`.
     """
 
     top1: float | None = None
     top5: float | None = None
+    examples: int = 0
+    sqnr_db_interval: Interval | None = None
+    top1_interval: Interval | None = None
+    top5_interval: Interval | None = None
+
+    @property
+    def same_answer(self) -> Share | None:
+        """How many examples have the same largest logit, with its interval; None where that is not known."""
+        return self._share(self.top1)
+
+    @property
+    def among_five(self) -> Share | None:
+        """How many examples have float's largest logit among the five largest, with its interval; None if not known."""
+        return self._share(self.top5)
+
+    def _share(self, value: float | None) -> Share | None:
+        return (
+            None if value is None or not self.examples else Share(round(value * self.examples), self.examples)
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jaxq8.calibration.report_page import report_page
 from jaxq8.calibration.report_plot import plot_report
 from jaxq8.display.html.fragments import fragment
 from jaxq8.display.html.page import write_page
+from jaxq8.display.intervals import decibel_text
 from jaxq8.display.text_table import table
 from jaxq8.plan import Plan
 
@@ -80,12 +81,13 @@ class Report:
         ]  # fmt: skip
 
     def summary(self) -> list[str]:
-        """Two or three lines: the errors of the results, and the site where the error jumps."""
+        """Two or three lines: the errors of the results with their 95% intervals, and the site where the error jumps."""
         o, jump = self.output, self.first_jump
-        lines = [f"output: SQNR {o.sqnr_db:.1f} dB, cosine {o.cosine:.5f}, max error {o.max_error:.4g}"]
-        if o.top1 is not None and o.top5 is not None:
+        decibels = f"SQNR {o.sqnr_db:.1f} dB {decibel_text(o.sqnr_db_interval)}".rstrip()
+        lines = [f"output: {decibels}, cosine {o.cosine:.5f}, max error {o.max_error:.4g}"]
+        if o.same_answer is not None:
             lines.append(
-                f"same first answer {o.top1:.1%}; float's first answer among the first five {o.top5:.1%}"
+                f"same first answer {o.same_answer}; float's first answer among the first five {o.among_five}"
             )
         where = f"{jump.name} ({jump.sqnr_db:.1f} dB)" if jump else "nowhere by more than 6 dB"
         return [*lines, f"the error jumps first at: {where}"]

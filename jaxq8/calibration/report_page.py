@@ -10,6 +10,7 @@ import numpy as np
 from jaxq8.calibration.error_measures import SiteErrors
 from jaxq8.display.html.content import Facts, Figure, Histogram, Measured, Page
 from jaxq8.display.html.photos import Label, photos
+from jaxq8.display.intervals import decibel_text, percent_text
 from jaxq8.display.numbers import decibels, error_share, share
 from jaxq8.errors import ArgumentError
 from jaxq8.plan_page import measured_row, plan_figures, plan_sites
@@ -49,11 +50,15 @@ def _result_figures(report: Report) -> tuple[Figure, ...]:
     """The large figures about the results: their error, and how often both functions give the same answer."""
     o = report.output
     note = f"{error_share(o.sqnr_db)}; cosine {o.cosine:.5f}, largest difference {o.max_error:.3g}"
+    if o.sqnr_db_interval is not None and (over := decibel_text(o.sqnr_db_interval)):
+        note = f"{over[1:-1]} dB; {note}"
     found = [Figure(decibels(o.sqnr_db), "signal over error in the results", note)]
-    if o.top1 is not None and o.top5 is not None:
-        examples = len(report.answers)
-        value = f"{round(o.top1 * examples)} of {examples}" if examples else share(o.top1, 1)
-        note = f"float's first answer is among the first five of eight bits in {share(o.top5, 1)}"
+    if o.same_answer is not None and o.among_five is not None:
+        value = f"{o.same_answer.count} of {o.same_answer.total}"
+        note = f"{percent_text(o.same_answer.interval)[1:-1]} of such examples; "
+        note += (
+            f"float's first answer is among the first five of eight bits in {share(o.among_five.value, 1)}"
+        )
         found.append(Figure(value, "examples with the same first answer", note))
     return tuple(found)
 

@@ -14,9 +14,18 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxq8.analysis.flat_function import Chains
+from jaxq8.analysis.sites import site_name
 from jaxq8.analysis.traced_call import Call
 from jaxq8.calibration.calibrate import each_batch
+from jaxq8.calibration.example_errors import example_sums
 from jaxq8.config import Config
+from jaxq8.display.intervals import (
+    Interval,
+    decibel_text,
+    percent_text,
+    shares_interval,
+    sqnr_interval,
+)
 from jaxq8.display.text_table import table
 from jaxq8.errors import ArgumentError, RangesError
 from jaxq8.evaluation.calls import evaluate_call
@@ -54,7 +63,13 @@ class Sensitivity:
         under the name of the first, and are switched together.
       overrides: For `Config(overrides=...)`: the sites to leave in float so that the target is reached.
       reached_db: SQNR with these overrides.
-      reached_agreement: Agreement with these overrides.
+      reached_agreement: Agreement with these overrides. They were chosen on the examples that it is measured on, so other
+        examples may agree less.
+      all_db_interval: Ends of the 95% bootstrap interval of `all_db` over examples; None for fewer than two.
+      all_agreement_interval: Ends of the 95% interval of `all_agreement` over examples (Wilson 1927, where an example has one
+        result), None if nothing could agree.
+      reached_db_interval: That of `reached_db`; None also where everything is in float.
+      reached_agreement_interval: That of `reached_agreement`.
 
     Example:
       >>> found = q8.sensitivity(model.apply, variables, batches, target_db=20)
@@ -68,15 +83,23 @@ class Sensitivity:
     overrides: tuple[tuple[str, Mapping[str, Any]], ...]
     reached_db: float
     reached_agreement: float
+    all_db_interval: Interval | None = None
+    all_agreement_interval: Interval | None = None
+    reached_db_interval: Interval | None = None
+    reached_agreement_interval: Interval | None = None
 
     def __str__(self) -> str:
         rows = [(s.name, f"{s.alone_db:.1f}", f"{s.without_db:.1f}") for s in self.sites]
-        lines = [
-            f"all sites in eight bits: SQNR {self.all_db:.1f} dB, same first answer {self.all_agreement:.1%}"
-        ]
+        figures = _text(self.all_db, self.all_db_interval, self.all_agreement, self.all_agreement_interval)
+        lines = [f"all sites in eight bits: {figures}"]
         if self.overrides:
-            lines.append(f"with {len(self.overrides)} contractions in float: SQNR {self.reached_db:.1f} dB, "
-                         f"same first answer {self.reached_agreement:.1%}")  # fmt: skip
+            figures = _text(
+                self.reached_db,
+                self.reached_db_interval,
+                self.reached_agreement,
+                self.reached_agreement_interval,
+            )
+            lines.append(f"with {len(self.overrides)} contractions in float: {figures}")
         return "\n".join([*lines, "", *table(("site", "alone, dB", "all but it, dB"), rows)])
 
     def to_json(self) -> str:
@@ -87,11 +110,19 @@ class Sensitivity:
         return json.dumps(document, indent=1)
 
 
+def _text(db: float, db_interval: Interval | None, agreement: float, interval: Interval | None) -> str:
+    """An SQNR and an agreement with their intervals."""
+    figure = f"SQNR {db:.1f} dB {decibel_text(db_interval)}".rstrip()
+    return f"{figure}, same first answer {agreement:.1%} {percent_text(interval)}".rstrip()
+
+
 def _with_null(figures: dict[str, Any]) -> dict[str, Any]:
     """The figures with None for infinities and NaN, which JSON does not have."""
     found = dict(figures)
     for name, value in figures.items():
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, tuple) and all(isinstance(end, float) for end in value):
+            found[name] = [end if math.isfinite(end) else None for end in value]
+        elif isinstance(value, float) and not math.isfinite(value):
             found[name] = None
     return found
 
@@ -159,8 +190,9 @@ def sensitivity(
     for i in order[: kept.count]:
         overrides += [(_literal(name), {"mode": "off"}) for name in sorted(groups[names[i]])]
     return Sensitivity(
-        whole.db, whole.agreement, sites, tuple(overrides), kept.score.db, kept.score.agreement
-    )
+        whole.db, whole.agreement, sites, tuple(overrides), kept.score.db, kept.score.agreement,
+        whole.db_interval, whole.agreement_interval, kept.score.db_interval, kept.score.agreement_interval,
+    )  # fmt: skip
 
 
 def _check_targets(db: float | None, agreement: float | None) -> None:
@@ -174,6 +206,17 @@ def _check_targets(db: float | None, agreement: float | None) -> None:
 class _Score:
     db: float
     agreement: float
+    signal: Any = ()  # of each example
+    noise: Any = ()
+    shares: Any = ()  # of each example, how many of its results agree
+
+    @property
+    def db_interval(self) -> Interval | None:
+        return sqnr_interval(self.signal, self.noise)
+
+    @property
+    def agreement_interval(self) -> Interval | None:
+        return shares_interval(self.shares)
 
     def reaches(self, db: float | None, agreement: float | None) -> bool:
         return (db is None or self.db >= db) and (agreement is None or self.agreement >= agreement)
@@ -223,7 +266,7 @@ class _Trial:
             call = Call.trace(fn, (variables, *inputs), kwargs)
 
             def flag(name: str) -> Any:
-                site = position.get(name.removesuffix(".rhs"))
+                site = position.get(site_name(name))
                 return True if site is None else exact[site]
 
             return evaluate_call(call, call.arguments.leaves, config, ranges, Recorder(), exact=flag)
@@ -236,17 +279,33 @@ class _Trial:
         """The score over all data with these sites quantized and all others exact."""
         exact = np.ones(self._count, bool)
         exact[list(quantized)] = False
-        signal = noise = same = count = 0.0
+        same = count = 0.0
+        sums, shares = [], []
         for inputs, expected in zip(self._data, self._exact, strict=True):
-            for e, f in zip(expected, self._run(self._variables, inputs, jnp.asarray(exact)), strict=True):
-                e, f = np.asarray(e, np.float64), np.asarray(f, np.float64)
-                signal, noise = signal + np.sum(e**2), noise + np.sum((e - f) ** 2)
+            results = self._run(self._variables, inputs, jnp.asarray(exact))
+            sums.append(example_sums(inputs, expected, results))
+            answers: list[np.ndarray] = []
+            for e, f in zip(expected, results, strict=True):
                 if e.ndim >= 2 and e.shape[-1] > 1:
-                    same, count = same + np.sum(e.argmax(-1) == f.argmax(-1)), count + e[..., 0].size
+                    equal = np.asarray(e).argmax(-1) == np.asarray(f).argmax(-1)
+                    same, count = same + np.sum(equal), count + equal.size
+                    answers.append(equal.mean(axis=tuple(range(1, equal.ndim))))
+            if answers:
+                shares.append(_mean_of_each_example(answers))
         if self.bar is not None:
             self.bar.update()
-        db = 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else math.inf
-        return _Score(db, float(same / count) if count else 1.0)
+        signal, noise = (np.concatenate(part) for part in zip(*sums, strict=True))
+        power, error = signal.sum(), noise.sum()
+        db = 10 * math.log10(power / error) if error > 0 and power > 0 else math.inf
+        agreement = float(same / count) if count else 1.0
+        return _Score(db, agreement, signal, noise, np.concatenate(shares) if shares else ())
+
+
+def _mean_of_each_example(shares: list[np.ndarray]) -> np.ndarray:
+    """The mean share of each example over several results; results of different numbers of examples count as one example."""
+    if len({len(s) for s in shares}) > 1:
+        return np.mean(np.concatenate(shares), keepdims=True)
+    return np.mean(shares, axis=0)
 
 
 class _Names(Probe):

@@ -27,6 +27,7 @@ from jaxq8.cli.models import Model, fitted
 from jaxq8.cli.problems import Failure, Misuse, foreign
 from jaxq8.cli.text import note, print_json, show_progress
 from jaxq8.config import Config
+from jaxq8.display.intervals import decibel_text
 from jaxq8.display.numbers import decibels, size
 from jaxq8.errors import CalibrationWarning
 from jaxq8.files.exported_program import PLATFORMS, export
@@ -277,6 +278,6 @@ def _print(
 def _error_text(errors: OutputErrors | None, count: int) -> str:
     if errors is None:
         return "not measured; give --sample or --calibrate"
-    text = f"SQNR {decibels(errors.sqnr_db)}, cosine {errors.cosine:.5f}"
-    same = "" if errors.top1 is None else f", same first answer {errors.top1:.1%}"
-    return f"{text}{same}, of {count} example{'s' if count != 1 else ''}"
+    text = f"SQNR {decibels(errors.sqnr_db)} {decibel_text(errors.sqnr_db_interval)}".rstrip()
+    same = "" if errors.same_answer is None else f", same first answer {errors.same_answer}"
+    return f"{text}, cosine {errors.cosine:.5f}{same}, of {count} example{'s' if count != 1 else ''}"

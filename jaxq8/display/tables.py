@@ -1,4 +1,4 @@
-"""`Table`: the results of `experiment`, with one row for each setting, as text, CSV, JSON and a picture."""
+"""`Table`: results such as those of `experiment`, with one row for each setting, as text, CSV, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -6,43 +6,15 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from jaxq8.display.html.fragments import fragment
 from jaxq8.display.table_plot import Row, plot_table
 from jaxq8.display.text_table import table as aligned
 from jaxq8.errors import ArgumentError
-
-RESAMPLES = 2000  # of the bootstrap
-
-
-def bootstrap(values: Any, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of a sample and its percentile bootstrap interval (Efron 1979), from 2,000 resamplings of the examples.
-
-    Args:
-      values: One finite number for each example.
-      confidence: Share of the resampled means that lie inside the interval.
-      seed: Seed of the resampling.
-
-    Returns:
-      (mean, low, high).
-
-    Example:
-      >>> q8.bootstrap([1.0, 1.0, 1.0])
-      (1.0, 1.0, 1.0)
-      >>> mean, low, high = q8.bootstrap([0.0, 1.0, 2.0, 3.0])
-      >>> low < mean < high
-      True
-    """
-    x = np.asarray(values, np.float64)
-    means = x[np.random.default_rng(seed).integers(0, len(x), (RESAMPLES, len(x)))].mean(1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, (tail, 1 - tail))
-    return float(x.mean()), float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +23,7 @@ class Table:
 
     Attributes:
       rows: The settings, and for each metric its mean over the examples and the ends ``metric_low`` and ``metric_high`` of its
-        95% bootstrap interval.
+        95% interval.
       metrics: Names of the metrics.
 
     Example:
@@ -113,8 +85,9 @@ class Table:
         return text.getvalue()
 
     def to_json(self) -> str:
-        """All rows as a list of objects."""
-        return json.dumps(list(self.rows), indent=1, allow_nan=False)
+        """All rows as a list of objects; infinities become null."""
+        rows = [{name: _or_null(value) for name, value in row.items()} for row in self.rows]
+        return json.dumps(rows, indent=1, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
         """Writes CSV or JSON, depending on the ending of `path`.
@@ -160,6 +133,13 @@ class Table:
         plot_table(self.rows, self.settings, Path(path), x, by, metric, title, names or {})
 
 
+def _or_null(value: Any) -> Any:
+    """A value of a row, or None in the place of an infinity or NaN, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _with_interval(row: Row, metric: str) -> str:
     """A metric of one row with its interval: ``0.9 (0.85 to 0.95)``."""
+    if math.isinf(row[metric]) and row[metric + "_low"] == row[metric + "_high"]:
+        return f"{row[metric]}"  # no error in any example
     return f"{row[metric]:.3g} ({row[metric + '_low']:.3g} to {row[metric + '_high']:.3g})"

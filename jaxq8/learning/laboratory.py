@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from jaxq8.calibration.calibrate import calibrate, each_batch
 from jaxq8.config import Config
-from jaxq8.display.tables import Row, Table, bootstrap
+from jaxq8.display.intervals import Share, bootstrap
+from jaxq8.display.tables import Row, Table
 from jaxq8.errors import ArgumentError, FileError
 from jaxq8.learning.learn_rounding import learn_rounding
 from jaxq8.learning.rounding_problems import learned_rounding_names
@@ -39,8 +40,8 @@ def sqnr_by_example(exact: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def same_answer(exact: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """For each example 1 if the largest logit is the same, else 0, (n,)."""
-    return (exact.argmax(-1) == found.argmax(-1)).astype(np.float64)
+    """For each example whether the largest logit is the same, bool (n,)."""
+    return np.asarray(exact.argmax(-1) == found.argmax(-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +111,8 @@ def experiment(
       granularity: Granularities of weights: "tensor", "channel", or "group64" for groups of 64.
       symmetric: Whether the representation of weights is symmetric.
       observer: Names of observers, or "dynamic".
-      metrics: Name -> ``metric(exact, found)``, which returns one number for each example; default "sqnr_db" and, for results
-        of at least three columns, "same_answer".
+      metrics: Name -> ``metric(exact, found)``, which returns one number or boolean for each example; default "sqnr_db" and,
+        for results of at least three columns, "same_answer".
       calibration: Batches for observers and learned rounding; they should not be among those that are measured.
       config: The configuration that each setting changes.
       path: A file of JSON lines. Every finished setting is added to it at once, and settings that it holds are not run again,
@@ -120,7 +121,8 @@ def experiment(
       progress: Show progress bars.
 
     Returns:
-      A `Table` with one row for each setting, in the order of the grid: means with their 95% bootstrap intervals over examples.
+      A `Table` with one row for each setting, in the order of the grid: means with their 95% intervals over examples, those of
+      `bootstrap` for numbers and those of `Share` for booleans.
 
     Raises:
       ArgumentError: There are no batches, a rounding is unknown, or calibration data is needed and missing.
@@ -182,6 +184,14 @@ def _identity(point: Mapping[str, Any]) -> str:
     return json.dumps([point[name] for name in names])
 
 
+def _with_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and interval of a metric over examples."""
+    if values.dtype != np.bool_:
+        return bootstrap(values)
+    share = Share.of(values)
+    return (share.value, *share.interval)
+
+
 def _read(path: Path, metrics: Mapping[str, Metric]) -> dict[str, Row]:
     """The finished rows of a file that have all metrics, by `_identity`; a last line that was cut off is removed from it."""
     if not path.exists():
@@ -220,7 +230,7 @@ class _Laboratory:
         row: Row = {}
         for name, metric in self.metrics.items():
             values = np.concatenate([np.ravel(metric(x, y)) for x, y in zip(self.exact, found, strict=True)])
-            row[name], row[f"{name}_low"], row[f"{name}_high"] = bootstrap(values)
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = _with_interval(values)
         return row
 
     def _encoded(self, setting: Setting, config: Config) -> Any:

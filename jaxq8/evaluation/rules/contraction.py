@@ -118,7 +118,10 @@ def _contract(
             return _sum_of_parts(ctx, parts, w, choice.kernel, facts)
 
     spec, keep = _activation_spec(ctx, config, layout)
-    x = ctx.eight_bit(activation, spec, keep)
+    if parts is not None and parts.are_unlike and ctx.run.exact and ctx.run.exact(ctx.site.name) is not True:
+        x = parts.numbers(ctx, config, layout)
+    else:
+        x = ctx.eight_bit(activation, spec, keep)
     ctx.record(True, activations=described(x), range=range_source(ctx, activation), **facts)
     if parts is not None and ctx.run.probe.active:
         parts.show(ctx, x, range(len(parts.join.parts)), parts.join.places)
@@ -170,19 +173,34 @@ class _Parts:
             codes = cut(x, [place], self.join.dimension)
             ctx.run.probe.part(part_name(ctx.site.name, i), self.join.parts[i], codes)
 
+    def encoded(self, ctx: Context, config: Config, group: Group, layout: Layout) -> QTensor:
+        """The parts of a group, side by side, as codes of their common range; `layout` is that of their product."""
+        spec, keep = _activation_spec(ctx, config, layout)
+        if group.range is not None:
+            spec, keep = dataclasses.replace(spec, granularity="tensor"), ()
+        part = together(self.join.parts, group, self.join.dimension)
+        name = part_name(ctx.site.name, group.members[0])
+        return ctx.run_encode(part, name, config, spec, keep, fixed=group.range)
+
+    def numbers(self, ctx: Context, config: Config, layout: Layout) -> QTensor:
+        """The whole value while all values are exact: itself, or the numbers that the codes of its parts stand for."""
+        pieces: list[Any] = [None] * len(self.join.parts)
+        for group in self.groups:
+            codes = self.encoded(ctx, config, group, layout)
+            for i, (start, end) in zip(group.members, places_within(self.join, group), strict=True):
+                pieces[i] = jax.lax.slice_in_dim(codes.values, start, end, axis=self.join.dimension)
+        return dataclasses.replace(codes, values=jnp.concatenate(pieces, self.join.dimension))
+
     def products(self, ctx: Context, config: Config, w: QTensor, kernel: str) -> tuple[jax.Array, str]:
         """The sum of one product for each group, in float32, and a description of the codes of each group."""
         total, texts = jnp.float32(0), []
         for group in self.groups:
             places = [self.join.places[i] for i in group.members]
-            part = together(self.join.parts, group, self.join.dimension)
             weight = cut(w, places, self.axis)
-            layout = self.layout_of(part.shape, weight.shape)
-            spec, keep = _activation_spec(ctx, config, layout)
-            if group.range is not None:
-                spec, keep = dataclasses.replace(spec, granularity="tensor"), ()
-            name = part_name(ctx.site.name, group.members[0])
-            x = ctx.run_encode(part, name, config, spec, keep, fixed=group.range)
+            shape = list(self.join.data.shape)
+            shape[self.join.dimension] = sum(end - start for start, end in places)
+            layout = self.layout_of(tuple(shape), weight.shape)
+            x = self.encoded(ctx, config, group, layout)
             total = total + decode(accumulate(layout, x, weight, kernel))
             texts.append(described(x))
             self.show(ctx, x, group.members, places_within(self.join, group))
