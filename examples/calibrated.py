@@ -56,8 +56,10 @@ def versions(apply: Callable[..., Any], variables: Any, batches: Sequence[Any]) 
     found = q8.sensitivity(apply, variables, batches, ranges=mse, target_db=whole.all_db + TARGET_GAIN_DB)
     some_float = q8.Config(overrides=found.overrides)
     moved_rest = q8.correct_bias(apply, variables, batches, config=some_float, ranges=mse)
+    no_data = q8.quantize_weights(apply, variables, batches[0], correct="statistics")
     return [
         Version("dynamic", variables, None, None),
+        Version("dynamic, corrected without data", no_data, None, None),
         Version("dynamic, bias corrected", moved_dynamic, None, None),
         Version("static, min/max", variables, None, minmax),
         Version("static, mse", variables, None, mse),
