@@ -29,6 +29,7 @@ from jaxq8.kernels.barred import bar_forms
 from jaxq8.kernels.processor import compiler_options
 from jaxq8.learning.laboratory import experiment
 from jaxq8.learning.learn_rounding import learn_rounding
+from jaxq8.learning.recipe import Compressed, compress
 from jaxq8.learning.reconstruction import reconstruct
 from jaxq8.learning.rounding_problems import (
     RoundingProblem,
@@ -54,6 +55,7 @@ __all__ = [
     "ArgumentError",
     "CalibrationWarning",
     "CodeBook",
+    "Compressed",
     "Config",
     "ExportedModel",
     "FileError",
@@ -82,6 +84,7 @@ __all__ = [
     "calibrate",
     "compare",
     "compiler_options",
+    "compress",
     "correct_bias",
     "equalize",
     "experiment",
