@@ -148,11 +148,11 @@ def compress(
             "compress(target_agreement=...): the results are no logits (one array, its last axis at least 3); use target_db"
         )
     bits = bits or (4 if target_bytes is None else _widest(net, target_bytes))
-    least = _plain_bytes(net, bits)
+    least = net.plain_bytes(bits)
     if target_bytes is not None and least > target_bytes:
         raise ArgumentError(
             f"compress(bits={bits}, target_bytes={target_bytes}): {bits} bits need at least {least} bytes; allow more, or "
-            f"leave bits out (2 bits need {_plain_bytes(net, 2)})"
+            f"leave bits out (2 bits need {net.plain_bytes(2)})"
         )
     limit = target_bytes or max(least, int(net.float_bytes() * 1.2 * bits / 32))
     arguments = (bits, target_db, target_agreement, target_bytes, config, given and given.to_json())
@@ -160,7 +160,7 @@ def compress(
         resume, identity(fn, variables, data, inputs, kwargs, arguments) if resume else "", variables
     )
     targets = Targets(target_db, target_agreement, target_bytes)
-    recipe = Recipe(net, parts, measure, memory, targets, bits, limit, seconds, progress)
+    recipe = Recipe(net, parts, measure, memory, targets, bits, least, limit, seconds, progress)
     best, ended = recipe.run()
     chosen = recipe.config_of(best)
     rows = tuple({name: x for name, x in row.items() if name != "key"} for row in memory.rows)
@@ -217,17 +217,11 @@ def _takes(net: Net, batch: Any) -> bool:
     return all(out.shape and {out.shape[0]} == count for out in jax.tree.leaves(outputs))
 
 
-def _plain_bytes(net: Net, bits: int) -> int:
-    """The size of a file with one scale a channel."""
-    config = net.with_weights(bits)
-    return net.file_bytes(net.folded(net.encoded(config, correct=False), config), config)
-
-
 def _widest(net: Net, limit: int) -> int:
     for bits in WIDTHS:
-        if _plain_bytes(net, bits) <= limit:
+        if net.plain_bytes(bits) <= limit:
             return bits
     raise ArgumentError(
-        f"compress(target_bytes={limit}): the fewest bits, {Spec(bits=WIDTHS[-1]).bits}, need {_plain_bytes(net, WIDTHS[-1])} "
+        f"compress(target_bytes={limit}): the fewest bits, {Spec(bits=WIDTHS[-1]).bits}, need {net.plain_bytes(WIDTHS[-1])} "
         "bytes; allow more, or use a smaller model"
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from jaxq8.files.weights_file import save
 from jaxq8.learning.layer_moments import EXACT, Reading, read_rows
 from jaxq8.learning.layers import correctable_vectors, learnable_layers
 from jaxq8.numerics.codebook import is_encoded
+from jaxq8.numerics.qtensor import split_groups
 from jaxq8.numerics.ranges import Ranges
 from jaxq8.numerics.spec import Spec
 from jaxq8.plan import Recorder
@@ -44,6 +46,26 @@ def literal(name: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Weight:
+    """A leaf that becomes codes.
+
+    Attributes:
+      sites: The sites that read it.
+      shape: Its shape.
+      keep: The axes that no site sums over.
+    """
+
+    sites: tuple[str, ...]
+    shape: tuple[int, ...]
+    keep: tuple[int, ...]
+
+    def bytes(self, bits: int, group: int = 0) -> int:
+        """What its codes and scales take in a file."""
+        split, kept = split_groups(self.shape, self.keep, spec(bits, group))
+        return math.ceil(math.prod(self.shape) * bits / 8) + 4 * math.prod(split[axis] for axis in kept)
+
+
+@dataclasses.dataclass(frozen=True)
 class Net:
     """A function with its float variables, and which of their leaves are weights.
 
@@ -63,35 +85,37 @@ class Net:
     config: Config
     ranges: Ranges | None
 
-    def with_weights(
-        self, bits: int, group: int = 0, changes: Mapping[str, Mapping[str, Any]] | None = None
-    ) -> Config:
-        """The user's configuration with this representation of weights, and other `changes` at some sites.
+    def with_weights(self, bits: int, group: int = 0, raised: Iterable[str] = ()) -> Config:
+        """The user's configuration with this representation of weights, and eight bits at the `raised` sites.
 
         The user's own overrides come last and win.
         """
-        ours = tuple((literal(site), dict(change)) for site, change in (changes or {}).items())
-        return dataclasses.replace(
-            self.config, weights=spec(bits, group), overrides=(*ours, *self.config.overrides)
-        )
+        ours = tuple((literal(site), {"weights": spec(8)}) for site in raised)
+        overrides = (*ours, *self.config.overrides)
+        return dataclasses.replace(self.config, weights=spec(bits, group), overrides=overrides)
 
-    def sites(self) -> dict[int, list[str]]:
-        """For each leaf that is a weight, and that no override of the user speaks of, the sites that read it."""
+    def without(self, sites: Iterable[str]) -> Config:
+        """The user's configuration with these sites in float."""
+        ours = tuple((literal(site), {"mode": "off"}) for site in sites)
+        return dataclasses.replace(self.config, overrides=(*ours, *self.config.overrides))
+
+    def weights(self) -> dict[int, Weight]:
+        """The leaves that are weights, and that no override of the user speaks of."""
         call = Call.trace(self.fn, (self.variables, *self.inputs), self.kwargs)
         count = len(array_leaves(self.variables)[1])
         weights = tuple(i < count for i in range(len(call.arguments.leaves)))
         arguments = dataclasses.replace(call.arguments, weights=weights)
         analysis = dataclasses.replace(call, arguments=arguments).analyse(self.config)
-        first = len(call.consts)
+        plain = dataclasses.replace(self.config, overrides=())
         found = {}
         for i, use in sorted(analysis.weights.items()):
-            leaf = i - first
-            free = all(
-                site_config(self.config, s) == dataclasses.replace(self.config, overrides=())
-                for s in use.sites
-            )
+            leaf = i - len(call.consts)
+            free = all(site_config(self.config, site) == plain for site in use.sites)
             if 0 <= leaf < count and free and is_weight(call.arguments.leaves[leaf], use, self.config):
-                found[leaf] = list(use.sites)
+                shape = np.shape(call.arguments.leaves[leaf])
+                found[leaf] = Weight(
+                    tuple(use.sites), shape, tuple(a for a in range(len(shape)) if a in use.kept)
+                )
         return found
 
     def encoded(self, config: Config, correct: bool = True) -> Any:
@@ -111,6 +135,11 @@ class Net:
             path = Path(folder) / "size.q8"
             save(path, variables, ranges=self.ranges, config=config)
             return path.stat().st_size
+
+    def plain_bytes(self, bits: int) -> int:
+        """The size of a file of codes with one scale a channel."""
+        codes = self.encoded(self.with_weights(bits), correct=False)
+        return self.file_bytes(self.folded(codes, self.config), self.config)
 
     def float_bytes(self) -> int:
         """The bytes of all array leaves in float32."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxq8.config import Config
 from jaxq8.display.tables import RESAMPLES
 from jaxq8.errors import ArgumentError, TensorError
+from jaxq8.numerics.qtensor import is_qtensor
 from jaxq8.numerics.ranges import Ranges
 from jaxq8.transform import quantize
 
@@ -115,6 +116,7 @@ class Measure:
 
     def __init__(self, fn: Callable[..., Any], variables: Any, held: Sequence[Batch], kwargs: dict[str, Any]):
         self._fn, self._held, self._kwargs = fn, held, kwargs
+        self._runs: dict[Config, Any] = {}
         run = jax.jit(lambda v, x: _floats(fn(v, *x, **kwargs)))
         self._exact = [jax.device_get(run(variables, batch)) for batch in held]
         for i, outputs in enumerate(self._exact):
@@ -130,9 +132,15 @@ class Measure:
         return all(len(outs) == 1 and outs[0].ndim >= 2 and outs[0].shape[-1] >= 3 for outs in self._exact)
 
     def score(self, variables: Any, config: Config, ranges: Ranges | None) -> Score:
-        """The error of the quantized function with these variables."""
-        fast = quantize(self._fn, config, ranges=ranges)
-        run = jax.jit(lambda v, x: _floats(fast(v, *x, **self._kwargs)))
+        """The error of the quantized function with these variables.
+
+        Codes of fewer bits are handed over as codes of eight, which hold the same integers. So one program, which takes much
+        longer to compile than to run, serves all widths.
+        """
+        if config not in self._runs:
+            fast = quantize(self._fn, config, ranges=ranges)
+            self._runs[config] = jax.jit(lambda v, x: _floats(fast(v, *x, **self._kwargs)))
+        run, variables = self._runs[config], _as_eight_bits(variables)
         signal, noise, same = [], [], []
         for batch, exact in zip(self._held, self._exact, strict=True):
             found = jax.device_get(run(variables, batch))
@@ -143,6 +151,15 @@ class Measure:
                 same.append(equal.reshape(len(equal), -1).mean(1))
         agreement = _interval(np.concatenate(same), None) if same else None
         return Score(_interval(np.concatenate(signal), np.concatenate(noise)), agreement)
+
+
+def _as_eight_bits(variables: Any) -> Any:
+    """Symmetric codes of any width, with the width of eight bits."""
+
+    def wide(leaf: Any) -> Any:
+        return dataclasses.replace(leaf, bits=8) if is_qtensor(leaf) and leaf.symmetric else leaf
+
+    return jax.tree.map(wide, variables, is_leaf=is_qtensor)
 
 
 def _floats(outputs: Any) -> list[jax.Array]:

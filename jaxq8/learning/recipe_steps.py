@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxq8.analysis.flat_function import array_leaves
 from jaxq8.config import Config
 from jaxq8.learning.layers import learnable_layers
 from jaxq8.learning.learn_rounding import SHRINKS, learn_rounding
 from jaxq8.learning.recipe_codes import BiasMeans, Net, harm, spliced
 from jaxq8.learning.recipe_measure import Data, Measure, Score
 from jaxq8.learning.recipe_state import Candidate, Memory
-from jaxq8.numerics.codebook import is_encoded
 
 GROUPS = (32, 64, 128)
 STAGES = (4, 16)  # of learned rounding, after one stage
@@ -62,13 +60,14 @@ class Recipe:
     """Takes one step after the other, and holds the best that was reached."""
 
     def __init__(
-        self, net: Net, data: Data, measure: Measure | None, memory: Memory, targets: Targets, bits: int, limit: int,
-        seconds: float, progress: bool,
+        self, net: Net, data: Data, measure: Measure | None, memory: Memory, targets: Targets, bits: int, least: int,
+        limit: int, seconds: float, progress: bool,
     ):  # fmt: skip
         self._net, self._data, self._measure, self._memory = net, data, measure, memory
-        self._targets, self._bits, self._limit, self._progress = targets, bits, limit, progress
+        self._targets, self._bits, self._least, self._limit = targets, bits, least, limit
+        self._progress = progress
         self._end = clock() + seconds
-        self._sites = net.sites()
+        self._weights = net.weights()
         self._means: BiasMeans | None = None
         self._bar: Any = None
         self._late = False
@@ -88,12 +87,17 @@ class Recipe:
         return best, "the time is over" if self._late else "no step is left"
 
     def config_of(self, candidate: Candidate) -> Config:
-        """The configuration that a candidate is made for."""
-        wide = {"weights": self._net.with_weights(8).weights}
-        changes: dict[str, Mapping[str, Any]] = {}
-        for leaves, change in ((candidate.raised, wide), (candidate.floats, {"mode": "off"})):
-            changes |= {site: change for leaf in leaves for site in self._sites[leaf]}
-        return self._net.with_weights(candidate.bits, candidate.group, changes)
+        """The configuration that a candidate runs with.
+
+        It says nothing of the widths of weights: these are codes already, and with eight bits as the widest no site encodes
+        them again.
+        """
+        return self._net.without([site for leaf in candidate.floats for site in self._weights[leaf].sites])
+
+    def _making(self, candidate: Candidate) -> Config:
+        """The configuration that a candidate's weights are encoded with."""
+        raised = [site for leaf in candidate.raised for site in self._weights[leaf].sites]
+        return self._net.with_weights(candidate.bits, candidate.group, raised)
 
     def _best(self) -> Candidate | None:
         return self._memory.candidate("best")
@@ -158,17 +162,16 @@ class Recipe:
         self._try("codes", what, lambda: self._encoded(Candidate(None, self._bits)))
 
     def _raise_some(self) -> None:
-        raised = self._affordable(Candidate(None, self._bits))
+        raised = self._affordable(0)
         if raised:
             what = f"8 bits in the {_layers(len(raised))} where they help most a byte"
             self._try("raised", what, lambda: self._encoded(Candidate(None, self._bits, raised=raised)))
 
     def _groups(self) -> None:
-        plans = (Candidate(None, self._bits, group) for group in GROUPS)
-        plan = next((plan for plan in plans if self._plain_size(plan) <= self._limit), None)
-        if plan is None:
+        group = next((group for group in GROUPS if self._plain_size(group) <= self._limit), None)
+        if group is None:
             return
-        plan = dataclasses.replace(plan, raised=self._affordable(plan))
+        plan = Candidate(None, self._bits, group, raised=self._affordable(group))
         more = f", 8 bits in {_layers(len(plan.raised))}" if plan.raised else ""
         self._try("groups", f"a scale for each {plan.group} neighbours{more}", lambda: self._encoded(plan))
 
@@ -182,7 +185,7 @@ class Recipe:
         best = self._best()
         if self._measure is None or best is None:
             return
-        config = self.config_of(best)
+        config = self._making(best)
         if self._memory.done("rounding 1") is None and self._over(self._rounding_seconds(config)):
             return
 
@@ -194,7 +197,7 @@ class Recipe:
             return dataclasses.replace(best, variables=variables)
 
         self._try("rounding 1", "rounding learned (GPTQ) in one stage", lambda: learned(1))
-        layers, earlier = len(self._sites), 1
+        layers, earlier = len(self._weights), 1
         for stages in STAGES:
             last = self._memory.done(f"rounding {earlier}")
             if last is None or not last["kept"] or stages > layers:
@@ -267,7 +270,7 @@ class Recipe:
         return found
 
     def _encoded(self, plan: Candidate) -> Candidate:
-        return dataclasses.replace(plan, variables=self._net.encoded(self.config_of(plan)))
+        return dataclasses.replace(plan, variables=self._net.encoded(self._making(plan)))
 
     def _bias_corrected(self, candidate: Candidate) -> Candidate:
         corrected = self._corrector().corrected(candidate.variables)
@@ -281,7 +284,10 @@ class Recipe:
     def _with_vectors(self, leaves: Sequence[int]) -> list[int]:
         """Leaves of weights, and of the vectors after them that take up their mean errors."""
         vectors = self._corrector().vectors
-        return [*leaves, *(vectors[site] for leaf in leaves for site in self._sites[leaf] if site in vectors)]
+        return [
+            *leaves,
+            *(vectors[site] for leaf in leaves for site in self._weights[leaf].sites if site in vectors),
+        ]
 
     def _order(self) -> list[int]:
         """The layers, those first in which eight bits take most of the error away for each byte that they cost."""
@@ -289,45 +295,33 @@ class Recipe:
             return []
         if "harm" not in self._memory.notes:
             codes = self._net.encoded(self._net.with_weights(self._bits))
-            found = harm(self._net, codes, self._sites, self._data.learn)
+            found = harm(self._net, codes, self._weights, self._data.learn)
             self._memory.notes["harm"] = {str(leaf): value for leaf, value in found.items()}
             self._memory.write()
-        costs = self._costs(Candidate(None, self._bits))
         harms = {int(leaf): value for leaf, value in self._memory.notes["harm"].items()}
-        return sorted(harms, key=lambda leaf: -harms[leaf] / max(costs.get(leaf, 1), 1))
+        return sorted(harms, key=lambda leaf: -harms[leaf] / max(self._cost(leaf, 0), 1))
 
-    def _affordable(self, plan: Candidate) -> tuple[int, ...]:
+    def _cost(self, leaf: int, group: int) -> int:
+        """The bytes that eight bits, with one scale a channel, need more."""
+        weight = self._weights[leaf]
+        return weight.bytes(8) - weight.bytes(self._bits, group)
+
+    def _plain_size(self, group: int) -> int:
+        """The size of a file in which no layer has eight bits, about."""
+        more = sum(
+            weight.bytes(self._bits, group) - weight.bytes(self._bits) for weight in self._weights.values()
+        )
+        return self._least + more
+
+    def _affordable(self, group: int) -> tuple[int, ...]:
         """The layers, in order, whose eight bits the size still allows."""
-        order = self._order()
-        if not order:
-            return ()
-        costs, left, chosen = self._costs(plan), self._limit - self._plain_size(plan), []
-        for leaf in order:
-            cost = costs[leaf] + OVERRIDE * len(self._sites[leaf])
+        left, chosen = self._limit - self._plain_size(group), []
+        for leaf in self._order():
+            cost = self._cost(leaf, group)
             if cost <= left:
                 left -= cost
                 chosen.append(leaf)
         return tuple(chosen)
-
-    def _costs(self, plan: Candidate) -> dict[int, int]:
-        """For each layer the bytes that eight bits, with one scale a channel, need more."""
-        before, after = (
-            array_leaves(self._net.encoded(config, correct=False))
-            for config in (self.config_of(plan), self._net.with_weights(8))
-        )
-        arrays = before[1]
-        costs = {}
-        for leaf in self._sites:
-            old, new = before[0][arrays[leaf]], after[0][arrays[leaf]]
-            if is_encoded(old) and is_encoded(new):
-                costs[leaf] = _code_bytes(new) - _code_bytes(old)
-        return costs
-
-    def _plain_size(self, plan: Candidate) -> int:
-        config = self.config_of(plan)
-        return self._net.file_bytes(
-            self._net.folded(self._net.encoded(config, correct=False), config), config
-        )
 
     def _rounding_seconds(self, config: Config) -> float:
         """About how long one stage of learned rounding takes: its products, at the speed of one that is timed here."""
@@ -346,13 +340,5 @@ class Recipe:
         return work / rate + 2 * (codes["seconds"] if codes else 0.0)
 
 
-OVERRIDE = 250  # bytes that an override adds to the configuration in a file, about
-
-
 def _layers(count: int) -> str:
     return f"{count} layer{'' if count == 1 else 's'}"
-
-
-def _code_bytes(q: Any) -> int:
-    """The bytes that codes and scales take in a file."""
-    return math.ceil(math.prod(q.shape) * q.bits / 8) + 4 * math.prod(q.scale.shape)
