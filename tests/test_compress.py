@@ -21,6 +21,7 @@ SHAPES = {"first": (32, 64), "second": (64, 64), "last": (64, 5)}
 VARIABLES = {name: {"w": normal(*shape) / 6, "b": normal(shape[1]) / 4} for name, shape in SHAPES.items()}
 FLOAT_BYTES = 4 * sum(a * b + b for a, b in SHAPES.values())
 # What the layers read lies near a few dimensions, so that rounding can be learned.
+FOUR = {"bits": 4, "target_bytes": int(FLOAT_BYTES * 0.22)}
 BATCHES = [normal(8 + i, 6) @ normal(6, 32) + 0.5 for i in range(4)]
 TEST = normal(50, 6) @ normal(6, 32) + 0.5
 
@@ -41,6 +42,12 @@ def db_of(found):
     return sqnr_db(net(VARIABLES, TEST), fast(found.variables, TEST))
 
 
+def widths(found):
+    """The widths of all codes."""
+    leaves = jax.tree.leaves(found.variables, is_leaf=lambda leaf: isinstance(leaf, q8.QTensor))
+    return {leaf.bits for leaf in leaves if isinstance(leaf, q8.QTensor)}
+
+
 def steps_of(found):
     """The rows without the seconds, which differ from run to run."""
     return [{name: x for name, x in row.items() if name != "seconds"} for row in found.steps.rows]
@@ -48,8 +55,8 @@ def steps_of(found):
 
 @pytest.fixture(scope="module")
 def whole():
-    """All steps, at four bits, without a target."""
-    return compress()
+    """All steps, at four bits, with room for eight bits in one small layer."""
+    return compress(**FOUR)
 
 
 def test_steps_are_kept_only_if_they_help_and_the_result_is_the_best(whole):
@@ -96,10 +103,7 @@ def test_a_target_of_decibels_is_met_with_few_bytes():
     assert jax.tree.structure(eight).num_leaves >= 6
 
 
-def is_codes(leaf):
-    return isinstance(leaf, q8.QTensor)
-
-
+@pytest.mark.slow
 def test_layers_stay_in_float_where_eight_bits_do_not_reach_the_target():
     found = compress(target_db=60.0)
     assert found.met
@@ -117,8 +121,7 @@ def test_a_target_in_bytes_chooses_the_width_and_is_never_exceeded():
     found = compress(target_bytes=int(FLOAT_BYTES * 0.3), seconds=1e-9)
     assert found.met
     assert found.bytes <= FLOAT_BYTES * 0.3
-    codes = [leaf for leaf in jax.tree.leaves(found.variables, is_leaf=is_codes) if is_codes(leaf)]
-    assert {leaf.bits for leaf in codes} == {6}
+    assert widths(found) == {6}
 
 
 def test_without_batches_only_the_size_is_known():
@@ -156,6 +159,7 @@ def test_no_step_begins_when_the_time_is_over(monkeypatch):
     assert found.ended == "the time is over"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_interrupted_run_goes_on_to_the_same_result(whole, tmp_path, monkeypatch, count):
     folder = tmp_path / "run"
@@ -164,15 +168,15 @@ def test_an_interrupted_run_goes_on_to_the_same_result(whole, tmp_path, monkeypa
     def interrupted(self, *args):
         calls.append(1)
         if len(calls) > count:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("now")
         return measure(self, *args)
 
     monkeypatch.setattr(recipe_steps.Measure, "score", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        compress(resume=folder)
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        compress(resume=folder, **FOUR)
     assert len(json.loads((folder / STATE).read_text())["rows"]) == count
     monkeypatch.setattr(recipe_steps.Measure, "score", measure)
-    found = compress(resume=folder)
+    found = compress(resume=folder, **FOUR)
     assert steps_of(found) == steps_of(whole)
     assert_equal(whole.variables, found.variables)
     assert len(list(folder.glob("*.q8"))) == 1
