@@ -21,7 +21,7 @@ SHAPES = {"first": (32, 64), "second": (64, 64), "last": (64, 5)}
 VARIABLES = {name: {"w": normal(*shape) / 6, "b": normal(shape[1]) / 4} for name, shape in SHAPES.items()}
 FLOAT_BYTES = 4 * sum(a * b + b for a, b in SHAPES.values())
 # What the layers read lies near a few dimensions, so that rounding can be learned.
-FOUR = {"bits": 4, "target_bytes": int(FLOAT_BYTES * 0.22)}
+FOUR = {"bits": 4, "target_bytes": int(FLOAT_BYTES * 0.27)}
 BATCHES = [normal(8 + i, 6) @ normal(6, 32) + 0.5 for i in range(4)]
 TEST = normal(50, 6) @ normal(6, 32) + 0.5
 
@@ -95,12 +95,8 @@ def test_a_target_of_decibels_is_met_with_few_bytes():
     last = [row for row in found.steps.rows if row["kept"]][-1]
     assert last["sqnr_db"] >= 34
     assert last["bytes"] == found.bytes
-    eight = q8.quantize_weights(net, VARIABLES, TEST, config=ALWAYS)
     assert found.bytes < found.float_bytes
-    assert any(
-        leaf.bits == 8 for leaf in jax.tree.leaves(found.variables, is_leaf=is_codes) if is_codes(leaf)
-    )
-    assert jax.tree.structure(eight).num_leaves >= 6
+    assert widths(found) == {4, 8}
 
 
 @pytest.mark.slow
