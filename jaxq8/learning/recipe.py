@@ -15,6 +15,7 @@ from jaxq8.config import Config
 from jaxq8.display.numbers import size
 from jaxq8.display.tables import Table
 from jaxq8.errors import ArgumentError, TensorError
+from jaxq8.learning import recipe_steps
 from jaxq8.learning.recipe_codes import Net
 from jaxq8.learning.recipe_measure import Data, Measure, split, target_checks
 from jaxq8.learning.recipe_state import Memory, identity
@@ -128,6 +129,7 @@ def compress(
       >>> q8.save("model.q8", found.variables, ranges=found.ranges, config=found.config)
       >>> fast = jax.jit(q8.quantize(model.apply, found.config, ranges=found.ranges))
     """
+    start = recipe_steps.clock()
     config, given = checked_config(fn, config), None if ranges is None else Ranges(ranges)
     has_data = batches is not None
     target_checks(target_db, target_agreement, target_bytes, seconds, has_data)
@@ -160,7 +162,7 @@ def compress(
         resume, identity(fn, variables, data, inputs, kwargs, arguments) if resume else "", variables
     )
     targets = Targets(target_db, target_agreement, target_bytes)
-    recipe = Recipe(net, parts, measure, memory, targets, bits, least, limit, seconds, progress)
+    recipe = Recipe(net, parts, measure, memory, targets, bits, least, limit, start + seconds, progress)
     best, ended = recipe.run()
     chosen = recipe.config_of(best)
     rows = tuple({name: x for name, x in row.items() if name != "key"} for row in memory.rows)

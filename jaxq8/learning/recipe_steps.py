@@ -61,12 +61,12 @@ class Recipe:
 
     def __init__(
         self, net: Net, data: Data, measure: Measure | None, memory: Memory, targets: Targets, bits: int, least: int,
-        limit: int, seconds: float, progress: bool,
+        limit: int, end: float, progress: bool,
     ):  # fmt: skip
         self._net, self._data, self._measure, self._memory = net, data, measure, memory
         self._targets, self._bits, self._least, self._limit = targets, bits, least, limit
         self._progress = progress
-        self._end = clock() + seconds
+        self._end = end
         self._weights = net.weights()
         self._means: BiasMeans | None = None
         self._bar: Any = None
@@ -76,10 +76,12 @@ class Recipe:
         """The best candidate, and why there is no further step."""
         with tqdm(desc="compressing", unit="step", disable=not self._progress) as self._bar:
             self._codes()
-            for step in (self._raise_some, self._groups, self._bias, self._rounding, self._accuracy):
-                if self._over():
-                    break
-                step()
+            # Other groups and other programs compile as long as the first step did; other widths run in its program.
+            for step, part in (
+                (self._raise_some, 0.25), (self._groups, 1.0), (self._bias, 1.0), (self._rounding, 1.0), (self._accuracy, 0.25),
+            ):  # fmt: skip
+                if not self._over(part * self._first_seconds()):
+                    step()
         best = self._best()
         assert best is not None  # the first step is always taken
         if self._targets.of_accuracy and self._targets.met(best.score, best.bytes):
@@ -155,6 +157,10 @@ class Recipe:
             return second
         return self._targets.rank(new.score) > self._targets.rank(old.score)
 
+    def _first_seconds(self) -> float:
+        row = self._memory.done("codes")
+        return float(row["seconds"]) if row else 0.0
+
     # The steps.
 
     def _codes(self) -> None:
@@ -162,6 +168,8 @@ class Recipe:
         self._try("codes", what, lambda: self._encoded(Candidate(None, self._bits)))
 
     def _raise_some(self) -> None:
+        if self._bits == 8:
+            return
         raised = self._affordable(0)
         if raised:
             what = f"8 bits in the {_layers(len(raised))} where they help most a byte"
@@ -223,7 +231,8 @@ class Recipe:
             variables = spliced(base.variables, eight, self._with_vectors(chosen))
             return dataclasses.replace(base, variables=variables, raised=(*base.raised, *chosen))
 
-        self._fewest("raised", "8 bits in {} more", wide, len(order), base.bytes)
+        if self._bits < 8:
+            self._fewest("raised", "8 bits in {} more", wide, len(order))
         if self._over():
             return
         top = self._remembered("raised")
@@ -235,17 +244,15 @@ class Recipe:
             raised = tuple(leaf for leaf in top.raised if leaf not in chosen)
             return dataclasses.replace(top, variables=variables, raised=raised, floats=(*top.floats, *chosen))
 
-        self._fewest("floats", "{} in float", exact, len(rest), top.bytes)
+        self._fewest("floats", "{} in float", exact, len(rest))
 
-    def _fewest(
-        self, name: str, what: str, make: Callable[[int], Candidate], most: int, least_bytes: int
-    ) -> None:
+    def _fewest(self, name: str, what: str, make: Callable[[int], Candidate], most: int) -> None:
         """Finds by bisection the fewest layers that meet the target, or as many as the size allows."""
         low, high = 0, most
         count = most
         while high > low and count > low:
             key = f"{name} {count}"
-            if self._memory.done(key) is None and self._out_of_time():
+            if self._memory.done(key) is None and self._out_of_time(0.25 * self._first_seconds()):
                 return
             score = self._try(key, what.format(_layers(count)), lambda count=count: make(count))  # type: ignore[misc]
             row = self._memory.done(key)
@@ -291,7 +298,7 @@ class Recipe:
 
     def _order(self) -> list[int]:
         """The layers, those first in which eight bits take most of the error away for each byte that they cost."""
-        if self._bits == 8 or self._measure is None:
+        if self._measure is None:
             return []
         if "harm" not in self._memory.notes:
             codes = self._net.encoded(self._net.with_weights(self._bits))
@@ -316,7 +323,7 @@ class Recipe:
     def _affordable(self, group: int) -> tuple[int, ...]:
         """The layers, in order, whose eight bits the size still allows."""
         left, chosen = self._limit - self._plain_size(group), []
-        for leaf in self._order():
+        for leaf in self._order() if self._bits < 8 else ():
             cost = self._cost(leaf, group)
             if cost <= left:
                 left -= cost
@@ -335,9 +342,8 @@ class Recipe:
         start = clock()
         _ = side @ side
         rate = 2.0 * 512**3 / max(clock() - start, 1e-9)
-        codes = self._memory.done("codes")
         # Compiling and passing over the data takes about as long as two measurements.
-        return work / rate + 2 * (codes["seconds"] if codes else 0.0)
+        return work / rate + 2 * self._first_seconds()
 
 
 def _layers(count: int) -> str:
