@@ -20,6 +20,7 @@ from jaxq8.learning.recipe_state import Candidate, Memory
 
 GROUPS = (32, 64, 128)
 STAGES = (4, 16)  # of learned rounding, after one stage
+DESCRIPTION = 16  # bytes by which the description of a tensor in a file may grow
 clock = time.monotonic
 
 
@@ -318,7 +319,7 @@ class Recipe:
         more = sum(
             weight.bytes(self._bits, group) - weight.bytes(self._bits) for weight in self._weights.values()
         )
-        return self._least + more
+        return self._least + more + DESCRIPTION * len(self._weights)
 
     def _affordable(self, group: int) -> tuple[int, ...]:
         """The layers, in order, whose eight bits the size still allows."""
