@@ -31,6 +31,7 @@ from jaxq8.kernels.barred import bar_forms
 from jaxq8.kernels.processor import compiler_options
 from jaxq8.learning.laboratory import experiment
 from jaxq8.learning.learn_rounding import learn_rounding
+from jaxq8.learning.recipe import Compressed, compress
 from jaxq8.learning.reconstruction import reconstruct
 from jaxq8.learning.rounding_problems import (
     RoundingProblem,
@@ -56,6 +57,7 @@ __all__ = [
     "ArgumentError",
     "CalibrationWarning",
     "CodeBook",
+    "Compressed",
     "Config",
     "ExportedModel",
     "FileError",
@@ -85,6 +87,7 @@ __all__ = [
     "calibrate",
     "compare",
     "compiler_options",
+    "compress",
     "correct_bias",
     "equalize",
     "error_sources",

@@ -10,6 +10,7 @@ import pytest
 from examples import (
     assets,
     calibrated,
+    compressed,
     error_sources,
     label_image,
     photos,
@@ -181,3 +182,17 @@ def test_static_ranges_of_a_photo_net(name, bars, capsys):
     assert db >= bars.static
     assert same >= SAME_ANSWERS
     assert max(row[0] for title, row in rows.items() if "dynamic" not in title) >= bars.repaired
+
+
+@pytest.mark.slow
+@pytest.mark.assets
+@needs_full
+def test_compressed_prints_the_steps_and_stays_within_its_size(capsys):
+    # One second: the first step alone, which needs no data.
+    assert compressed.main(["--models", "SqueezeNet", "--seconds", "1", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    share = re.search(r"4\.9 MB in float32 -> .* \((\d+\.\d)%\)", printed)
+    assert float(share[1]) <= 15
+    found = re.search(r"compressed: (\d+) right, the same answer on (\d+), (\d+\.\d) dB", printed)
+    assert int(found[1]) >= 13
+    assert float(found[3]) >= 15  # to nearest 13

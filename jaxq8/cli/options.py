@@ -84,8 +84,8 @@ def add_config(command: argparse.ArgumentParser) -> None:
         default="eightbit",
         help="default eightbit; docs/COMMAND_LINE.md explains them",
     )
-    group.add_argument("--bits", type=int, default=8, choices=range(2, 9), metavar="2..8",
-                       help="width of weights, in mode round of results (default 8)")  # fmt: skip
+    group.add_argument("--bits", type=int, choices=range(2, 9), metavar="2..8",
+                       help="width of weights, in mode round of results (default 8; of quantize --target 4)")  # fmt: skip
     group.add_argument(
         "--group", type=positive, metavar="N", help="one scale for each N neighbouring weights of a channel"
     )
@@ -179,7 +179,7 @@ def model_of(options: argparse.Namespace) -> Model:
 def config_of(options: argparse.Namespace) -> Config:
     """The configuration that the options describe."""
     overrides = tuple(_override(entry, options) for entry in options.override)
-    changes = _bits(options.bits, options.group, options.mode)
+    changes = _bits(options.bits or 8, options.group, options.mode)
     return Config(
         mode=options.mode, rounding=options.rounding, attention=options.attention, kernels=options.kernels,
         overrides=overrides, **changes,

@@ -21,6 +21,7 @@ from jaxq8.calibration.batch_norm_folding import fold_norms
 from jaxq8.calibration.calibrate import calibrate
 from jaxq8.calibration.compare import OutputErrors, compare
 from jaxq8.cli import options as shared
+from jaxq8.cli import targets
 from jaxq8.cli.inputs import Item, whole_batches
 from jaxq8.cli.lists import add_files, split
 from jaxq8.cli.models import Model, fitted
@@ -32,6 +33,7 @@ from jaxq8.display.numbers import decibels, size
 from jaxq8.errors import CalibrationWarning
 from jaxq8.files.exported_program import PLATFORMS, export
 from jaxq8.files.weights_file import save
+from jaxq8.learning.recipe import Compressed
 from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.observers import observer_names
 from jaxq8.numerics.ranges import Ranges
@@ -53,6 +55,7 @@ modes:
 examples:
   jaxq8 quantize net.py:Net --params net.safetensors --input-shape 1,224,224,3 --output net.q8
   jaxq8 quantize net.py:Net --params net.msgpack --calibrate photos/ --mean 127 --std 128 --size 224 --output net.q8x
+  jaxq8 quantize net.py:Net --params net.msgpack --calibrate photos/ --size 224 --target 99% --output small.q8
   jaxq8 quantize bert.py:load --input-shape 1,128:int32 --bits 4 --group 32 --override '*/head/*' bits=8 --output bert.q8
 """
 
@@ -70,6 +73,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--output", required=True, metavar="OUT", help="file to write, .q8 or .q8x; replaced in one step"
     )
     shared.add_config(command)
+    targets.add_targets(command)
     command.add_argument("--keep-norms", action="store_true",
                          help="leave batch norms as they are, instead of folding them into scales of weights")  # fmt: skip
     _add_inputs(command)
@@ -108,6 +112,8 @@ def execute(options: argparse.Namespace) -> int:
     """Runs the command."""
     _check(options)
     config = shared.config_of(options)
+    if options.target:
+        config = dataclasses.replace(config, weights=Config().weights)  # the recipe chooses them
     reader = shared.reader_of(options, options.input_shape)
     calibration = reader.items(options.calibrate)
     sample = reader.items(options.sample) or calibration
@@ -120,14 +126,22 @@ def execute(options: argparse.Namespace) -> int:
     with foreign(
         f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
     ):
-        encoded, folded = _encoded(model, config, inputs, options.keep_norms)
+        found = (
+            targets.reached(options, model, config, inputs, ranges, calibration) if options.target else None
+        )
+        if found is None:
+            encoded, folded = _encoded(model, config, inputs, options.keep_norms, options.correct)
+        else:
+            encoded, folded, config = found.variables, 0, found.config
         plan = explain(model.fn, encoded, *inputs, config=config, ranges=ranges)
     _write(options, model, encoded, inputs, ranges, config)
     made = dataclasses.replace(model, variables=encoded, config=config, ranges=ranges, quantized=True)
     errors = _errors(options, model, made, sample[:MEASURED]) if sample else None
     sizes = {**_sizes(model, Path(options.output), config), "folded_norms": folded}
-    _print(options, sizes, plan, errors, min(len(sample), MEASURED))
-    return 0
+    _print(options, sizes, plan, errors, min(len(sample), MEASURED), found)
+    if found is not None:
+        targets.warn_of_miss(found)
+    return 0 if found is None or found.met else 1
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -141,6 +155,7 @@ def _check(options: argparse.Namespace) -> None:
         raise Failure(f"--output {options.output}: is a folder; name a file")
     if not os.access(folder, os.W_OK):
         raise Failure(f"--output {options.output}: {folder} is not writable; choose another folder")
+    targets.check_targets(options)
     if unknown := set(options.platforms) - {*PLATFORMS, "rocm"}:
         raise Misuse(
             f"--platforms: {', '.join(sorted(unknown))} is unknown; known are {', '.join(PLATFORMS)}, rocm; "
@@ -193,14 +208,16 @@ def _read_ranges(path: str) -> Ranges:
         raise Failure(f"--ranges {path}: {error}") from error
 
 
-def _encoded(model: Model, config: Config, inputs: tuple[Any, ...], keep_norms: bool) -> tuple[Any, int]:
+def _encoded(
+    model: Model, config: Config, inputs: tuple[Any, ...], keep_norms: bool, correct: Any
+) -> tuple[Any, int]:
     """The variables with weights as codes, and the number of norms that were folded into their scales.
 
     In mode simulate the weights stay float in the file and are encoded when the file is run.
     """
     if config.mode == "simulate" or config.kernels == "simulate":
         return model.variables, 0
-    encoded = quantize_weights(model.fn, model.variables, *inputs, config=config)
+    encoded = quantize_weights(model.fn, model.variables, *inputs, config=config, correct=correct)
     if keep_norms or config.mode not in ("eightbit", "weights"):
         return encoded, 0
     folded = fold_norms(model.fn, encoded, *inputs, config=config)
@@ -250,12 +267,14 @@ def _compressed(path: Path) -> int:
 
 
 def _print(
-    options: argparse.Namespace, sizes: dict[str, Any], plan: Plan, errors: OutputErrors | None, count: int
-) -> None:
+    options: argparse.Namespace, sizes: dict[str, Any], plan: Plan, errors: OutputErrors | None, count: int,
+    found: Compressed | None,
+) -> None:  # fmt: skip
     if options.json:
         print_json({
             **sizes, "multiply_adds": plan.macs, "eight_bit_share": plan.eight_bit_share,
             "unused_overrides": plan.unused_overrides,
+            **(targets.describe(found) if found else {}),
             "error": None if errors is None else {**dataclasses.asdict(errors), "examples": count},
         })  # fmt: skip
         return
@@ -271,6 +290,8 @@ def _print(
         )
     print(f"runs     {plan.summary()}")
     print(f"error    {_error_text(errors, count)}")
+    if found is not None:
+        targets.print_steps(found)
     for pattern in plan.unused_overrides:
         note(f"jaxq8: warning: --override {pattern} matches no site; `jaxq8 explain` lists them")
 

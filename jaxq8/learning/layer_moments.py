@@ -96,7 +96,7 @@ def as_columns(layout: DotLayout | ConvLayout, w: Any) -> Any:
     return jnp.moveaxis(canonical.reshape(-1, groups, canonical.shape[-1] // groups), 1, 0)
 
 
-class _Reading(Probe):
+class Reading(Probe):
     """Keeps what a function makes of the operands of each contraction outside of loops."""
 
     def __init__(self, keep: Callable[[DotLayout | ConvLayout, QTensor, QTensor], Any], wanted: Any = None):
@@ -130,7 +130,7 @@ def moments(
     rows = []
     for each in variables:
         call = Call.trace(fn, (each, *inputs), kwargs)
-        probe = _Reading(lambda layout, x, w: read_rows(layout, x.values).astype(jnp.float32), names)
+        probe = Reading(lambda layout, x, w: read_rows(layout, x.values).astype(jnp.float32), names)
         evaluate_call(
             call, call.arguments.leaves, EXACT, Ranges(), Recorder(), probe, exact=lambda name: True
         )
@@ -157,7 +157,7 @@ def places(call: Call, leaves: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]
     """
 
     def run(numbered: list[Any]) -> dict[str, jax.Array]:
-        probe = _Reading(lambda layout, x, w: as_columns(layout, w.values))
+        probe = Reading(lambda layout, x, w: as_columns(layout, w.values))
         given = list(call.arguments.leaves)
         for i, numbers in zip(leaves, numbered, strict=True):
             given[i] = numbers
