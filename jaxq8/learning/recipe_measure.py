@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq8.config import Config
-from jaxq8.display.tables import RESAMPLES
+from jaxq8.display.intervals import RESAMPLES
 from jaxq8.errors import ArgumentError, TensorError
 from jaxq8.numerics.qtensor import is_qtensor
 from jaxq8.numerics.ranges import Ranges
