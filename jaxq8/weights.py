@@ -35,7 +35,7 @@ def quantize_weights(
       config: As for `quantize`; its mode, overrides, `weights` and `rounding` decide how weights are encoded.
       correct: "statistics" makes up for what rounding does to the means of channels, without any data. Where a weight lies
         near the middle between two codes, the code is chosen so that the errors of a channel cancel. Where a batch norm's
-        statistics tell what a contraction reads, its inputs are weighed by them, and the mean error that is left is taken out
+        statistics, among the variables, tell what a contraction reads, its inputs are weighed by them, and the mean error that is left is taken out
         of the bias or the running mean after the contraction (Nagel et al. 2019). The program and its speed stay the same.
         Not for weights that are traced, nor for code books.
       **kwargs: Keyword arguments of `fn`.
@@ -79,7 +79,7 @@ def quantize_weights(
     if correct is not None:
         chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
         kept = {leaf - count: tuple(use.kept) for leaf, use in analysis.weights.items() if leaf >= count}
-        encoded = corrected(chains, [flat[i] for i in arrays], encoded[: len(arrays)], kept)
+        encoded = corrected(chains, call.arguments.leaves, encoded[: len(arrays)], kept)
     for position, i in enumerate(arrays):
         if not isinstance(flat[i], CodeBook):
             flat[i] = encoded[position]

@@ -140,8 +140,8 @@ def net(norm, bias=False, activation=jax.nn.relu):
 
 def traced(fn, v, shape=IMAGES):
     chains = Chains.trace(fn, (v, jax.ShapeDtypeStruct(shape, jnp.float32)), {}, q8.Config())
-    leaves = jax.tree.leaves(v)
-    return chains, leaves, batch_norms(chains, dict(enumerate(leaves)))
+    leaves = dict(enumerate(jax.tree.leaves(v)))
+    return chains, leaves, batch_norms(chains, leaves)
 
 
 @pytest.mark.parametrize("norm", [linen, keras, quotient, by_shape])
@@ -303,6 +303,25 @@ def test_statistics_of_no_data_are_not_believed(trained):
     assert sqnr_db(exact, exact_arithmetic(fn, better, images)) > sqnr_db(
         exact, exact_arithmetic(fn, plain, images)
     )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_statistics_may_be_another_argument(trained, known):
+    """Only the first argument has weights and statistics; what is beside it may be numbers or shapes."""
+    fn, variables, images = trained
+    apart = lambda params, stats, x: fn({"params": params, "batch_stats": stats}, x)  # noqa: E731
+    params, stats = variables["params"], variables["batch_stats"]
+    given = stats if known else jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), stats)
+    config = q8.Config(kernels="xla")
+    plain, better = (
+        q8.quantize_weights(apart, params, given, images, config=config, correct=c)
+        for c in (None, "statistics")
+    )
+    exact = jax.jit(fn)(variables, images)
+    before, after = (
+        sqnr_db(exact, exact_arithmetic(lambda p, x: apart(p, stats, x), v, images)) for v in (plain, better)
+    )
+    assert after > before
 
 
 def test_nets_without_statistics_get_balanced_codes():

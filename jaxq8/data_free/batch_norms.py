@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,9 @@ def batch_norms(chains: Chains, leaves: dict[int, Any]) -> list[BatchNorm]:
         start = _start(chains, node, leaves)
         if start is None:
             continue
-        steps = steps_from(chains, *start, node)
+        steps = list(
+            itertools.takewhile(lambda s: s.leaves <= leaves.keys(), steps_from(chains, *start, node))
+        )
         inside.update(step.node for step in steps)
         norm = _norm(chains, *start, steps, leaves)
         if norm is not None:
@@ -70,7 +73,8 @@ def _start(chains: Chains, node: Node, leaves: dict[int, Any]) -> tuple[Ref, int
     for ref, other in (node.inputs, node.inputs[::-1]):
         if ref is None or ref in chains.trails or leaves_of(chains, ref, private=False):
             continue
-        if other is None or not leaves_of(chains, other, private=False):
+        used = leaves_of(chains, other, private=False)
+        if other is None or not used or not used <= leaves.keys():
             continue
         axis = _vector_axis(value_of(chains, other, leaves))
         if axis is not None:

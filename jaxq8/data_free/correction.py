@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxq8.data_free.batch_norms import BatchNorm, batch_norms
 from jaxq8.data_free.expected_inputs import Moments, expected_inputs
 from jaxq8.data_free.mean_shift import explaining_mean, mean_shift
 from jaxq8.numerics.codebook import is_encoded
-from jaxq8.numerics.qtensor import QTensor
+from jaxq8.numerics.qtensor import QTensor, is_concrete
 
 
 def corrected(
@@ -28,30 +28,40 @@ def corrected(
 
     Args:
       chains: The function, traced with the float leaves.
-      leaves: The array leaves of the variables, in float, or encoded already, which stay as they are.
-      encoded: The same leaves, those that are weights as `QTensor`; others are left as they are.
+      leaves: The array leaves of all arguments, in float, or encoded already, which stay as they are. Those of which only the
+        shape is given are not known.
+      encoded: The leaves of the variables, which come first, those that are weights as `QTensor`.
       kept: For each weight the axes that are not summed over.
 
     Returns:
       Leaves like `encoded`.
     """
     result = list(encoded)
-    floats = {i: leaf.dequantize() if is_encoded(leaf) else leaf for i, leaf in enumerate(leaves)}
+    floats = {
+        i: leaf.dequantize() if is_encoded(leaf) else leaf
+        for i, leaf in enumerate(leaves)
+        if is_encoded(leaf) or is_concrete(leaf)
+    }
     norms = batch_norms(chains, floats)
-    known = _trusted(chains, floats, norms, expected_inputs(chains, list(floats.values()), norms))
+    known = _trusted(chains, floats, norms, expected_inputs(chains, floats, norms))
     known.update(_explained(chains, floats, norms, known))
     sources = _weights(chains)
-    rounded = [i for i in kept if isinstance(result[i], QTensor) and not is_encoded(leaves[i])]
+    rounded = [
+        i for i in kept if i < len(result) and isinstance(result[i], QTensor) and not is_encoded(leaves[i])
+    ]
     for leaf in rounded:
         moments = _along_leaf(chains, leaf, np.ndim(leaves[leaf]), sources.get(leaf, []), known)
         result[leaf] = balanced(leaves[leaf], result[leaf], kept[leaf], *moments)
-    errors = {
-        leaf: np.asarray(result[leaf].dequantize(np.float32)) - np.asarray(leaves[leaf], np.float32)
-        for leaf in rounded
-    }
-    for leaf, shift in _shifts(chains, errors, norms, known).items():
-        old = result[leaf]
-        if isinstance(old, QTensor) or np.size(old) != shift.size:
+
+    def error(leaf: int) -> np.ndarray | None:
+        """What rounding added to a leaf; made when it is asked for, since all together are as large as the float weights."""
+        if leaf not in rounded:
+            return None
+        return np.asarray(result[leaf].dequantize(np.float32)) - np.asarray(leaves[leaf], np.float32)
+
+    for leaf, shift in _shifts(chains, error, norms, known).items():
+        old = result[leaf] if leaf < len(result) else None
+        if old is None or is_encoded(old) or np.size(old) != shift.size:
             continue
         result[leaf] = (jnp.asarray(old, jnp.float32) + shift.reshape(np.shape(old))).astype(old.dtype)
     return result
@@ -71,7 +81,7 @@ def _trusted(
         norm, weight = after.get(node.outputs[0]), site.weight or 0
         if node not in known or norm is None:
             continue
-        operand = _operand(chains, node.inputs[weight], leaves)
+        operand = _operand(chains, node.inputs[weight], leaves.get)
         found = None if operand is None else mean_shift(node, weight, operand, known[node].mean)
         if found is not None:
             agrees[node] = _explains(found, norm.mean)
@@ -95,24 +105,24 @@ def _explained(
         norm = after.get(node.outputs[0])
         if norm is None or node in known:
             continue
-        operand = _operand(chains, node.inputs[site.weight], leaves)  # type: ignore[index]
+        operand = _operand(chains, node.inputs[site.weight], leaves.get)  # type: ignore[index]
         mean = None if operand is None else explaining_mean(node, site.weight or 0, operand, norm.mean)
         if mean is not None:
             found[node] = Moments(mean, None)
     return found
 
 
-def _operand(chains: Chains, ref: Ref | None, leaves: Mapping[int, Any]) -> np.ndarray | None:
-    """An operand that is made from leaves by layout operations, with these values of the leaves; None if one is missing."""
+def _operand(chains: Chains, ref: Ref | None, leaf_value: Callable[[int], Any]) -> np.ndarray | None:
+    """An operand that is made from leaves by layout operations, with these values of the leaves; None if one has none."""
     if ref is None or ref not in chains.trails:
         return None
     node = chains.makers.get(ref)
     if node is None:
-        leaf = leaves.get(chains.trails[ref].sources[0][0])
+        leaf = leaf_value(chains.trails[ref].sources[0][0])
         return None if leaf is None else np.asarray(leaf, np.float32)
     operands = []
     for operand, variable in zip(node.inputs, node.eqn.invars, strict=True):
-        value = variable.val if isinstance(variable, Literal) else _operand(chains, operand, leaves)
+        value = variable.val if isinstance(variable, Literal) else _operand(chains, operand, leaf_value)
         if value is None:
             return None
         operands.append(jnp.asarray(value, variable.aval.dtype))
@@ -152,7 +162,7 @@ def _along_leaf(
 
 def _shifts(
     chains: Chains,
-    errors: Mapping[int, np.ndarray],
+    error: Callable[[int], Any],
     norms: Sequence[BatchNorm],
     known: Mapping[Node, Moments],
 ) -> dict[int, np.ndarray]:
@@ -170,10 +180,10 @@ def _shifts(
             continue
         leaf, sign = place
         users[leaf] += 1
-        error = _operand(chains, node.inputs[weight], errors)
-        if error is None or node not in known:
+        difference = _operand(chains, node.inputs[weight], error) if node in known else None
+        if difference is None:
             continue
-        shift = mean_shift(node, weight, error, known[node].mean)
+        shift = mean_shift(node, weight, difference, known[node].mean)
         if shift is not None and np.isfinite(shift).all():
             found[leaf] = -sign * shift
     return {leaf: shift for leaf, shift in found.items() if users[leaf] == 1}

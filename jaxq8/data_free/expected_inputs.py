@@ -32,19 +32,21 @@ class Moments(NamedTuple):
     variance: np.ndarray | None
 
 
-def expected_inputs(chains: Chains, leaves: Sequence[Any], norms: Sequence[BatchNorm]) -> dict[Node, Moments]:
+def expected_inputs(
+    chains: Chains, leaves: Mapping[int, Any], norms: Sequence[BatchNorm]
+) -> dict[Node, Moments]:
     """The moments of the inputs of those contractions whose inputs are known.
 
     Args:
       chains: The function.
-      leaves: All leaves of the variables, in float.
+      leaves: The leaves by number, in float.
       norms: Its batch norms.
     """
     if not norms:
         return {}
     norms = [norm for norm in norms if _positions(norm) >= FEWEST]
     run = jax.jit(functools.partial(_moments, chains, norms))
-    found = jax.device_get(run(list(leaves), {n: _normal_numbers(n) for n in map(_positions, norms)}))
+    found = jax.device_get(run(dict(leaves), {n: _normal_numbers(n) for n in map(_positions, norms)}))
     return {
         node: Moments(*(np.asarray(part, np.float64) for part in moments))
         for (node, _), moments in zip(chains.contractions(), found, strict=True)
@@ -67,12 +69,12 @@ def _normal_numbers(count: int) -> np.ndarray:
 
 
 def _moments(
-    chains: Chains, norms: Sequence[BatchNorm], leaves: Sequence[Any], numbers: Mapping[int, jax.Array]
+    chains: Chains, norms: Sequence[BatchNorm], leaves: Mapping[int, Any], numbers: Mapping[int, jax.Array]
 ) -> list[tuple[jax.Array, jax.Array] | None]:
     """(mean, variance) of the activation of each contraction; None where it is unknown. Runs inside of `jax.jit`."""
     known: dict[Ref, Any] = {}
     for ref, trail in chains.trails.items():
-        if ref not in chains.makers:
+        if ref not in chains.makers and trail.sources[0][0] in leaves:
             known[ref] = leaves[trail.sources[0][0]]
     results = {norm.result: norm for norm in norms}
     order = {norm.result: i for i, norm in enumerate(norms)}
