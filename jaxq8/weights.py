@@ -34,10 +34,10 @@ def quantize_weights(
       *inputs: Its other arguments: arrays or `jax.ShapeDtypeStruct`.
       config: As for `quantize`; its mode, overrides, `weights` and `rounding` decide how weights are encoded.
       correct: "statistics" makes up for what rounding does to the means of channels, without any data. Where a weight lies
-        near the middle between two codes, the code is chosen so that the errors of a channel cancel. Where a batch norm's
-        statistics, among the variables, tell what a contraction reads, its inputs are weighed by them, and the mean error that is left is taken out
-        of the bias or the running mean after the contraction (Nagel et al. 2019). The program and its speed stay the same.
-        Not for weights that are traced, nor for code books.
+        near the middle between two codes, the code is chosen so that the errors of a channel cancel. Where the statistics of
+        batch norms, among the variables, tell what a contraction reads, its inputs are weighed by them, and the mean error
+        that is left is taken out of the bias or the running mean after the contraction (Nagel et al. 2019). The program and
+        its speed stay the same. Not for weights that are traced, nor for code books.
       **kwargs: Keyword arguments of `fn`.
 
     Returns:
