@@ -94,6 +94,8 @@ def error_sources(
     Example:
       >>> q_vars = q8.quantize_weights(model.apply, variables, images, correct="statistics")
       >>> print(q8.error_sources(model.apply, variables, [images], fast_variables=q_vars))
+      source...sqnr_db...share
+      ...
     """
     config, given = checked_config(fn, config), Ranges(ranges)
     data = list(each_batch("error_sources", batches))

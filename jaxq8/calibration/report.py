@@ -39,7 +39,7 @@ class Report:
     Example:
       >>> report = q8.compare(model.apply, q8.quantize(model.apply), variables, batches)
       >>> print(report)
-      output: SQNR ... dB, cosine 0.99..., max error ...
+      output: SQNR ... dB (95%: ...), cosine 0.99..., max error ...
       >>> report["params/Dense_1/kernel:dot"].sqnr_db > 30
       True
     """
@@ -133,7 +133,8 @@ class Report:
             labels as images, or `classes` cannot name the answers.
 
         Example:
-          >>> report.html("report.html", title="SqueezeNet", images=paths, classes=names)
+          >>> report = q8.compare(model.apply, q8.quantize(model.apply), variables, batches)
+          >>> report.html("report.html", title="My net")
         """
         write_page("Report.html", path, report_page(self, title, images, labels, classes))
 

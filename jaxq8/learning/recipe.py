@@ -43,6 +43,11 @@ class Compressed:
       steps: A `Table` with one row for each step: what was done, the size of the file, the seconds it took, whether it was
         kept, and its error on the held-out examples: ``sqnr_db``, and ``same_answer`` where results are logits.
       measured_on: What the error was measured on.
+
+    Example:
+      >>> found = q8.compress(model.apply, variables, images, bits=4, progress=False)  # no batches, so nothing is measured
+      >>> found.met, found.bytes < found.float_bytes / 4
+      (True, True)
     """
 
     variables: Any
@@ -124,8 +129,11 @@ def compress(
       FileError: `resume` holds a run of another function, or of other variables, data or arguments.
 
     Example:
-      >>> found = q8.compress(model.apply, variables, batches=batches, bits=4, target_agreement=0.95)
+      >>> found = q8.compress(model.apply, variables, batches=batches, bits=4, target_db=10, progress=False)
       >>> print(found)
+      138.8 kB in float32 -> ... kB (...%); the target is met
+      measured on 2 held-out examples, which no step learned from
+      ...
       >>> q8.save("model.q8", found.variables, ranges=found.ranges, config=found.config)
       >>> fast = jax.jit(q8.quantize(model.apply, found.config, ranges=found.ranges))
     """
