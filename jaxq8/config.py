@@ -201,3 +201,8 @@ def _field_from_json(name: str, value: Any) -> Any:
 
 def _override_from_json(pattern: Any, changes: Any) -> tuple[Any, dict[str, Any]]:
     return pattern, {field: _field_from_json(field, value) for field, value in changes}
+
+
+def literal(name: str) -> str:
+    """A site name as a pattern of an override that matches this name alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -70,14 +69,12 @@ def quantize_weights(
             "quantize_weights(correct='statistics') looks at the numbers of the variables, and these are traced or shapes "
             "only; pass arrays, outside of jit, grad and vmap"
         )
-    # The leaves of the first argument come first, and all of them may be weights, whatever container holds them.
-    may_be_weight = tuple(i < len(arrays) for i in range(len(call.arguments.leaves)))
-    arguments = dataclasses.replace(call.arguments, weights=may_be_weight)
-    analysis = dataclasses.replace(call, arguments=arguments).analyse(config)
+    # The leaves of the first argument come first.
+    analysis = call.analyse_first(len(arrays), config)
     leaves = [*call.consts, *call.arguments.leaves]
-    encoded = encoded_leaves(leaves, analysis, config, count, names=arguments.paths)[count:]
+    encoded = encoded_leaves(leaves, analysis, config, count, names=call.arguments.paths)[count:]
     if correct is not None:
-        chains = Chains.trace(fn, (variables, *inputs), kwargs, config)
+        chains = Chains.of(call, config)
         kept = {leaf - count: tuple(use.kept) for leaf, use in analysis.weights.items() if leaf >= count}
         encoded = corrected(chains, call.arguments.leaves, encoded[: len(arrays)], kept)
     for position, i in enumerate(arrays):

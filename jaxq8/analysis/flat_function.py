@@ -68,8 +68,12 @@ class Chains:
     def trace(
         cls, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], config: Config
     ) -> Chains:
-        """Traces `fn` and flattens it; leaves are numbered as the array leaves of all arguments."""
-        call = Call.trace(fn, args, kwargs)
+        """Traces `fn` and flattens it."""
+        return cls.of(Call.trace(fn, args, kwargs), config)
+
+    @classmethod
+    def of(cls, call: Call, config: Config) -> Chains:
+        """Flattens a traced function; leaves are numbered as the array leaves of all arguments."""
         jaxpr, consts = call.as_inputs, len(call.consts)
         inputs: list[Ref] = [((), v) for v in jaxpr.invars]
         nodes: list[Node] = []

@@ -56,6 +56,12 @@ class Call:
             self._analyses[config] = self._analyse(config)
         return self._analyses[config]
 
+    def analyse_first(self, count: int, config: Config) -> Analysis:
+        """`analyse`, where weights are the first `count` leaves, whatever container holds them, and nothing else."""
+        weights = tuple(i < count for i in range(len(self.arguments.leaves)))
+        arguments = dataclasses.replace(self.arguments, weights=weights)
+        return dataclasses.replace(self, arguments=arguments).analyse(config)
+
     def _analyse(self, config: Config) -> Analysis:
         names = [p if w else None for p, w in zip(self.arguments.paths, self.arguments.weights, strict=True)]
         consts = [f"constant/{i}" if np.ndim(c) > 0 else None for i, c in enumerate(self.consts)]

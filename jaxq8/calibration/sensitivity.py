@@ -18,7 +18,7 @@ from jaxq8.analysis.sites import site_name
 from jaxq8.analysis.traced_call import Call
 from jaxq8.calibration.calibrate import each_batch
 from jaxq8.calibration.example_errors import example_sums
-from jaxq8.config import Config
+from jaxq8.config import Config, literal
 from jaxq8.display.intervals import (
     Interval,
     decibel_text,
@@ -188,7 +188,7 @@ def sensitivity(
     sites = tuple(SiteSensitivity(names[i], alone[i], without[i]) for i in order)
     overrides: list[tuple[str, Mapping[str, Any]]] = []
     for i in order[: kept.count]:
-        overrides += [(_literal(name), {"mode": "off"}) for name in sorted(groups[names[i]])]
+        overrides += [(literal(name), {"mode": "off"}) for name in sorted(groups[names[i]])]
     return Sensitivity(
         whole.db, whole.agreement, sites, tuple(overrides), kept.score.db, kept.score.agreement,
         whole.db_interval, whole.agreement_interval, kept.score.db_interval, kept.score.agreement_interval,
@@ -345,8 +345,3 @@ def _groups(
             groups[name] = chains.sharing(name) - taken
             taken |= groups[name]
     return groups
-
-
-def _literal(name: str) -> str:
-    """A site name as a pattern that matches this name alone."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

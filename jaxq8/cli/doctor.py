@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxq8 import _cpuinfo
 from jaxq8._version import __version__
 from jaxq8.cli import options as shared
 from jaxq8.cli.problems import FAILED, short
@@ -104,10 +105,10 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> dict[str, Any]:
-    known = processor.flags()
+    known = _cpuinfo.flags()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "name": processor.name(),
+        "name": _cpuinfo.name() or "unknown",
         "machine": platform.machine(),
         "eight-bit instructions": [name for name in INSTRUCTIONS if name in known],
         "taken for": processor.capability(),

@@ -16,7 +16,7 @@ from jaxq8.analysis.sites import Site
 from jaxq8.data_free.balanced_codes import balanced
 from jaxq8.data_free.batch_norms import BatchNorm, batch_norms
 from jaxq8.data_free.expected_inputs import Moments, expected_inputs
-from jaxq8.data_free.mean_shift import explaining_mean, mean_shift
+from jaxq8.data_free.mean_shift import explaining_mean, explains, mean_shift
 from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.qtensor import QTensor, is_concrete
 
@@ -43,8 +43,9 @@ def corrected(
         if is_encoded(leaf) or is_concrete(leaf)
     }
     norms = batch_norms(chains, floats)
-    known = _trusted(chains, floats, norms, expected_inputs(chains, floats, norms))
-    known.update(_explained(chains, floats, norms, known))
+    after = {norm.source: norm for norm in norms}
+    known = _trusted(chains, floats, after, expected_inputs(chains, floats, norms))
+    known.update(_explained(chains, floats, after, known))
     sources = _weights(chains)
     rounded = [
         i for i in kept if i < len(result) and isinstance(result[i], QTensor) and not is_encoded(leaves[i])
@@ -59,7 +60,7 @@ def corrected(
             return None
         return np.asarray(result[leaf].dequantize(np.float32)) - np.asarray(leaves[leaf], np.float32)
 
-    for leaf, shift in _shifts(chains, error, norms, known).items():
+    for leaf, shift in _shifts(chains, error, after, known).items():
         old = result[leaf] if leaf < len(result) else None
         if old is None or is_encoded(old) or np.size(old) != shift.size:
             continue
@@ -68,14 +69,13 @@ def corrected(
 
 
 def _trusted(
-    chains: Chains, leaves: Mapping[int, Any], norms: Sequence[BatchNorm], known: Mapping[Node, Moments]
+    chains: Chains, leaves: Mapping[int, Any], after: Mapping[Ref, BatchNorm], known: Mapping[Node, Moments]
 ) -> dict[Node, Moments]:
     """The expected inputs that agree with the running means after their contractions.
 
     Statistics that were never updated, or are those of other weights, tell nothing. What they say of an input is held against
     the running mean of the result: where it does not explain that, it is dropped, and all are dropped if that is the rule.
     """
-    after = {norm.source: norm for norm in norms}
     agrees: dict[Node, bool] = {}
     for node, site in chains.contractions():
         norm, weight = after.get(node.outputs[0]), site.weight or 0
@@ -84,22 +84,16 @@ def _trusted(
         operand = _operand(chains, node.inputs[weight], leaves.get)
         found = None if operand is None else mean_shift(node, weight, operand, known[node].mean)
         if found is not None:
-            agrees[node] = _explains(found, norm.mean)
+            agrees[node] = explains(found, norm.mean)
     if 2 * sum(agrees.values()) < len(agrees):
         return {}
     return {node: moments for node, moments in known.items() if agrees.get(node, True)}
 
 
-def _explains(found: np.ndarray, mean: np.ndarray) -> bool:
-    """Whether a vector is nearer to another than half of that one's size."""
-    return bool(2 * np.linalg.norm(found - mean) < np.linalg.norm(mean))
-
-
 def _explained(
-    chains: Chains, leaves: Mapping[int, Any], norms: Sequence[BatchNorm], known: Mapping[Node, Moments]
+    chains: Chains, leaves: Mapping[int, Any], after: Mapping[Ref, BatchNorm], known: Mapping[Node, Moments]
 ) -> dict[Node, Moments]:
     """The means of unknown inputs, such as the image, that explain the running mean after their contraction."""
-    after = {norm.source: norm for norm in norms}
     found: dict[Node, Moments] = {}
     for node, site in chains.contractions():
         norm = after.get(node.outputs[0])
@@ -163,14 +157,13 @@ def _along_leaf(
 def _shifts(
     chains: Chains,
     error: Callable[[int], Any],
-    norms: Sequence[BatchNorm],
+    after: Mapping[Ref, BatchNorm],
     known: Mapping[Node, Moments],
 ) -> dict[int, np.ndarray]:
     """For each vector after a contraction what must be added to it, so that the errors of the weight leave the mean as it is.
 
     A vector that follows several contractions stays as it is.
     """
-    after = {norm.source: norm for norm in norms}
     found: dict[int, np.ndarray] = {}
     users: collections.Counter[int] = collections.Counter()
     for node, site in chains.contractions():

@@ -42,9 +42,9 @@ def expected_inputs(
       leaves: The leaves by number, in float.
       norms: Its batch norms.
     """
+    norms = [norm for norm in norms if _positions(norm) >= FEWEST]
     if not norms:
         return {}
-    norms = [norm for norm in norms if _positions(norm) >= FEWEST]
     run = jax.jit(functools.partial(_moments, chains, norms))
     found = jax.device_get(run(dict(leaves), {n: _normal_numbers(n) for n in map(_positions, norms)}))
     return {

@@ -42,8 +42,12 @@ def explaining_mean(node: Node, weight: int, operand: np.ndarray, mean: np.ndarr
     if node.eqn.params.get("feature_group_count", 1) != 1:
         return None
     found, _, rank, _ = np.linalg.lstsq(table, mean, rcond=1e-3)
-    clear = rank == table.shape[1] and 2 * np.linalg.norm(table @ found - mean) < np.linalg.norm(mean)
-    return found if clear else None
+    return found if rank == table.shape[1] and explains(table @ found, mean) else None
+
+
+def explains(found: np.ndarray, mean: np.ndarray) -> bool:
+    """Whether a vector is nearer to another than half of that one's size."""
+    return bool(2 * np.linalg.norm(found - mean) < np.linalg.norm(mean))
 
 
 def response(node: Node, weight: int, operand: np.ndarray) -> np.ndarray | None:

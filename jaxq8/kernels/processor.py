@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 import platform
 
 import jax
 
+from jaxq8._cpuinfo import flags
 from jaxq8.errors import SpecError
 
 VARIABLE = "JAXQ8_PROCESSOR"
@@ -65,26 +65,3 @@ def compiler_options() -> dict[str, str]:
     """
     wide = jax.default_backend() == "cpu" and capability() in ("amx", "avx512_vnni")
     return {"xla_cpu_prefer_vector_width": "512"} if wide else {}
-
-
-def name() -> str:
-    """The processor's name as Linux gives it, such as "AMD EPYC 9R14"; elsewhere what Python knows of it, or "unknown"."""
-    return _described("model name") or platform.processor() or platform.machine() or "unknown"
-
-
-def flags() -> set[str]:
-    """The flags of the first processor in Linux's list; empty where there is no such list."""
-    return set((_described("flags") or _described("Features")).split())
-
-
-def _described(field: str) -> str:
-    """One field of the first processor in Linux's list, or an empty string."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == field:
-            return value.strip()
-    return ""

@@ -17,7 +17,7 @@ from jaxq8.display.tables import Table
 from jaxq8.errors import ArgumentError, TensorError
 from jaxq8.learning import recipe_steps
 from jaxq8.learning.recipe_codes import Net
-from jaxq8.learning.recipe_measure import Data, Measure, split, target_checks
+from jaxq8.learning.recipe_measure import Data, Measure, largest_count, split, target_checks
 from jaxq8.learning.recipe_state import Memory, identity
 from jaxq8.learning.recipe_steps import Recipe, Targets
 from jaxq8.numerics.codebook import is_encoded
@@ -184,9 +184,7 @@ def compress(
 def _measured_on(parts: Data, has_data: bool) -> str:
     if not has_data:
         return "nothing but its size: there are no batches"
-    count = sum(
-        max((np.shape(a)[0] for a in jax.tree.leaves(b) if np.ndim(a)), default=1) for b in parts.held
-    )
+    count = sum(map(largest_count, parts.held))
     plural = "" if count == 1 else "s"
     if parts.apart:
         return f"{count} held-out example{plural}, which no step learned from"

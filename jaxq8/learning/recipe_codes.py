@@ -16,12 +16,13 @@ import numpy as np
 from jaxq8.analysis.flat_function import Chains, array_leaves, moved
 from jaxq8.analysis.traced_call import Call
 from jaxq8.calibration.batch_norm_folding import fold_norms
-from jaxq8.config import Config
+from jaxq8.config import Config, literal
 from jaxq8.evaluation.calls import evaluate_call
 from jaxq8.evaluation.weight_encoding import is_weight, site_config
 from jaxq8.files.weights_file import save
 from jaxq8.learning.layer_moments import EXACT, Reading, read_rows
 from jaxq8.learning.layers import correctable_vectors, learnable_layers
+from jaxq8.learning.recipe_measure import largest_count
 from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.qtensor import split_groups
 from jaxq8.numerics.ranges import Ranges
@@ -38,11 +39,6 @@ def spec(bits: int, group: int = 0) -> Spec:
     if group:
         return Spec(bits=bits, symmetric=True, granularity="group", group=group)
     return Spec(bits=bits, symmetric=True, granularity="channel")
-
-
-def literal(name: str) -> str:
-    """A site name as a pattern that matches this name alone."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +99,7 @@ class Net:
         """The leaves that are weights, and that no override of the user speaks of."""
         call = Call.trace(self.fn, (self.variables, *self.inputs), self.kwargs)
         count = len(array_leaves(self.variables)[1])
-        weights = tuple(i < count for i in range(len(call.arguments.leaves)))
-        arguments = dataclasses.replace(call.arguments, weights=weights)
-        analysis = dataclasses.replace(call, arguments=arguments).analyse(self.config)
+        analysis = call.analyse_first(count, self.config)
         plain = dataclasses.replace(self.config, overrides=())
         found = {}
         for i, use in sorted(analysis.weights.items()):
@@ -193,7 +187,7 @@ def harm(
     some, count = [], 0
     for batch in batches:
         some.append(batch)
-        count += max((np.shape(a)[0] for a in jax.tree.leaves(batch) if np.ndim(a)), default=1)
+        count += largest_count(batch)
         if count >= EXAMPLES:
             break
     exact_config = Config(mode="off")  # float arithmetic, by the fastest kernels

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq8.config import Config
-from jaxq8.display.intervals import RESAMPLES
+from jaxq8.display.intervals import bootstrap
 from jaxq8.errors import ArgumentError, TensorError
 from jaxq8.numerics.qtensor import is_qtensor
 from jaxq8.numerics.ranges import Ranges
@@ -71,6 +71,11 @@ def _examples(batch: Batch) -> int | None:
     """How many examples a batch has: the size of the first axis that all of its arrays share."""
     sizes = {np.shape(a)[0] if np.ndim(a) else None for a in jax.tree.leaves(batch)}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def largest_count(batch: Batch) -> int:
+    """How many examples a batch has at most: the longest first axis of its arrays."""
+    return max((np.shape(a)[0] for a in jax.tree.leaves(batch) if np.ndim(a)), default=1)
 
 
 def _rows(batch: Batch, chosen: np.ndarray) -> Batch:
@@ -149,8 +154,8 @@ class Measure:
             if self.has_answers:
                 equal = exact[0].argmax(-1) == found[0].argmax(-1)
                 same.append(equal.reshape(len(equal), -1).mean(1))
-        agreement = _interval(np.concatenate(same), None) if same else None
-        return Score(_interval(np.concatenate(signal), np.concatenate(noise)), agreement)
+        agreement = bootstrap(np.concatenate(same)) if same else None
+        return Score(_decibels(np.concatenate(signal), np.concatenate(noise)), agreement)
 
 
 def _as_eight_bits(variables: Any) -> Any:
@@ -176,21 +181,12 @@ def _energy(outputs: Sequence[Any]) -> np.ndarray:
     return sum(np.square(x).reshape(len(x), -1).sum(1) for x in arrays)
 
 
-def _interval(values: np.ndarray, noise: np.ndarray | None) -> tuple[float, float, float]:
-    """The mean of values, or with `noise` their ratio in dB, and its 95% percentile bootstrap interval over examples."""
-    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    if noise is None:
-        whole, drawn = values.mean(), values[draws].mean(1)
-    else:
-        whole, drawn = _db(values.sum(), noise.sum()), _db(values[draws].sum(1), noise[draws].sum(1))
-    low, high = np.quantile(drawn, (0.025, 0.975))
+def _decibels(signal: np.ndarray, noise: np.ndarray) -> tuple[float, float, float]:
+    """The signal over the noise of all examples in dB, and its interval; results that are not finite are all noise."""
+    noise = np.where(np.isfinite(noise), noise, np.finfo(np.float64).max / len(noise) / 2)
+    with np.errstate(divide="ignore"):
+        whole, low, high = np.clip(10 * np.log10(bootstrap(signal, over=noise)), -CAP_DB, CAP_DB)
     return float(whole), float(low), float(high)
-
-
-def _db(signal: Any, noise: Any) -> Any:
-    noise = np.where(np.isfinite(noise), noise, math.inf)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.clip(np.nan_to_num(10 * np.log10(signal / noise), nan=CAP_DB), -CAP_DB, CAP_DB)
 
 
 def target_checks(
