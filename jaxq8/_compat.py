@@ -32,6 +32,7 @@ __all__ = [
     "Var",
     "apart",
     "bind",
+    "equation_context",
     "name_stack",
     "open_jaxpr",
     "parameter",
@@ -96,6 +97,17 @@ def user_source(eqn: Any) -> Iterator[None]:
     """Makes errors and lowered operations of the block name the user's line that made the equation."""
     with _source_info.user_context(eqn.source_info.traceback, name_stack=eqn.source_info.name_stack):
         yield
+
+
+@contextmanager
+def equation_context(eqn: Any) -> Iterator[None]:
+    """What `apart` notes beside an equation holds for operations of the block, too."""
+    context = getattr(eqn, "ctx", None)
+    if context is None:
+        yield
+    else:
+        with context.manager:
+            yield
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import numpy as np
 from jaxq8._compat import stored
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.rounding import straight_through
+from jaxq8.operations import is_collecting, like_first, operation
 
 INF = math.inf
 
@@ -173,12 +174,16 @@ def to_real(value: Value) -> Any:
     if isinstance(value, Broadcast):
         return jnp.broadcast_to(value.small, value.shape)
     if isinstance(value, QTensor):
+        if is_collecting() and not value.is_grouped:
+            return numbers_of_codes(value.values, value.scale, value.zero_point).astype(value.dtype)
         return value.dequantize()
     return decode(value).astype(value.dtype)
 
 
 def stored_vectors(vectors: dict[str, Any]) -> dict[str, Any]:
     """Small arrays, computed once and kept in memory. If all have one shape, a single loop computes them as one array."""
+    if is_collecting():  # what a region reads is computed once anyway
+        return dict(vectors)
     shapes = {jnp.shape(v) for v in vectors.values()}
     shape = next(iter(shapes))
     if len(shapes) > 1 or len(vectors) == 1 or shape[:1] != (1,):
@@ -192,13 +197,27 @@ def decode(acc: Accumulator) -> jax.Array:
     # Stored, because XLA:CPU would otherwise compute the batch norm behind the vectors again for every element.
     vectors = stored_vectors(acc.smalls)
     scale = vectors["scale"] * vectors.get("rows", 1)
-    real = acc.values.astype(jnp.float32) * scale + vectors["offset"]
-    clipped = real
-    if acc.lo > -INF:
-        clipped = jnp.maximum(clipped, jnp.float32(acc.lo))
-    if acc.hi < INF:
-        clipped = jnp.minimum(clipped, jnp.float32(acc.hi))
-    return straight_through(real, clipped) if acc.straight else clipped
+    real = real_numbers(acc.values, scale, vectors["offset"], lo=acc.lo, hi=acc.hi)
+    if acc.straight:
+        return straight_through(real_numbers(acc.values, scale, vectors["offset"], lo=-INF, hi=INF), real)
+    return real
+
+
+@operation(like_first)
+def real_numbers(values: Any, scale: Any, offset: Any, *, lo: float, hi: float) -> Any:
+    """``clip(values * scale + offset, lo, hi)`` in float32."""
+    real = values.astype(jnp.float32) * scale + offset
+    if lo > -INF:
+        real = jnp.maximum(real, jnp.float32(lo))
+    if hi < INF:
+        real = jnp.minimum(real, jnp.float32(hi))
+    return real
+
+
+@operation(like_first)
+def numbers_of_codes(values: Any, scale: Any, zero_point: Any) -> Any:
+    """``(values - zero_point) * scale`` in float32, for codes whose scales are shared along whole axes."""
+    return QTensor(values, scale, zero_point).dequantize()
 
 
 def origins(value: Value) -> tuple[Origin, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxq8.kernels.barred import is_barred
+from jaxq8.operations import like_first, operation
 
 # Adding 1.5 * 2**23 to a float32 below 2**22 in magnitude rounds it to the nearest integer, ties to even, and leaves that
 # integer in the low bits of the sum. XLA:CPU vectorises this; a rounding and two conversions are slower.
@@ -31,6 +33,18 @@ def encode(
     Returns:
       Codes. NaN becomes some code; the caller makes the scale NaN, so that decoding gives NaN again.
     """
+    if rounding is None and isinstance(lo, float) and isinstance(hi, float):
+        return codes_of(values, multiplier, offset, lo=lo, hi=hi, dtype=np.dtype(dtype))
+    return _encoded(values, multiplier, offset, lo, hi, dtype, rounding)
+
+
+@operation(like_first)
+def codes_of(values: Any, multiplier: Any, offset: Any, *, lo: float, hi: float, dtype: Any) -> Any:
+    """`encode` with rounding half to even and bounds that are known while tracing."""
+    return _encoded(values, multiplier, offset, lo, hi, dtype, None)
+
+
+def _encoded(values: Any, multiplier: Any, offset: Any, lo: Any, hi: Any, dtype: Any, rounding: Any) -> Any:
     real = values.astype(jnp.float32) * multiplier + offset
     if rounding is not None or is_barred("encode"):
         return jnp.clip((rounding or jnp.round)(real), lo, hi).astype(jnp.int32).astype(dtype)

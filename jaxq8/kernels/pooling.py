@@ -7,18 +7,34 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxq8._compat import stored
 from jaxq8.kernels.barred import is_barred
+from jaxq8.operations import operation
 
 # Windows of more positions than this are left to XLA's own loop.
 MAXIMUM_POSITIONS = 32
 
 
+def _pooled(dtype: Any) -> Callable[..., Any]:
+    """The `result` of a pooling: its shape, in the dtype of the codes or in `dtype`."""
+
+    def result(x: Any, *others: Any, window: Any, strides: Any, padding: Any, **static: Any) -> Any:
+        edges = [(low, high, d - 1) for (low, high), d in zip(padding, static["base_dilation"], strict=True)]
+        sizes = [n + low + high + max(n - 1, 0) * hole for n, (low, high, hole) in zip(x.shape, edges, strict=True)]
+        spans = [(w - 1) * d + 1 for w, d in zip(window, static["window_dilation"], strict=True)]
+        shape = [(n - span) // s + 1 for n, span, s in zip(sizes, spans, strides, strict=True)]
+        return jax.ShapeDtypeStruct(tuple(shape), dtype or x.dtype)
+
+    return result
+
+
+@operation(_pooled(None))
 def max_pool(
-    x: Any, lowest: int, *, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
+    x: Any, *, lowest: int, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
 ) -> Any:
     """The maximum over each window of codes; borders and holes hold `lowest`, the smallest code."""
     least = jnp.asarray(lowest, x.dtype)
@@ -38,6 +54,17 @@ def widened(x: Any) -> Any:
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.int32)
 
 
+def _totalled(x: Any, *, axes: tuple[int, ...]) -> Any:
+    return jax.ShapeDtypeStruct(tuple(n for a, n in enumerate(x.shape) if a not in axes), jnp.int32)
+
+
+@operation(_totalled)
+def total(x: Any, *, axes: tuple[int, ...]) -> Any:
+    """The int32 sum of codes over whole axes."""
+    return jnp.sum(widened(x), axis=axes)
+
+
+@operation(_pooled(jnp.int32))
 def sum_pool(
     x: Any, zero: Any, *, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
 ) -> Any:

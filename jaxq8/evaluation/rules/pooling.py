@@ -39,7 +39,7 @@ def max_pool(ctx: Context, x: Value, **params: Any) -> Value:
         True, shapes=shapes_of(ctx.eqn), kernel="maximum of shifted codes", activations=f"{codes.bits} bits"
     )
     return dataclasses.replace(
-        codes, values=pooling.max_pool(codes.values, codes.spec.qmin, **_window(params))
+        codes, values=pooling.max_pool(codes.values, lowest=codes.spec.qmin, **_window(params))
     )
 
 
@@ -79,7 +79,7 @@ def reduce_sum(ctx: Context, x: Value, *, axes: Any, **params: Any) -> Value:
     terms = math.prod([x.shape[a] for a in axes])
     if terms * 255 >= 2**31:
         return NotImplemented
-    return _sum_of(x, jnp.sum(pooling.widened(x.values), axis=tuple(axes)), terms)
+    return _sum_of(x, pooling.total(x.values, axes=tuple(axes)), terms)
 
 
 def _reduced_real(ctx: Context, x: Value, nonnegative: bool) -> Value:

@@ -1,0 +1,183 @@
+"""Which equations of a collected program run in native regions.
+
+An equation is a *candidate* if a region has a step for it. Candidates are grouped by *level*: how many times the way from the
+inputs has left candidates and come back. What one level holds can run in one call, since no way leads from a candidate through
+other equations back to a candidate of the same level. Of each level, the connected groups with enough contractions are taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxq8._compat import Literal, primitives
+from jaxq8.analysis.inner_functions import JIT
+from jaxq8.evaluation.values import numbers_of_codes, real_numbers
+from jaxq8.kernels.epilogue import codes_of
+from jaxq8.kernels.pooling import max_pool, sum_pool, total
+from jaxq8.kernels.registry import contraction
+from jaxq8.regions.program import BINARY, DTYPES, UNARY
+
+# With fewer contractions a call costs more than it saves: its threads have to be woken.
+LEAST_CONTRACTIONS = 2
+ARITHMETIC = {name: getattr(primitives, f"{name}_p") for name in (*BINARY, *UNARY) if hasattr(primitives, f"{name}_p")}
+NAME_OF = {primitive: name for name, primitive in ARITHMETIC.items()}
+VIEWS = {primitives.reshape_p, primitives.squeeze_p, primitives.expand_dims_p}
+MOVES = {primitives.concatenate_p, primitives.slice_p, primitives.transpose_p, primitives.pad_p}
+EXPRESSIONS = {real_numbers.primitive, numbers_of_codes.primitive, codes_of.primitive}
+POOLS = {max_pool.primitive, sum_pool.primitive, total.primitive}
+EXTREMES = {primitives.max_p, primitives.min_p}
+CONVERT = primitives.convert_element_type_p
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Equations that run in one call.
+
+    Attributes:
+      level: The level of all of them.
+      members: Their positions in the program, in its order.
+    """
+
+    level: int
+    members: tuple[int, ...]
+
+
+def is_stored(eqn: Any) -> bool:
+    """Whether an equation is a call of `jaxq8._compat.stored`, which returns its operands."""
+    return eqn.primitive in JIT and eqn.params.get("name") == "stored"
+
+
+def is_elementwise(eqn: Any) -> bool:
+    """Whether an equation is float32 arithmetic on each element, or makes or reads codes."""
+    return eqn.primitive in NAME_OF or eqn.primitive in EXPRESSIONS or eqn.primitive is CONVERT
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """The level of each equation, and whether it is a candidate."""
+
+    of: list[int]
+    candidates: list[bool]
+
+
+def found(eqns: Sequence[Any], is_native: Callable[[int], bool]) -> tuple[list[Group], Levels]:
+    """The groups of equations that run natively, and the levels of all equations.
+
+    Args:
+      eqns: The equations of the program.
+      is_native: Whether the contraction at a position has a native step.
+    """
+    maker: dict[Any, int] = {}
+    candidate = [False] * len(eqns)
+    levels = [0] * len(eqns)
+    for index, eqn in enumerate(eqns):
+        made = [maker[v] for v in eqn.invars if not isinstance(v, Literal) and v in maker]
+        born = any(candidate[i] for i in made)
+        candidate[index] = _is_candidate(eqn, born, index, is_native)
+        levels[index] = max((levels[i] + (candidate[i] and not candidate[index]) for i in made), default=0)
+        maker.update(dict.fromkeys(eqn.outvars, index))
+    readers: dict[int, list[int]] = {}
+    for index, eqn in enumerate(eqns):
+        for v in eqn.invars:
+            if not isinstance(v, Literal) and v in maker:
+                readers.setdefault(maker[v], []).append(index)
+    groups = []
+    for group in _connected(eqns, maker, candidate, levels):
+        kept = _without_tails(group, eqns, readers)
+        contractions = sum(eqns[i].primitive is contraction.primitive for i in kept)
+        if contractions >= LEAST_CONTRACTIONS:
+            groups.append((levels[group[0]], kept))
+    merged: dict[int, list[int]] = {}
+    for level, members in groups:
+        merged.setdefault(level, []).extend(members)
+    found_groups = [Group(level, tuple(sorted(members))) for level, members in merged.items()]
+    return found_groups, Levels(levels, candidate)
+
+
+def _is_candidate(eqn: Any, born: bool, index: int, is_native: Callable[[int], bool]) -> bool:
+    """Whether a region has a step for an equation; `born` says that one of its operands is made by a candidate."""
+    if not all(_has_place(v) for v in (*eqn.invars, *eqn.outvars)):
+        return False
+    p = eqn.primitive
+    if p is contraction.primitive:
+        return is_native(index)
+    if p is codes_of.primitive:
+        return True
+    if not born or not all(v.aval.shape for v in eqn.outvars):
+        return False
+    if p in POOLS:
+        return _is_plain_pool(eqn)
+    if p in VIEWS or is_stored(eqn):
+        return True
+    if p in MOVES:
+        return p is not primitives.pad_p or all(hole == 0 <= min(a, b) for a, b, hole in eqn.params["padding_config"])
+    if p is CONVERT:
+        return eqn.outvars[0].aval.dtype == jnp.float32
+    dtype = eqn.outvars[0].aval.dtype
+    return is_elementwise(eqn) and (dtype == jnp.float32 or (p in EXTREMES and dtype in (jnp.int8, jnp.uint8)))
+
+
+def _is_plain_pool(eqn: Any) -> bool:
+    """Whether a pooling goes over the axes between the first and the last, without holes in its input."""
+    rank = len(eqn.invars[0].aval.shape)
+    if not 3 <= rank <= 5:
+        return False
+    if eqn.primitive is total.primitive:
+        return tuple(eqn.params["axes"]) == tuple(range(1, rank - 1))
+    ends = [eqn.params["window"][i] == eqn.params["strides"][i] == 1 for i in (0, -1)]
+    flat = all(eqn.params["padding"][i] == (0, 0) for i in (0, -1))
+    whole = all(d == 1 for d in eqn.params["base_dilation"])
+    return all(ends) and flat and whole and all(n >= 0 for pair in eqn.params["padding"] for n in pair)
+
+
+def _has_place(atom: Any) -> bool:
+    """Whether a region can hold an array: its sizes are known, and it is of one of the four dtypes."""
+    aval = atom.aval
+    sizes = getattr(aval, "shape", None)
+    if sizes is None or not all(isinstance(n, int) for n in sizes) or 0 in sizes or len(sizes) > 8:
+        return False
+    return isinstance(atom, Literal) or jnp.dtype(aval.dtype).name in DTYPES
+
+
+def _connected(
+    eqns: Sequence[Any], maker: dict[Any, int], candidate: Sequence[bool], levels: Sequence[int]
+) -> list[list[int]]:
+    """Candidates of one level that are connected through what they read from each other."""
+    leader = list(range(len(eqns)))
+
+    def root(i: int) -> int:
+        while leader[i] != i:
+            leader[i] = leader[leader[i]]
+            i = leader[i]
+        return i
+
+    for index, eqn in enumerate(eqns):
+        for v in eqn.invars:
+            if isinstance(v, Literal) or v not in maker or not candidate[index]:
+                continue
+            other = maker[v]
+            if candidate[other] and levels[other] == levels[index]:
+                leader[root(index)] = root(other)
+    groups: dict[int, list[int]] = {}
+    for index in range(len(eqns)):
+        if candidate[index]:
+            groups.setdefault(root(index), []).append(index)
+    return list(groups.values())
+
+
+def _without_tails(group: Sequence[int], eqns: Sequence[Any], readers: dict[int, list[int]]) -> list[int]:
+    """A group without float arithmetic and moves at its end, which XLA fuses with what follows.
+
+    The numbers of a contraction stay, because its own step makes them.
+    """
+    kept = set(group)
+    for index in reversed(group):
+        eqn = eqns[index]
+        works = eqn.primitive in POOLS or eqn.primitive in (contraction.primitive, codes_of.primitive, real_numbers.primitive)
+        if not works and not any(r in kept for r in readers.get(index, ())):
+            kept.discard(index)
+    return [i for i in group if i in kept]

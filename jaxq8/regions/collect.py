@@ -1,0 +1,193 @@
+"""Runs a function whose eight-bit operations are collected first: what one native call can do is one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxq8 import native
+from jaxq8._compat import Literal, bind, equation_context, open_jaxpr, user_source
+from jaxq8.kernels.registry import contraction, sums_of_weights
+from jaxq8.numerics.packed_layout import PackedLayout
+from jaxq8.numerics.packed_tensor import unpacked_codes
+from jaxq8.operations import collected
+from jaxq8.regions.candidates import found
+from jaxq8.regions.graph import Graph
+from jaxq8.regions.lowering import Region, Weight, lower
+from jaxq8.regions.native_call import call
+from jaxq8.regions.weights import weight_origin, why_not
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """An equation of a collected program; what it reads is named by variables of the program."""
+
+    eqn: Any
+    invars: tuple[Any, ...]
+
+    @property
+    def primitive(self) -> Any:
+        return self.eqn.primitive
+
+    @property
+    def params(self) -> Any:
+        return self.eqn.params
+
+    @property
+    def outvars(self) -> Any:
+        return self.eqn.outvars
+
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """Its results, as ordinary arithmetic."""
+        with user_source(self.eqn), equation_context(self.eqn):
+            if hasattr(self.primitive, "jaxq8_operation"):
+                return [self.primitive.jaxq8_operation.run(*arrays, **self.params)]
+            return bind(self.eqn, arrays)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Collected:
+    """A collected program, and how it runs.
+
+    Attributes:
+      inputs: Its inputs.
+      consts: Known values of variables.
+      units: Equations and regions in the order in which they run.
+      results: Its results.
+    """
+
+    inputs: tuple[Any, ...]
+    consts: Mapping[Any, Any]
+    units: tuple[Equation | Region, ...]
+    results: tuple[Any, ...]
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return tuple(unit for unit in self.units if isinstance(unit, Region))
+
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """The results for these inputs."""
+        values = dict(zip(self.inputs, arrays, strict=True)) | dict(self.consts)
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, Literal) else values[atom]
+
+        for unit in self.units:
+            if isinstance(unit, Region):
+                made = call(unit.program, [jnp.asarray(r.compute(read)) for r in unit.recipes])
+                values.update(zip(unit.outputs, made, strict=True))
+            else:
+                values.update(zip(unit.outvars, unit.run([read(v) for v in unit.invars]), strict=True))
+        return [read(v) for v in self.results]
+
+
+def in_regions(
+    function: Callable[..., Sequence[Any]], arrays: Sequence[Any], record: Callable[[Collected], None]
+) -> list[Any]:
+    """``function(*arrays)``, with native calls in place of connected eight-bit operations."""
+
+    def whole(*arguments: Any) -> Sequence[Any]:
+        with collected():
+            return function(*arguments)
+
+    jaxpr, consts = open_jaxpr(jax.make_jaxpr(whole)(*arrays))
+    program = arranged(jaxpr, consts)
+    record(program)
+    return program.run(arrays)
+
+
+def arranged(jaxpr: Any, consts: Sequence[Any]) -> Collected:
+    """The units of a collected program."""
+    known = dict(zip(jaxpr.constvars, consts, strict=True))
+    makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+    renamed = _sums(jaxpr.eqns, makers)
+
+    def named(atom: Any) -> Any:
+        return atom if isinstance(atom, Literal) else renamed.get(atom, atom)
+
+    results = tuple(map(named, jaxpr.outvars))
+    eqns = _alive([Equation(eqn, tuple(map(named, eqn.invars))) for eqn in jaxpr.eqns], results)
+    makers = {v: eqn for eqn in eqns for v in eqn.outvars}
+    weights = {i: w for i, eqn in enumerate(eqns) if (w := _weight(eqn, makers)) is not None}
+    groups, levels = found(eqns, weights.__contains__)
+    taken = {i: group for group in groups for i in group.members}
+    readers: dict[Any, list[int]] = {}
+    for index, eqn in enumerate(eqns):
+        for v in eqn.invars:
+            if not isinstance(v, Literal):
+                readers.setdefault(v, []).append(index)
+    units: list[tuple[tuple[int, int, int], Equation | Region]] = []
+    for group in groups:
+        made = [v for i in group.members for v in eqns[i].outvars]
+        ends = set(results)
+        wanted = [v for v in made if v in ends or any(taken.get(r) is not group for r in readers.get(v, ()))]
+        graph = Graph(eqns, group.members, wanted, makers, known)
+        region = lower(graph, {i: weights[i] for i in group.members if i in weights})
+        units.append(((group.level, 1, 0), region))
+    candidates = levels.candidates
+    for index, eqn in enumerate(eqns):
+        if index not in taken:
+            units.append(((levels.of[index], 2 if candidates[index] else 0, index), eqn))
+    order = [unit for _, unit in sorted(units, key=lambda pair: pair[0])]
+    return Collected(tuple(jaxpr.invars), known, tuple(_needed(order, results)), results)
+
+
+def _sums(eqns: Sequence[Any], makers: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Sums of packed weights -> the variables that hold them already."""
+    renamed = {}
+    for eqn in eqns:
+        if eqn.primitive is sums_of_weights.primitive:
+            found_at = weight_origin(eqn, makers)
+            if found_at is not None and _is_packed(found_at):
+                renamed[eqn.outvars[0]] = found_at.maker.invars[1]
+    return renamed
+
+
+def _is_packed(origin: Any) -> bool:
+    """Whether a weight comes from packed bytes by exactly the moves that it was packed with."""
+    maker = origin.maker
+    if maker is None or maker.primitive is not unpacked_codes.primitive:
+        return False
+    return origin.moves == maker.params["moves"]
+
+
+def _weight(eqn: Any, makers: Mapping[Any, Any]) -> Weight | None:
+    """The packed weight of a contraction that has a native step; None for all other equations."""
+    if eqn.primitive is not contraction.primitive or why_not(eqn.params["form"], eqn.invars[0].aval.dtype.name):
+        return None
+    origin = weight_origin(eqn, makers)
+    if origin is None or not _is_packed(origin):
+        return None
+    params = origin.maker.params
+    if PackedLayout.from_words(native.layout(params["problem"])) != params["layout"]:
+        return None
+    return Weight(origin.maker.invars[0], params["problem"])
+
+
+def _alive(eqns: list[Equation], results: Sequence[Any]) -> list[Equation]:
+    """The equations that the results depend on."""
+    needed, alive = set(v for v in results if not isinstance(v, Literal)), []
+    for eqn in reversed(eqns):
+        if any(v in needed for v in eqn.outvars) or eqn.eqn.effects:
+            alive.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
+    return alive[::-1]
+
+
+def _needed(units: Sequence[Equation | Region], results: Sequence[Any]) -> list[Equation | Region]:
+    """The units that the results depend on: a packed weight need not be unpacked where a region reads its bytes."""
+    needed, kept = set(v for v in results if not isinstance(v, Literal)), []
+    for unit in reversed(units):
+        made = unit.outputs if isinstance(unit, Region) else unit.outvars
+        if not any(v in needed for v in made) and not (isinstance(unit, Equation) and unit.eqn.effects):
+            continue
+        kept.append(unit)
+        if isinstance(unit, Region):
+            needed.update(v for recipe in unit.recipes for v in recipe.variables)
+        else:
+            needed.update(v for v in unit.invars if not isinstance(v, Literal))
+    return kept[::-1]

@@ -1,0 +1,106 @@
+"""The equations of one group, and what is known of them: who reads what, and which results are stored at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxq8._compat import Literal
+from jaxq8.evaluation.values import numbers_of_codes
+from jaxq8.kernels.epilogue import codes_of
+from jaxq8.kernels.registry import contraction
+from jaxq8.regions.candidates import VIEWS, is_elementwise, is_stored
+
+
+class Graph:
+    """The equations of a group.
+
+    Attributes:
+      eqns: All equations of the program.
+      members: Positions of those of the group, in order.
+      wanted: The variables of the group that others read.
+      makers: The equation that makes a variable, for the whole program.
+      consts: Variables of known value.
+      position: The position of the member that makes a variable.
+      readers: The members that read a variable.
+      roots: For each variable of the group the variable in whose step it is computed: itself if it is stored.
+    """
+
+    def __init__(
+        self, eqns: Sequence[Any], members: Sequence[int], wanted: Sequence[Any], makers: Mapping[Any, Any],
+        consts: Mapping[Any, Any],
+    ) -> None:  # fmt: skip
+        self.eqns, self.members, self.makers, self.consts = eqns, tuple(members), makers, consts
+        self._same: dict[Any, Any] = {}
+        for i in self.members:
+            if is_stored(eqns[i]):
+                self._same.update(zip(eqns[i].outvars, eqns[i].invars, strict=True))
+        self.position = {v: i for i in self.members for v in eqns[i].outvars}
+        self.wanted = tuple(dict.fromkeys(self.real(v) for v in wanted))
+        self.readers: dict[Any, list[int]] = {}
+        for i in self.members:
+            if not is_stored(eqns[i]):
+                for v in dict.fromkeys(map(self.real, eqns[i].invars)):
+                    if not isinstance(v, Literal):
+                        self.readers.setdefault(v, []).append(i)
+        self.roots = self._roots()
+
+    def real(self, atom: Any) -> Any:
+        """A variable itself in place of what `stored` returned for it."""
+        while not isinstance(atom, Literal) and atom in self._same:
+            atom = self._same[atom]
+        return atom
+
+    def maker(self, atom: Any) -> Any:
+        """The member that makes a variable; None for everything from outside."""
+        if isinstance(atom, Literal) or atom not in self.position:
+            return None
+        return self.eqns[self.position[atom]]
+
+    def only_reader(self, variable: Any) -> int | None:
+        """The one member that reads a variable; None if there are others, or if the variable leaves the group."""
+        readers = self.readers.get(variable, [])
+        return readers[0] if len(readers) == 1 and variable not in self.wanted else None
+
+    def _roots(self) -> dict[Any, Any]:
+        roots: dict[Any, Any] = {}
+        for i in reversed(self.members):
+            eqn = self.eqns[i]
+            if is_stored(eqn):
+                continue
+            (out,) = eqn.outvars
+            found = {self._root_of_reader(out, self.eqns[r], roots) for r in self.readers.get(out, [])}
+            if eqn.primitive is numbers_of_codes.primitive and out not in self.wanted and None not in found:
+                roots[out] = None  # computed wherever it is read
+            elif len(found) == 1 and out not in self.wanted and self._is_inner(eqn):
+                (root,) = found
+                roots[out] = out if root is None else root
+            else:
+                roots[out] = out
+        return roots
+
+    @staticmethod
+    def _is_inner(eqn: Any) -> bool:
+        """Whether an equation may be computed in the step of its reader."""
+        p = eqn.primitive
+        return p is contraction.primitive or p in VIEWS or (is_elementwise(eqn) and p is not codes_of.primitive)
+
+    def _root_of_reader(self, variable: Any, reader: Any, roots: Mapping[Any, Any]) -> Any:
+        """The root of an equation that reads a variable; None if it reads it from memory."""
+        (out,) = reader.outvars
+        if is_elementwise(reader):
+            return roots[out] or out
+        maker = self.maker(variable)
+        if reader.primitive in VIEWS and maker is not None and maker.primitive is contraction.primitive:
+            # The result of a product in the shape of the user's array: its channels stay the last axis.
+            same_channels = out.aval.shape[-1:] == variable.aval.shape[-1:]
+            return roots[out] if same_channels and roots[out] is not out else None
+        return None
+
+    def base(self, variable: Any) -> Any:
+        """What a chain of views begins with."""
+        maker = self.maker(variable)
+        while maker is not None and maker.primitive in VIEWS:
+            variable = self.real(maker.invars[0])
+            maker = self.maker(variable)
+        return variable

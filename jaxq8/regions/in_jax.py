@@ -1,0 +1,158 @@
+"""The executor that runs everywhere: a region's program in pure JAX, step by step.
+
+It is what tests compare the native executor with. Tensors are read from and written to whole buffers, so it is not fast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxq8.kernels import pooling
+from jaxq8.kernels.forms import ConvForm, DotForm, Form
+from jaxq8.kernels.reference import plain
+from jaxq8.regions import program as p
+from jaxq8.regions.program import NONE, Contract, Copy, Elementwise, Fill, Pool, Program, Tensor
+
+Unpack = Callable[[Contract, Any], Any]
+
+
+def run(program: Program, arrays: Sequence[Any], unpack: Unpack) -> list[Any]:
+    """The results of a program.
+
+    Args:
+      program: The program.
+      arrays: Its arguments.
+      unpack: Makes the plain weights of a contraction, in canonical layout, from its packed bytes.
+    """
+    return _Run(program, arrays, unpack).results()
+
+
+class _Run:
+    def __init__(self, program: Program, arrays: Sequence[Any], unpack: Unpack) -> None:
+        self.program, self.unpack = program, unpack
+        made = [jnp.zeros((math.prod(shape),), dtype) for shape, dtype in program.results]
+        self.buffers: list[Any] = [*(jnp.reshape(a, -1) for a in arrays), *made]
+        self.arena = jnp.zeros((program.arena,), jnp.uint8)
+
+    def results(self) -> list[Any]:
+        for step in self.program.steps:
+            self._step(step)
+        made = self.buffers[len(self.program.args) :]
+        return [a.reshape(shape) for a, (shape, _) in zip(made, self.program.results, strict=True)]
+
+    def _indices(self, tensor: Tensor) -> np.ndarray:
+        """The position of each element of a tensor in its buffer, counted in elements from the tensor's offset."""
+        places = np.zeros(tensor.shape, np.int64)
+        for axis, (n, stride) in enumerate(zip(tensor.shape, tensor.strides, strict=True)):
+            shape = [1] * len(tensor.shape)
+            shape[axis] = n
+            places += np.reshape(np.arange(n) * stride, shape)
+        return places
+
+    def _buffer(self, tensor: Tensor) -> tuple[Any, int]:
+        """The flat buffer of a tensor in its dtype, and where in it the tensor begins."""
+        first = tensor.offset // tensor.itemsize
+        if tensor.place != p.ARENA:
+            return self.buffers[tensor.place], first
+        count = (tensor.extent // tensor.itemsize) * tensor.itemsize
+        part = self.arena[tensor.offset : tensor.offset + count]
+        width = (-1, tensor.itemsize) if tensor.itemsize > 1 else (-1,)
+        return lax.bitcast_convert_type(part.reshape(width), tensor.dtype), 0
+
+    def read(self, number: int) -> Any:
+        tensor = self.program.tensors[number]
+        buffer, first = self._buffer(tensor)
+        return buffer[first + self._indices(tensor)]
+
+    def write(self, number: int, array: Any) -> None:
+        tensor = self.program.tensors[number]
+        buffer, first = self._buffer(tensor)
+        buffer = buffer.at[first + self._indices(tensor)].set(array.astype(tensor.dtype))
+        if tensor.place != p.ARENA:
+            self.buffers[tensor.place] = buffer
+            return
+        data = lax.bitcast_convert_type(buffer, jnp.uint8).reshape(-1)
+        self.arena = lax.dynamic_update_slice(self.arena, data, (tensor.offset,))
+
+    def _step(self, step: p.Step) -> None:
+        if isinstance(step, Contract):
+            self._contract(step)
+        elif isinstance(step, Elementwise):
+            self._elementwise(step)
+        elif isinstance(step, Copy):
+            self.write(step.dst, self.read(step.src))
+        elif isinstance(step, Fill):
+            number = self.read(step.value).reshape(()) if step.value != NONE else jnp.int32(step.number)
+            self.write(step.dst, jnp.broadcast_to(number, self.program.tensors[step.dst].shape))
+        else:
+            self._pool(step)
+
+    def _contract(self, step: Contract) -> None:
+        src, weights = self.program.tensors[step.src], self.read(step.weights)
+        form = form_of(step, src.shape, self.program.tensors[step.dst].shape)
+        w = self.unpack(step, weights) if step.problem else weights
+        acc = plain(form, self.read(step.src), w, 0, jnp.int32)
+        if step.mult == NONE:
+            self.write(step.dst, acc)
+            return
+        real = acc.astype(jnp.float32) * self.read(step.mult) + self.read(step.offset)
+        if step.residual != NONE:
+            real = real + self.read(step.residual).astype(jnp.float32)
+        if step.rescale != NONE:
+            real = real * self.read(step.rescale)
+        self._store(step.dst, jnp.clip(real, step.lo, step.hi))
+
+    def _store(self, number: int, real: Any) -> None:
+        """Writes float32 numbers, rounded and saturated where codes are wanted."""
+        dtype = np.dtype(self.program.tensors[number].dtype)
+        if dtype.kind in "iu":
+            real = jnp.clip(jnp.round(real), np.iinfo(dtype).min, np.iinfo(dtype).max)
+        self.write(number, real)
+
+    def _elementwise(self, step: Elementwise) -> None:
+        registers: dict[int, Any] = {}
+        for operation, a, b, c in step.instructions:
+            if operation == p.LOAD:
+                registers[a] = jnp.broadcast_to(self.read(step.inputs[b]), step.shape).astype(jnp.float32)
+            elif operation == p.CONST:
+                registers[a] = jnp.full(step.shape, p.float_of_bits(b), jnp.float32)
+            elif operation in (p.STORE, p.ENCODE):
+                self._store(step.outputs[a], registers[b])
+            else:
+                name = p.NAMES[operation]
+                operands = (registers[b], registers[c]) if name in p.BINARY else (registers[b],)
+                registers[a] = getattr(lax, name)(*operands)
+
+    def _pool(self, step: Pool) -> None:
+        src = self.read(step.src)
+        window = {
+            "window": (1, *step.window, 1), "strides": (1, *step.strides, 1), "base_dilation": (1,) * src.ndim,
+            "window_dilation": (1, *step.dilation, 1),
+            "padding": ((0, 0), *zip(step.pad_low, step.pad_high, strict=True), (0, 0)),
+        }  # fmt: skip
+        if step.lowest is not None:
+            self.write(step.dst, pooling.max_pool.run(src, lowest=step.lowest, **window))
+            return
+        border = jnp.zeros((), src.dtype) if step.border == NONE else self.read(step.border).reshape(()).astype(src.dtype)
+        self.write(step.dst, pooling.sum_pool.run(src, border, **window))
+
+
+def form_of(step: Contract, src: tuple[int, ...], dst: tuple[int, ...]) -> Form:
+    """The canonical form of a contraction step."""
+    if not step.kernel:
+        return DotForm(0, src[0], src[1], dst[1], transposed=step.transposed and not step.problem)
+    padding = tuple(zip(step.pad_low, step.pad_high, strict=True))
+    ones = (1,) * len(step.kernel)
+    return ConvForm(src[0], src[1:-1], src[-1], step.kernel, dst[-1], step.strides, padding, ones, step.dilation, step.groups)
+
+
+def on_cpu_only() -> bool:
+    """Whether programs that are traced now will run on CPU."""
+    return jax.default_backend() == "cpu"

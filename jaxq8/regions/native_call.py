@@ -1,0 +1,30 @@
+"""One native call as a JAX operation that can be batched."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxq8 import native
+from jaxq8.regions.program import Program
+
+
+def call(program: Program, arrays: Sequence[Any]) -> list[Any]:
+    """The results of a program, in one call."""
+    return list(_function(program)(*arrays))
+
+
+@functools.lru_cache(maxsize=1024)
+def _function(program: Program) -> Any:
+    """The program as a function of its arguments."""
+    shapes = [jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for shape, dtype in program.results]
+    words = program.words()
+
+    def run(*arrays: Any) -> Any:
+        return tuple(native.call(words, arrays, shapes))
+
+    return run
