@@ -43,6 +43,7 @@ from jaxq8.machine.selfcheck import SelfCheck, selfcheck
 from jaxq8.machine.tuning import Tuning, load_tuning, tune
 from jaxq8.numerics.codebook import CodeBook
 from jaxq8.numerics.observers import Observer, observer_names, register_observer
+from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Range, Ranges
 from jaxq8.numerics.rounding import register_rounding, rounding_names
@@ -62,6 +63,7 @@ __all__ = [
     "ExportedModel",
     "FileError",
     "Observer",
+    "PackedTensor",
     "Plan",
     "QTensor",
     "QuantizationError",

@@ -14,6 +14,7 @@ from jaxq8.data_free.correction import corrected
 from jaxq8.errors import ArgumentError
 from jaxq8.evaluation.weight_encoding import encoded_leaves
 from jaxq8.numerics.codebook import CodeBook, is_encoded
+from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import is_concrete
 
 
@@ -78,6 +79,6 @@ def quantize_weights(
         kept = {leaf - count: tuple(use.kept) for leaf, use in analysis.weights.items() if leaf >= count}
         encoded = corrected(chains, call.arguments.leaves, encoded[: len(arrays)], kept)
     for position, i in enumerate(arrays):
-        if not isinstance(flat[i], CodeBook):
+        if not isinstance(flat[i], CodeBook | PackedTensor):
             flat[i] = encoded[position]
     return jax.tree_util.tree_unflatten(tree, flat)

@@ -148,6 +148,13 @@ def tensors(weight: jax.Array) -> None:
     assert_type(tensor.nbytes, int)
     book = q8.CodeBook.from_float(weight, q8.Spec(bits=4, granularity="channel", levels="kmeans"))
     assert_type(book.dequantize(), jax.Array)
+    layout = (2, 4, 4, 4, 4, 4, 1, 0, 16)
+    packed = q8.PackedTensor.pack(
+        tensor, layout=layout, problem=(1,), isa="any", moves=(("reshape", (4, 4)),)
+    )
+    assert_type(packed, q8.PackedTensor)
+    assert_type(packed.unpack(), q8.QTensor)
+    assert_type(packed.nbytes, int)
 
 
 @q8.register_rounding("half_down")

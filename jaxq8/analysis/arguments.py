@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxq8.errors import ArgumentError
 from jaxq8.numerics.codebook import CodeBook, as_codes, is_encoded, validate_book
+from jaxq8.numerics.packed_tensor import PackedTensor, validate_packed
 from jaxq8.numerics.qtensor import QTensor, describe, validate
 
 _VALUE_ATTRIBUTES = ("value", "raw_value", "_value")  # of an NNX variable
@@ -22,7 +23,8 @@ class Arguments:
     """A call's arguments, taken apart.
 
     Attributes:
-      leaves: The array-like leaves (arrays, tracers, ShapeDtypeStructs, QTensors; code books as QTensors), in order.
+      leaves: The array-like leaves (arrays, tracers, ShapeDtypeStructs, QTensors; code books and packed weights
+        as QTensors), in order.
       paths: The names of the leaves: ``params/Dense_0/kernel``.
       weights: For each leaf whether it belongs to the argument that holds the model's variables.
       rebuild: ``rebuild(leaves) -> (args, kwargs)``, which puts the static leaves back in their places.
@@ -41,7 +43,7 @@ def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
     than a bare array.
 
     Raises:
-      ArgumentError: A QTensor or CodeBook is malformed.
+      ArgumentError: A QTensor, CodeBook or PackedTensor is malformed.
     """
     flat, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)), is_leaf=is_encoded)
     dynamic = [i for i, (_, leaf) in enumerate(flat) if is_arraylike(leaf)]
@@ -53,6 +55,8 @@ def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
             validate(leaf, path_name(path[1:]) or "argument")
         if isinstance(leaf, CodeBook):
             validate_book(leaf, path_name(path[1:]) or "argument")
+        if isinstance(leaf, PackedTensor):
+            validate_packed(leaf, path_name(path[1:]) or "argument")
         leaves.append(as_codes(leaf))
         in_first = path[0] == jax.tree_util.SequenceKey(0) and path[1] == jax.tree_util.SequenceKey(0)
         paths.append(path_name(path[2:]) or path_name(path[1:]))
@@ -72,7 +76,7 @@ def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
 
 def is_arraylike(x: Any) -> bool:
     """Whether an argument leaf is data to trace."""
-    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | QTensor | CodeBook)
+    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct) or is_encoded(x)
 
 
 def stand_in(leaf: Any) -> Any:

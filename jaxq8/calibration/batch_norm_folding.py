@@ -24,6 +24,7 @@ from jaxq8.analysis.flat_function import Chains, Node, array_leaves, channel_axi
 from jaxq8.analysis.sites import Site
 from jaxq8.config import Config
 from jaxq8.numerics.codebook import CodeBook
+from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor, is_concrete
 
 
@@ -177,6 +178,9 @@ def _scaled(weight: Any, axis: int, ratio: np.ndarray) -> Any:
     ratio = ratio.reshape(shape)
     if isinstance(weight, CodeBook):
         return None
+    if isinstance(weight, PackedTensor):
+        codes = _scaled(weight.unpack(), axis, ratio.ravel())
+        return None if codes is None else weight.with_codes(codes)
     if not isinstance(weight, QTensor):
         return jnp.asarray(np.asarray(weight, np.float64) * ratio, weight.dtype)
     negative = (ratio < 0).any()

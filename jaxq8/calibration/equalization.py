@@ -22,6 +22,7 @@ from jaxq8.errors import ArgumentError
 from jaxq8.evaluation.calls import evaluate_call
 from jaxq8.evaluation.probes import Probe
 from jaxq8.evaluation.values import Value, to_real
+from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Recorder
@@ -128,7 +129,7 @@ def _equalized(
 
 
 def _float64(leaf: Any) -> np.ndarray:
-    return np.asarray(leaf.dequantize() if isinstance(leaf, QTensor) else leaf, np.float64)
+    return np.asarray(leaf.dequantize() if is_encoded(leaf) else leaf, np.float64)
 
 
 def _factors(

@@ -18,6 +18,7 @@ from jaxq8.config import Config
 from jaxq8.errors import FileError
 from jaxq8.files.container import DOCUMENT_KEY, Container, open_safetensors
 from jaxq8.files.float_models import load_float
+from jaxq8.files.packing_note import isa_of
 from jaxq8.files.tree_records import StoredTensor, is_stored, read_tree
 from jaxq8.files.weights_file import settings
 from jaxq8.numerics.codebook import is_encoded
@@ -34,9 +35,9 @@ class Tensor:
       name: Its path in the tree, such as ``params/head/kernel``.
       shape: Shape of the array that it stands for.
       dtype: dtype of that array.
-      spec: How it is represented, such as ``s4 symmetric, 10 scales``; empty for a float tensor.
+      spec: How it is represented, such as ``s4 symmetric, 10 scales``, and whether it was packed; empty for a float tensor.
       nbytes: Its bytes in the file.
-      read: A function that returns the array, the QTensor or the CodeBook.
+      read: A function that returns the array, the QTensor, the CodeBook or the PackedTensor.
     """
 
     name: str
@@ -157,7 +158,9 @@ def _spec(leaf: StoredTensor) -> str:
         return f"{leaf.bits}-bit indices, {count} code book{'s' if count != 1 else ''}"
     sign = "u" if str(leaf.node["storage"]).startswith("u") else "s"
     kind = "symmetric" if leaf.node.get("symmetric") is True else "asymmetric"
-    return f"{sign}{leaf.bits} {kind}, {count} scale{'s' if count != 1 else ''}"
+    isa = isa_of(leaf.node)
+    packed = f", packed for {isa[:40]}" if isa is not None else ""
+    return f"{sign}{leaf.bits} {kind}, {count} scale{'s' if count != 1 else ''}{packed}"
 
 
 def real(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -13,6 +13,7 @@ from jaxq8.cli.text import print_json
 from jaxq8.display.numbers import size
 from jaxq8.display.text_table import table
 from jaxq8.numerics.codebook import is_encoded
+from jaxq8.numerics.packed_tensor import PackedTensor
 
 BINS, BAR = 16, 50  # of a histogram: the number of its bins, and the characters of its longest bar
 
@@ -129,6 +130,7 @@ def _float_bytes(found: Contents) -> int:
 def figures(tensor: Tensor) -> dict[str, Any]:
     """Extremes, moments and histogram of a tensor; for a quantized tensor those of its codes (or indices), and its scales."""
     value = tensor.read()
+    value = value.unpack() if isinstance(value, PackedTensor) else value
     result: dict[str, Any] = {
         "name": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "spec": tensor.spec, "bytes": tensor.nbytes,
     }  # fmt: skip

@@ -27,6 +27,7 @@ from jaxq8.files.tree_writer import Writer
 from jaxq8.files.weights_file import header, read_all, settings
 from jaxq8.kernels.processor import compiler_options
 from jaxq8.numerics.codebook import is_encoded
+from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import describe
 from jaxq8.numerics.ranges import Range
 from jaxq8.transform import quantize
@@ -63,6 +64,8 @@ def export(
       >>> logits = q8.load_exported("model.q8x")(images)
     """
     flat, tree = jax.tree_util.tree_flatten_with_path(q_vars, is_leaf=is_encoded)
+    # A program is for any machine, so it takes plain codes.
+    flat = [(keys, leaf.unpack() if isinstance(leaf, PackedTensor) else leaf) for keys, leaf in flat]
     arrays = [i for i, (_, leaf) in enumerate(flat) if hasattr(leaf, "dtype")]
     leaves = [flat[i][1] for i in arrays]
 

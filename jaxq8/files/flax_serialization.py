@@ -1,6 +1,9 @@
-"""Makes `flax.serialization` accept trees with `QTensor` and `CodeBook` leaves without importing Flax.
+"""Makes `flax.serialization` accept trees with `QTensor`, `CodeBook` and `PackedTensor` leaves without importing Flax.
 
-Flax has a table of the types that it can serialize. Both types are registered in that table as soon as Flax's module exists: at
+The state of a PackedTensor is that of its QTensor, since states are restored on other machines than those that wrote them. It
+can be restored into either, and a QTensor's state into a PackedTensor, which packs it.
+
+Flax has a table of the types that it can serialize. The types are registered in that table as soon as Flax's module exists: at
 once if it has been imported already, else right after it is imported.
 """
 
@@ -18,6 +21,7 @@ import numpy as np
 
 from jaxq8.errors import TensorError
 from jaxq8.numerics.codebook import CodeBook
+from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 
 MODULE = "flax.serialization"
@@ -28,7 +32,7 @@ REMEDY = (
 
 
 def register() -> None:
-    """Makes both types known to `flax.serialization`, at once or as soon as it is imported."""
+    """Makes the types known to `flax.serialization`, at once or as soon as it is imported."""
     if MODULE in sys.modules:
         _enter(sys.modules[MODULE])
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
@@ -50,6 +54,12 @@ def _enter(serialization: Any) -> None:
 
     for kind in (QTensor, CodeBook):
         serialization.register_serialization_state(kind, taken_apart, restored, override=True)
+    serialization.register_serialization_state(
+        PackedTensor,
+        lambda packed: taken_apart(packed.unpack()),
+        lambda target, state: target.with_codes(restored(target.unpack(), state)),
+        override=True,
+    )
 
 
 def _children(tensor: Any) -> dict[str, Any]:
@@ -105,7 +115,7 @@ def _form(x: Any) -> str:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Lets the other finders look for Flax's module, and registers both types after the module has been executed."""
+    """Lets the other finders look for Flax's module, and registers the types after the module has been executed."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -121,7 +131,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 class _Entering(importlib.abc.Loader):
-    """A loader that registers both types in a module after another loader has executed it."""
+    """A loader that registers the types in a module after another loader has executed it."""
 
     def __init__(self, loader: Any):
         self._loader = loader

@@ -13,8 +13,9 @@ variables in it. A node of the document is one of::
 
 The codes of a QTensor are the tensor ``name``, packed if they have fewer than eight bits (`jaxq8.files.bit_packing`). Its scale
 is the tensor ``name.scale`` and its zero point the tensor ``name.zero_point``; that of a symmetric QTensor is 0 and not
-stored. Of a code book the tensor ``name`` holds the packed indices, ``name.book`` the values and ``name.scale`` the scale.
-Equal arrays are stored once: their nodes have the same name.
+stored. A node of a PackedTensor is that of its QTensor with a field ``packed`` (`jaxq8.files.packing_note`). Of a code book the
+tensor ``name`` holds the packed indices, ``name.book`` the values and ``name.scale`` the scale. Equal arrays are stored once:
+their nodes have the same name.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import numpy as np
 
 from jaxq8.files.bit_packing import packed_size, unpack
 from jaxq8.files.container import STORABLE, Container
+from jaxq8.files.packing_note import repacked
 from jaxq8.numerics.codebook import CodeBook
 from jaxq8.numerics.qtensor import QTensor
 
@@ -72,12 +74,16 @@ class StoredTensor:
     def read(self) -> Any:
         """Reads the array, QTensor or CodeBook onto the default device.
 
+        A weight that was saved packed becomes a PackedTensor where this machine would pack it in the same way, else a QTensor.
+
         Raises:
           FileError: The data does not match its checksum, or a scale is not positive and finite.
         """
         if self.bits is None:
             return _on_device(self.container.tensor(self.name, self.dtype, self.shape))
-        return _read_codebook(self) if "codebook" in self.node else _read_qtensor(self)
+        if "codebook" in self.node:
+            return _read_codebook(self)
+        return repacked(_read_qtensor(self), self.node.get("packed"))
 
 
 def read_tree(container: Container, node: Any, depth: int = 0) -> Any:

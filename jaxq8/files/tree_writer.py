@@ -11,8 +11,10 @@ import numpy as np
 from jaxq8.errors import FileError
 from jaxq8.files.bit_packing import pack
 from jaxq8.files.container import MAXIMUM_SHARING, STORABLE, checksum
+from jaxq8.files.packing_note import packing_note
 from jaxq8.files.tree_records import CODES, MAXIMUM_DEPTH
 from jaxq8.numerics.codebook import CodeBook, validate_book
+from jaxq8.numerics.packed_tensor import PackedTensor, validate_packed
 from jaxq8.numerics.qtensor import QTensor, describe, validate
 
 
@@ -35,7 +37,8 @@ class Writer:
         """Returns the node of a tree and collects the tree's tensors.
 
         Args:
-          tree: Nested dicts, lists and tuples of arrays, QTensors, code books, numbers, strings, booleans and None.
+          tree: Nested dicts, lists and tuples of arrays, QTensors, code books, packed weights, numbers, strings, booleans and
+            None.
           path: Where the tree lies in the whole tree, for names and messages.
 
         Raises:
@@ -48,6 +51,9 @@ class Writer:
             return self._qtensor(tree, path)
         if isinstance(tree, CodeBook):
             return self._codebook(tree, path)
+        if isinstance(tree, PackedTensor):
+            validate_packed(tree, _text(path))
+            return {**self._qtensor(tree.unpack(), path), "packed": packing_note(tree)}
         if isinstance(tree, Mapping):
             if len({type(k) for k in tree}) > 1:
                 raise FileError(

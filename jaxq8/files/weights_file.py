@@ -27,7 +27,8 @@ def save(
     Args:
       path: The file to write; ``.q8`` by convention. An existing file is replaced in one step.
       q_vars: Nested dicts, lists and tuples of arrays, QTensors (`quantize_weights`) and numbers. An NNX state is stored as a
-        plain nested dict and is read back as one; a named tuple is read back as a tuple.
+        plain nested dict and is read back as one; a named tuple is read back as a tuple. Of a `PackedTensor` the plain codes
+        are stored, and how they were packed.
       ranges: Static ranges.
       config: How the weights were quantized and how the model is to run.
 
@@ -47,7 +48,8 @@ def load(path: str | os.PathLike[str], *, lazy: bool = False) -> tuple[Any, Rang
     """Reads what `save` wrote. Nothing in the file is executed, and everything in it is checked before it is used.
 
     Leaves are read and put on the default device one after the other; no float copy of a weight is made. Codes of fewer
-    than eight bits, and indices of code books, are eight bits wide in memory.
+    than eight bits, and indices of code books, are eight bits wide in memory. A weight that was saved packed is packed again
+    where this machine would pack it in the same way, and is a `QTensor` elsewhere.
 
     Args:
       path: The file.

@@ -21,6 +21,7 @@ from jaxq8.evaluation.probes import Probe
 from jaxq8.evaluation.values import Accumulator, decode
 from jaxq8.learning.layer_moments import EXACT
 from jaxq8.learning.layers import correctable_vectors, learnable_layers
+from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Ranges
 from jaxq8.numerics.rounding import straight_through
@@ -168,6 +169,8 @@ class _Net:
         cls, fn: Any, variables: Any, encoded: Any, inputs: Any, kwargs: Any, config: Config, inner: float
     ) -> _Net:
         (reals, arrays, _), (leaves, places, tree) = array_leaves(variables), array_leaves(encoded)
+        # Codes that are learned have to be plain; what was packed can be packed again afterwards.
+        leaves = [leaf.unpack() if isinstance(leaf, PackedTensor) else leaf for leaf in leaves]
         if arrays != places or len(reals) != len(leaves):
             raise ArgumentError(
                 "reconstruct: encoded is no tree like variables; pass learn_rounding's result"

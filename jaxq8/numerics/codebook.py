@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq8.errors import TensorError
+from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor, describe, is_qtensor, kept_axes
 from jaxq8.numerics.spec import Spec
 
@@ -143,12 +144,14 @@ def validate_book(b: CodeBook, where: str) -> None:
 
 
 def is_encoded(x: Any) -> bool:
-    """Whether a leaf is a QTensor or a CodeBook; for ``tree_map(..., is_leaf=is_encoded)``."""
-    return is_qtensor(x) or isinstance(x, CodeBook)
+    """Whether a leaf is a QTensor, a CodeBook or a PackedTensor; for ``tree_map(..., is_leaf=is_encoded)``."""
+    return is_qtensor(x) or isinstance(x, CodeBook | PackedTensor)
 
 
 def as_codes(x: Any) -> Any:
-    """A code book as a QTensor of the same numbers; anything else as it is."""
+    """A code book or a packed weight as a QTensor of the same numbers; anything else as it is."""
+    if isinstance(x, PackedTensor):
+        return x.unpack()
     return x.codes() if isinstance(x, CodeBook) else x
 
 
