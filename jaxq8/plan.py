@@ -122,6 +122,11 @@ class Recorder:
         self._records: dict[tuple[str, str], SiteRecord] = {}
         self._weights: dict[str, tuple[int, int]] = {}
         self.blocks = 1
+        self.native: list[str] = []
+
+    def add_regions(self, collected: Any) -> None:
+        """Notes the native regions of a program (`jaxq8.regions.collect.Collected`)."""
+        self.native = [str(region.program) for region in collected.regions]
 
     def add(self, record: SiteRecord) -> None:
         self._records[record.name, record.op] = record

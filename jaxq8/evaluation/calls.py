@@ -21,9 +21,12 @@ from jaxq8.evaluation.interpreter import Run, evaluate
 from jaxq8.evaluation.probes import Probe
 from jaxq8.evaluation.values import Array, Value, to_real
 from jaxq8.evaluation.weight_encoding import encode_leaves
+from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Recorder
+from jaxq8.regions.collect import in_regions
+from jaxq8.regions.native_call import is_usable
 
 assert rules  # importing them is what registers them
 
@@ -33,13 +36,20 @@ def evaluate_call(
     exact: Callable[[str], Any] | None = None, repeats: int = 1,
 ) -> list[Any]:  # fmt: skip
     """The results of the call as a flat list of arrays; for `probe` and `exact` see `Run`."""
-    analysis = call.analyse(config)
-    ranges.check_sites(_range_names(analysis))
-    run = Run(config, ranges, analysis, recorder, repeats=repeats, probe=probe or Probe(), exact=exact)
-    inputs = [*call.consts, *leaves]
-    encoded = inputs if exact else encode_leaves(inputs, analysis, config, len(call.consts))
-    _record_weights(recorder, analysis, encoded)
-    count = len(call.consts)
+    run = Run(
+        config, ranges, call.analyse(config), recorder, repeats=repeats, probe=probe or Probe(), exact=exact
+    )
+    ranges.check_sites(_range_names(run.analysis))
+    if probe is None and exact is None and runs_natively(config, leaves):
+        return in_regions(lambda: evaluate_leaves(call, leaves, run), recorder.add_regions)
+    return evaluate_leaves(call, leaves, run)
+
+
+def evaluate_leaves(call: Call, leaves: Sequence[Any], run: Run) -> list[Any]:
+    """The results of the call as a flat list of arrays, by rules alone."""
+    inputs, count = [*call.consts, *leaves], len(call.consts)
+    encoded = inputs if run.exact else encode_leaves(inputs, run.analysis, run.config, count)
+    _record_weights(run.recorder, run.analysis, encoded)
     consts = [_value(x, argument=False, data=False) for x in encoded[:count]]
     arguments = [
         _value(x, argument=True, data=not weight)
@@ -49,12 +59,19 @@ def evaluate_call(
     return [jnp.asarray(to_real(v), a.aval.dtype) for v, a in zip(outputs, call.jaxpr.outvars, strict=True)]
 
 
+def runs_natively(config: Config, leaves: Sequence[Any]) -> bool:
+    """Whether connected operations may run in native calls: some weights are packed, and programs run on CPU."""
+    packed = any(isinstance(leaf, PackedTensor) for leaf in leaves)
+    return packed and config.kernels == "auto" and config.mode == "eightbit" and is_usable()
+
+
 def evaluate_in_parts(
     call: Call, fn: Callable[..., Any], config: Config, ranges: Ranges, recorder: Recorder
 ) -> list[Any]:
     """`evaluate_call`; a large batch is evaluated in blocks, and weights are encoded once before the first block."""
     leaves, count = call.arguments.leaves, len(call.consts)
-    size = call.block_size(config)
+    # Native regions need no blocks: they keep what is temporary in one arena.
+    size = None if ranges and runs_natively(config, leaves) else call.block_size(config)
     if size is None:
         return evaluate_call(call, leaves, config, ranges, recorder)
     recorder.blocks = leaves[call.examples[0]].shape[0] // size

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq8._compat import stored
+from jaxq8.kernels.epilogue import numbers_of_codes, real_numbers
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.rounding import straight_through
-from jaxq8.operations import is_collecting, like_first, operation
+from jaxq8.operations import is_collecting
 
 INF = math.inf
 
@@ -201,23 +202,6 @@ def decode(acc: Accumulator) -> jax.Array:
     if acc.straight:
         return straight_through(real_numbers(acc.values, scale, vectors["offset"], lo=-INF, hi=INF), real)
     return real
-
-
-@operation(like_first)
-def real_numbers(values: Any, scale: Any, offset: Any, *, lo: float, hi: float) -> Any:
-    """``clip(values * scale + offset, lo, hi)`` in float32."""
-    real = values.astype(jnp.float32) * scale + offset
-    if lo > -INF:
-        real = jnp.maximum(real, jnp.float32(lo))
-    if hi < INF:
-        real = jnp.minimum(real, jnp.float32(hi))
-    return real
-
-
-@operation(like_first)
-def numbers_of_codes(values: Any, scale: Any, zero_point: Any) -> Any:
-    """``(values - zero_point) * scale`` in float32, for codes whose scales are shared along whole axes."""
-    return QTensor(values, scale, zero_point).dequantize()
 
 
 def origins(value: Value) -> tuple[Origin, ...]:

@@ -1,7 +1,8 @@
-"""From an accumulator to codes in one elementwise pass."""
+"""From an accumulator to codes in one elementwise pass, and from accumulators and codes to real numbers."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxq8.kernels.barred import is_barred
+from jaxq8.numerics.qtensor import QTensor
 from jaxq8.operations import like_first, operation
 
 # Adding 1.5 * 2**23 to a float32 below 2**22 in magnitude rounds it to the nearest integer, ties to even, and leaves that
@@ -52,3 +54,20 @@ def _encoded(values: Any, multiplier: Any, offset: Any, lo: Any, hi: Any, dtype:
     # the offset to an integer before the value is added.
     clipped = jnp.minimum(jnp.maximum(real, lo), hi)
     return lax.bitcast_convert_type(clipped + jnp.float32(_MAGIC), jnp.int32).astype(dtype)
+
+
+@operation(like_first)
+def real_numbers(values: Any, scale: Any, offset: Any, *, lo: float, hi: float) -> Any:
+    """``clip(values * scale + offset, lo, hi)`` in float32."""
+    real = values.astype(jnp.float32) * scale + offset
+    if lo > -math.inf:
+        real = jnp.maximum(real, jnp.float32(lo))
+    if hi < math.inf:
+        real = jnp.minimum(real, jnp.float32(hi))
+    return real
+
+
+@operation(like_first)
+def numbers_of_codes(values: Any, scale: Any, zero_point: Any) -> Any:
+    """``(values - zero_point) * scale`` in float32, for codes whose scales are shared along whole axes."""
+    return QTensor(values, scale, zero_point).dequantize()

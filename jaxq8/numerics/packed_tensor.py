@@ -13,6 +13,7 @@ import numpy as np
 from jaxq8.errors import TensorError
 from jaxq8.numerics.packed_layout import PackedLayout
 from jaxq8.numerics.qtensor import QTensor, describe, is_concrete, validate
+from jaxq8.operations import operation
 from jaxq8.numerics.weight_moves import (
     Moves,
     from_canonical,
@@ -196,6 +197,11 @@ class PackedTensor:
         )
 
 
+def _plain(packed: Any, sums: Any, *, shape: tuple[int, ...], **static: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, packed.dtype)
+
+
+@operation(_plain)
 def unpacked_codes(
     packed: Any, sums: Any, *, shape: tuple[int, ...], moves: Moves, layout: PackedLayout, problem: tuple[int, ...], isa: str
 ) -> Any:  # fmt: skip

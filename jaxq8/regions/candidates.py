@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from jaxq8._compat import Literal, primitives
 from jaxq8.analysis.inner_functions import JIT
-from jaxq8.evaluation.values import numbers_of_codes, real_numbers
-from jaxq8.kernels.epilogue import codes_of
+from jaxq8.kernels.epilogue import codes_of, numbers_of_codes, real_numbers
 from jaxq8.kernels.pooling import max_pool, sum_pool, total
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions.program import BINARY, DTYPES, UNARY

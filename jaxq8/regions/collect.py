@@ -19,7 +19,7 @@ from jaxq8.regions.candidates import found
 from jaxq8.regions.graph import Graph
 from jaxq8.regions.lowering import Region, Weight, lower
 from jaxq8.regions.native_call import call
-from jaxq8.regions.weights import weight_origin, why_not
+from jaxq8.regions.weights import Packable, padded_form, problem_of, weight_origin, why_not
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,13 +54,11 @@ class Collected:
     """A collected program, and how it runs.
 
     Attributes:
-      inputs: Its inputs.
-      consts: Known values of variables.
+      consts: The values of variables that no equation makes.
       units: Equations and regions in the order in which they run.
       results: Its results.
     """
 
-    inputs: tuple[Any, ...]
     consts: Mapping[Any, Any]
     units: tuple[Equation | Region, ...]
     results: tuple[Any, ...]
@@ -69,9 +67,9 @@ class Collected:
     def regions(self) -> tuple[Region, ...]:
         return tuple(unit for unit in self.units if isinstance(unit, Region))
 
-    def run(self, arrays: Sequence[Any]) -> list[Any]:
-        """The results for these inputs."""
-        values = dict(zip(self.inputs, arrays, strict=True)) | dict(self.consts)
+    def run(self) -> list[Any]:
+        """The results."""
+        values = dict(self.consts)
 
         def read(atom: Any) -> Any:
             return atom.val if isinstance(atom, Literal) else values[atom]
@@ -85,19 +83,50 @@ class Collected:
         return [read(v) for v in self.results]
 
 
-def in_regions(
-    function: Callable[..., Sequence[Any]], arrays: Sequence[Any], record: Callable[[Collected], None]
-) -> list[Any]:
-    """``function(*arrays)``, with native calls in place of connected eight-bit operations."""
+def in_regions(function: Callable[[], Sequence[Any]], record: Callable[[Collected], None]) -> list[Any]:
+    """``function()``, with native calls in place of connected eight-bit operations.
+
+    Args:
+      function: Reads its arrays from its surroundings; they become constants of the collected program.
+      record: Is given the program before it runs.
+    """
+    program = arranged(*traced(function))
+    record(program)
+    return program.run()
+
+
+def traced(function: Callable[..., Sequence[Any]], *arguments: Any) -> tuple[Any, Sequence[Any]]:
+    """The collected program of a function, and the values of its constants."""
 
     def whole(*arguments: Any) -> Sequence[Any]:
         with collected():
             return function(*arguments)
 
-    jaxpr, consts = open_jaxpr(jax.make_jaxpr(whole)(*arrays))
-    program = arranged(jaxpr, consts)
-    record(program)
-    return program.run(arrays)
+    return open_jaxpr(jax.make_jaxpr(whole)(*arguments))
+
+
+def packable(jaxpr: Any, consts: Sequence[Any]) -> dict[Any, Packable]:
+    """The inputs of a collected program that native contractions read, and how they have to be packed for these.
+
+    An input is left out if several contractions read it in different forms, and if its contraction would be in no region.
+    """
+    eqns = _alive([Equation(eqn, tuple(eqn.invars)) for eqn in jaxpr.eqns], jaxpr.outvars)
+    makers = {v: eqn for eqn in eqns for v in eqn.outvars}
+    ways: dict[int, tuple[Any, Packable]] = {}
+    for i, eqn in enumerate(eqns):
+        if eqn.primitive is contraction.primitive and not why_not(eqn.params["form"], eqn.invars[0].aval.dtype.name):
+            origin = weight_origin(eqn, makers)
+            if origin is not None and origin.maker is None and origin.variable in jaxpr.invars:
+                form = padded_form(eqn.params["form"], eqn.params["zero_border"])
+                ways[i] = (origin.variable, Packable(origin.moves, problem_of(form)))
+    groups, _ = found(eqns, ways.__contains__)
+    taken = {i for group in groups for i in group.members}
+    result: dict[Any, Packable] = {}
+    refused = set()
+    for i, (variable, way) in ways.items():
+        if i not in taken or result.setdefault(variable, way).moves != way.moves:
+            refused.add(variable)
+    return {variable: way for variable, way in result.items() if variable not in refused}
 
 
 def arranged(jaxpr: Any, consts: Sequence[Any]) -> Collected:
@@ -133,7 +162,7 @@ def arranged(jaxpr: Any, consts: Sequence[Any]) -> Collected:
         if index not in taken:
             units.append(((levels.of[index], 2 if candidates[index] else 0, index), eqn))
     order = [unit for _, unit in sorted(units, key=lambda pair: pair[0])]
-    return Collected(tuple(jaxpr.invars), known, tuple(_needed(order, results)), results)
+    return Collected(known, tuple(_needed(order, results)), results)
 
 
 def _sums(eqns: Sequence[Any], makers: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxq8._compat import Literal
-from jaxq8.evaluation.values import numbers_of_codes
-from jaxq8.kernels.epilogue import codes_of
+from jaxq8.kernels.epilogue import codes_of, numbers_of_codes
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions.candidates import VIEWS, is_elementwise, is_stored
 

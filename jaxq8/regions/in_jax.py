@@ -151,8 +151,3 @@ def form_of(step: Contract, src: tuple[int, ...], dst: tuple[int, ...]) -> Form:
     padding = tuple(zip(step.pad_low, step.pad_high, strict=True))
     ones = (1,) * len(step.kernel)
     return ConvForm(src[0], src[1:-1], src[-1], step.kernel, dst[-1], step.strides, padding, ones, step.dilation, step.groups)
-
-
-def on_cpu_only() -> bool:
-    """Whether programs that are traced now will run on CPU."""
-    return jax.default_backend() == "cpu"

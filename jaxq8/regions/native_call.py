@@ -28,3 +28,8 @@ def _function(program: Program) -> Any:
         return tuple(native.call(words, arrays, shapes))
 
     return run
+
+
+def is_usable() -> bool:
+    """Whether programs that are traced now can make native calls: they run on CPU, and the library is there."""
+    return jax.default_backend() == "cpu" and native.status().available

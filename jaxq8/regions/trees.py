@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxq8._compat import Literal, primitives
-from jaxq8.evaluation.values import numbers_of_codes, real_numbers
-from jaxq8.kernels.epilogue import codes_of
+from jaxq8.kernels.epilogue import codes_of, numbers_of_codes, real_numbers
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions.candidates import CONVERT, NAME_OF, VIEWS
 from jaxq8.regions.expressions import Leaf, Node, Tree

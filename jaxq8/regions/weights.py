@@ -29,6 +29,14 @@ class Origin:
     moves: Moves
 
 
+@dataclasses.dataclass(frozen=True)
+class Packable:
+    """How a weight has to be packed: the moves that make it canonical, and the contraction that reads it."""
+
+    moves: Moves
+    problem: tuple[int, ...]
+
+
 def origin(atom: Any, makers: Mapping[Any, Any]) -> Origin | None:
     """Follows a weight back through transpositions and reshapes; None for a constant."""
     moves: list[tuple[str, tuple[int, ...]]] = []

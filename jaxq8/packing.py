@@ -1,0 +1,93 @@
+"""`pack`: lays quantized weights out for native regions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jaxq8 import native
+from jaxq8.analysis.traced_call import Call
+from jaxq8.config import Config
+from jaxq8.errors import NativeError
+from jaxq8.evaluation.calls import evaluate_leaves
+from jaxq8.evaluation.interpreter import Run
+from jaxq8.numerics.codebook import is_encoded
+from jaxq8.numerics.packed_tensor import PackedTensor
+from jaxq8.numerics.qtensor import QTensor
+from jaxq8.numerics.ranges import Range, Ranges
+from jaxq8.plan import Recorder
+from jaxq8.regions.collect import packable, traced
+from jaxq8.regions.weights import Packable
+
+
+def pack(
+    fn: Callable[..., Any], variables: Any, *inputs: Any, config: Config | None = None,
+    ranges: Mapping[str, Range] | None = None, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """Returns `variables` with the weights of native regions as `PackedTensor`.
+
+    A native region is a part of a function that one call into oneDNN computes: connected contractions, and the operations
+    between them, whose data stays in eight bits because all ranges are known. The library reads weights fastest in a layout
+    of its own, which depends on the processor. This function makes that layout once. What is packed runs natively in
+    ``quantize(fn, config, ranges=ranges)``; everything else about the variables stays as it is.
+
+    Args:
+      fn: The float function, for example ``model.apply``; it is traced, not run.
+      variables: Its first argument, with weights from `quantize_weights`.
+      *inputs: Its other arguments, of the shapes that it will be called with: arrays or `jax.ShapeDtypeStruct`. Other batch
+        sizes are computed correctly, too, but the layout is chosen for these.
+      config: As for `quantize`.
+      ranges: As for `quantize`. Where ranges are found in the run, nothing is packed.
+      **kwargs: Keyword arguments of `fn`.
+
+    Returns:
+      A tree of the same structure.
+
+    Raises:
+      NativeError: Native regions cannot be used here; the message says why (see `native_status`).
+
+    Example:
+      >>> if q8.native_status().available:
+      ...     q_vars = q8.pack(model.apply, q_vars, images, ranges=ranges)
+      >>> fast = jax.jit(q8.quantize(model.apply, ranges=ranges))
+      >>> fast(q_vars, images).shape
+      (4, 10)
+    """
+    status = native.status()
+    if not status.available:
+        raise NativeError(f"pack: native regions cannot be used here: {status.reason}")
+    config = config or Config()
+    given = ranges if isinstance(ranges, Ranges) else Ranges(ranges)
+    call = Call.trace(fn, (variables, *inputs), kwargs)
+    found = _found(call, config, given)
+    flat, tree = jax.tree_util.tree_flatten(variables, is_leaf=is_encoded)
+    # The leaves of the first argument come first; those that are no arrays are not among the leaves of the call.
+    arrays = [i for i, leaf in enumerate(flat) if hasattr(leaf, "dtype")]
+    for place, index in enumerate(arrays):
+        if place in found:
+            flat[index] = _packed(flat[index], found[place], status.isa)
+    return jax.tree_util.tree_unflatten(tree, flat)
+
+
+def _found(call: Call, config: Config, ranges: Ranges) -> dict[int, Packable]:
+    """Which leaves of a call can be packed, and for what."""
+    leaves = call.arguments.leaves
+    codes = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, QTensor)}
+    run = Run(config, ranges, call.analyse(config), Recorder())
+
+    def evaluated(values: dict[int, Any]) -> Any:
+        given = list(leaves)
+        for i, q in codes.items():
+            given[i] = dataclasses.replace(q, values=values[i])
+        return evaluate_leaves(call, given, run)
+
+    jaxpr, consts = traced(evaluated, {i: q.values for i, q in codes.items()})
+    variables = dict(zip(jaxpr.invars, sorted(codes), strict=True))
+    return {variables[v]: how for v, how in packable(jaxpr, consts).items() if v in variables}
+
+
+def _packed(leaf: QTensor, how: Packable, isa: str) -> Any:
+    return PackedTensor.pack(leaf, moves=how.moves, problem=how.problem, layout=native.layout(how.problem), isa=isa)
