@@ -85,6 +85,18 @@ class FileError(QuantizationError, ValueError):
     """
 
 
+class NativeError(QuantizationError, RuntimeError):
+    """Native regions are not there, or a region program is not one; the message says why.
+
+    Example:
+      >>> from jaxq8.native import calls
+      >>> calls.layout([9])
+      Traceback (most recent call last):
+          ...
+      jaxq8.errors.NativeError: layout of (9,): n_spatial is 9, expected 0 to 3
+    """
+
+
 class CalibrationWarning(UserWarning):
     """A few calibration examples are so large that they determine the range of a site and leave the others few codes.
 

@@ -1,0 +1,44 @@
+// An action is a piece of work with everything decided but the addresses of the buffers. A step becomes one action or a few:
+// a convolution whose weights come in another layout, for instance, a reorder and the convolution.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace jaxq8 {
+
+// What belongs to one call alone while it runs: the addresses of the buffers, the arena, the memory of the steps.
+struct Lane;
+
+struct Call {
+  uint8_t* const* buffers;  // arguments, then results
+  uint8_t* arena;
+  uint8_t* scratch;
+  Lane* lane;
+
+  uint8_t* At(int place, int64_t offset) const {
+    return (place >= 0 ? buffers[place] : place == kArena ? arena : scratch) + offset;
+  }
+  uint8_t* At(const Tensor& t) const { return At(t.place, t.offset); }
+};
+
+class Action {
+ public:
+  virtual ~Action() = default;
+  virtual void Run(const Call& call) const = 0;
+  virtual void Enter(Lane&, const Call&) const {}  // makes what a lane must hold for this action
+  virtual std::string Describe() const = 0;
+};
+
+using Actions = std::vector<std::unique_ptr<Action>>;
+
+std::unique_ptr<Action> MakeCopy(const Tensor& src, const Tensor& dst);
+std::unique_ptr<Action> MakeFill(const Program& program, const Fill& step);
+std::unique_ptr<Action> MakePool(const Program& program, const Pool& step);
+std::unique_ptr<Action> MakeElementwise(const Program& program, const Elementwise& step);
+
+}  // namespace jaxq8

@@ -1,0 +1,162 @@
+// That the tensors of a step fit together. After this, kernels read and write within the views without looking again.
+#include <algorithm>
+#include <string>
+
+#include "program.h"
+
+namespace jaxq8 {
+namespace {
+
+constexpr int64_t kMost = int64_t{1} << 31;  // elements of what a contraction or a pool reads and writes
+
+void Require(bool holds, const char* text) {
+  if (!holds) throw ProgramError(text);
+}
+
+bool Eight(const Tensor& t) { return t.dtype == Dtype::kU8 || t.dtype == Dtype::kS8; }
+
+class Checker {
+ public:
+  explicit Checker(const Program& program) : program_(program) {}
+
+  void operator()(const Contract& s) const {
+    const Tensor &src = At(s.src), &weights = At(s.weights), &dst = Written(s.dst);
+    const int rank = s.ns == 0 ? 2 : s.ns + 2;
+    Require(src.rank == rank && dst.rank == rank, "src or dst has not the rank of the contraction");
+    Require(Eight(src), "src is neither uint8 nor int8");
+    Require(weights.dtype == Dtype::kS8, "the weights are not int8");
+    Require(s.kind != 1 || s.ns == 0, "weights of kind 1 belong to matrix products");
+    Require(s.ns != 0 || s.groups == 1, "a matrix product has no groups");
+    Require(dst.count() > 0 && src.count() > 0 && weights.count() > 0, "a tensor of the contraction is empty");
+    for (const Tensor* t : {&src, &weights, &dst}) {
+      Require(t->count() < kMost, "a tensor of the contraction has 2**31 elements or more");
+    }
+    const int64_t c_in = src.dims[rank - 1], c_out = dst.dims[rank - 1];
+    Require(src.dims[0] == dst.dims[0], "src and dst differ in the first dimension");
+    Require(c_in % s.groups == 0 && c_out % s.groups == 0, "groups do not divide the channels");
+    for (int i = 0; i < s.ns; ++i) {
+      Require(Places(src.dims[i + 1], s.low[i], s.high[i], s.kernel[i], s.dilation[i], s.strides[i]) == dst.dims[i + 1],
+              "dst has not the spatial dimensions of the convolution");
+    }
+    if (s.kind == 2) {
+      Require(weights.rank == 1 && weights.dense(), "packed weights are not a vector of bytes");
+      CheckProblem(s, c_in, c_out);
+    } else {
+      Require(weights.rank == rank, "the weights have not the rank of the contraction");
+      const int in_axis = s.kind == 1 ? 1 : s.ns, out_axis = s.kind == 1 ? 0 : s.ns + 1;
+      Require(std::equal(s.kernel, s.kernel + s.ns, weights.dims) && weights.dims[in_axis] == c_in / s.groups &&
+                  weights.dims[out_axis] == c_out,
+              "the weights' dimensions do not fit src, dst and kernel");
+    }
+    if (dst.dtype == Dtype::kS32) {
+      Require(s.mult < 0 && s.offset < 0 && s.residual < 0 && s.rescale < 0, "an int32 dst has no epilogue");
+      return;
+    }
+    Require(s.mult >= 0 && s.offset >= 0, "mult or offset is absent");
+    for (int id : {s.mult, s.offset}) {
+      const Tensor& t = At(id);
+      Require(t.dtype == Dtype::kF32 && t.rank == 1 && t.dims[0] == c_out && t.dense(),
+              "mult or offset is not a float32 vector with a number for each channel");
+    }
+    if (s.residual >= 0) {
+      const Tensor& t = At(s.residual);
+      Require(t.same_dims(dst) && t.dtype != Dtype::kS32, "the residual has not dst's dimensions, or is int32");
+    }
+    if (s.rescale >= 0) {
+      const Tensor& t = At(s.rescale);
+      Require(t.dtype == Dtype::kF32 && t.count() == 1, "rescale is not one float32");
+    }
+  }
+
+  void operator()(const Elementwise& s) const {
+    Require(!s.outputs.empty(), "there is no output");
+    for (int id : s.inputs) {
+      const Tensor& t = At(id);
+      Require(t.rank == s.rank, "an input has another rank");
+      for (int i = 0; i < s.rank; ++i) {
+        Require(t.dims[i] == s.dims[i] || t.dims[i] == 1, "an input's dimensions do not broadcast");
+      }
+    }
+    for (int id : s.outputs) {
+      const Tensor& t = Written(id);
+      Require(t.rank == s.rank && std::equal(s.dims, s.dims + s.rank, t.dims), "an output has other dimensions");
+    }
+    for (const Instruction& c : s.code) {
+      if (c.op == kStore) Require(At(s.outputs[static_cast<size_t>(c.a)]).dtype == Dtype::kF32, "STORE to an output that is not float32");
+      if (c.op == kEncode) Require(Eight(At(s.outputs[static_cast<size_t>(c.a)])), "ENCODE to an output that is not eight-bit");
+    }
+  }
+
+  void operator()(const Copy& s) const {
+    const Tensor &src = At(s.src), &dst = Written(s.dst);
+    Require(src.dtype == dst.dtype && src.same_dims(dst), "src and dst differ in dtype or dimensions");
+  }
+
+  void operator()(const Fill& s) const {
+    const Tensor& dst = Written(s.dst);
+    if (s.value < 0) {
+      const bool fits = dst.dtype == Dtype::kU8   ? s.number >= 0 && s.number <= 255
+                        : dst.dtype == Dtype::kS8 ? s.number >= -128 && s.number <= 127
+                                                  : s.number >= INT32_MIN && s.number <= INT32_MAX;
+      Require(fits, "the number does not fit dst");
+    } else {
+      const Tensor& value = At(s.value);
+      Require(value.count() == 1 && value.dtype != Dtype::kF32, "value is not one integer");
+    }
+  }
+
+  void operator()(const Pool& s) const {
+    const Tensor &src = At(s.src), &dst = Written(s.dst);
+    Require(src.rank == s.ns + 2 && dst.rank == s.ns + 2, "src or dst has not the rank of the pool");
+    Require(Eight(src), "src is neither uint8 nor int8");
+    Require(src.count() < kMost && dst.count() < kMost, "src or dst is too large");
+    int64_t window = 1;
+    for (int i = 0; i < s.ns; ++i) Require((window *= s.window[i]) < kMost, "the window is too large");
+    Require(src.dims[0] == dst.dims[0] && src.dims[s.ns + 1] == dst.dims[s.ns + 1], "src and dst differ in batch or channels");
+    for (int i = 0; i < s.ns; ++i) {
+      Require(Places(src.dims[i + 1], s.low[i], s.high[i], s.window[i], s.dilation[i], s.strides[i]) == dst.dims[i + 1],
+              "dst has not the spatial dimensions of the pool");
+    }
+    if (s.largest) {
+      Require(dst.dtype == src.dtype, "src and dst differ in dtype");
+      Require(src.dtype == Dtype::kU8 ? s.lowest >= 0 : s.lowest <= 127, "lowest is no code of src");
+    } else {
+      Require(dst.dtype == Dtype::kS32, "sums are not int32");
+      if (s.border >= 0) {
+        const Tensor& border = At(s.border);
+        Require(border.count() == 1 && border.dtype == Dtype::kS32, "border is not one int32");
+      }
+    }
+  }
+
+ private:
+  const Tensor& At(int id) const { return program_.tensors[static_cast<size_t>(id)]; }
+
+  const Tensor& Written(int id) const {
+    const Tensor& t = At(id);
+    Require(t.place == kArena || t.place >= program_.n_args, "it writes to an argument");
+    for (int i = 0; i < t.rank; ++i) Require(t.dims[i] <= 1 || t.strides[i] > 0, "it writes several times to one element");
+    return t;
+  }
+
+  void CheckProblem(const Contract& s, int64_t c_in, int64_t c_out) const {
+    const Problem p = ParseProblem(s.problem.data(), s.problem.size());
+    Require(p.ns == s.ns && p.c_in == c_in && p.c_out == c_out && p.groups == s.groups &&
+                std::equal(p.kernel, p.kernel + p.ns, s.kernel),
+            "the problem of the packed weights is another contraction");
+  }
+
+  const Program& program_;
+};
+
+}  // namespace
+
+void CheckStep(const Program& program, const Step& step) { std::visit(Checker(program), step); }
+
+const char* NameOf(const Step& step) {
+  if (const Pool* pool = std::get_if<Pool>(&step)) return pool->largest ? "MAXPOOL" : "SUMPOOL";
+  constexpr const char* names[] = {"CONTRACT", "ELEMENTWISE", "COPY", "FILL"};
+  return names[step.index()];
+}
+
+}  // namespace jaxq8

@@ -1,0 +1,37 @@
+// A region: a program with its primitives, and the lanes in which calls run.
+#pragma once
+
+#include <memory>
+
+#include "onednn.h"
+
+namespace jaxq8 {
+
+class Region {
+ public:
+  explicit Region(const Program& program);  // throws ProgramError
+  ~Region();
+
+  // Runs everything; the buffers have been compared with the program's needs. Throws ProgramError.
+  void Run(uint8_t* const* buffers);
+
+  int threads() const { return threads_; }
+  int64_t forks() const { return forks_; }
+  std::string Describe() const;  // a line for each step
+
+ private:
+  std::unique_ptr<Lane> Take();
+  void GiveBack(std::unique_ptr<Lane> lane);
+  Call CallOf(Lane& lane, uint8_t* const* buffers) const;
+  std::string StepName(size_t action) const;
+
+  Actions actions_;
+  std::vector<int> steps_;           // of each action
+  std::vector<std::string> names_;   // of each step
+  int64_t arena_bytes_, scratch_bytes_ = 0;
+  int threads_;
+  int64_t forks_;
+  std::vector<std::unique_ptr<Lane>> free_;
+};
+
+}  // namespace jaxq8
