@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxq8 import native
+from jaxq8.native import calls, library
 from jaxq8.analysis.traced_call import Call
 from jaxq8.config import Config
 from jaxq8.errors import NativeError
@@ -56,7 +56,7 @@ def pack(
       >>> fast(q_vars, images).shape
       (4, 10)
     """
-    status = native.status()
+    status = library.status()
     if not status.available:
         raise NativeError(f"pack: native regions cannot be used here: {status.reason}")
     config = config or Config()
@@ -74,7 +74,7 @@ def pack(
 
 def _found(call: Call, config: Config, ranges: Ranges) -> dict[int, Packable]:
     """Which leaves of a call can be packed, and for what."""
-    leaves = call.arguments.leaves
+    leaves = call.arguments.given
     codes = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, QTensor)}
     run = Run(config, ranges, call.analyse(config), Recorder())
 
@@ -90,4 +90,4 @@ def _found(call: Call, config: Config, ranges: Ranges) -> dict[int, Packable]:
 
 
 def _packed(leaf: QTensor, how: Packable, isa: str) -> Any:
-    return PackedTensor.pack(leaf, moves=how.moves, problem=how.problem, layout=native.layout(how.problem), isa=isa)
+    return PackedTensor.pack(leaf, moves=how.moves, problem=how.problem, layout=calls.layout(how.problem), isa=isa)

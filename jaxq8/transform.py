@@ -110,7 +110,7 @@ def explain(
     given = ranges if isinstance(ranges, Ranges) else Ranges(ranges)
     jax.eval_shape(
         lambda leaves: evaluate_in_parts(call.replaced(leaves), fn, config, given, recorder),
-        call.arguments.leaves,
+        call.arguments.given,
     )
     plan = recorder.plan()
     unused = []

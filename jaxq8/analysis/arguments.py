@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,17 +24,22 @@ class Arguments:
     """A call's arguments, taken apart.
 
     Attributes:
-      leaves: The array-like leaves (arrays, tracers, ShapeDtypeStructs, QTensors; code books and packed weights
-        as QTensors), in order.
+      given: The array-like leaves in order: arrays, tracers, ShapeDtypeStructs, QTensors (code books too become QTensors) and
+        packed weights.
       paths: The names of the leaves: ``params/Dense_0/kernel``.
       weights: For each leaf whether it belongs to the argument that holds the model's variables.
       rebuild: ``rebuild(leaves) -> (args, kwargs)``, which puts the static leaves back in their places.
     """
 
-    leaves: tuple[Any, ...]
+    given: tuple[Any, ...]
     paths: tuple[str, ...]
     weights: tuple[bool, ...]
     rebuild: Any
+
+    @functools.cached_property
+    def leaves(self) -> tuple[Any, ...]:
+        """The leaves with packed weights as QTensors."""
+        return tuple(map(as_codes, self.given))
 
 
 def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
@@ -57,7 +63,7 @@ def take_apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
             validate_book(leaf, path_name(path[1:]) or "argument")
         if isinstance(leaf, PackedTensor):
             validate_packed(leaf, path_name(path[1:]) or "argument")
-        leaves.append(as_codes(leaf))
+        leaves.append(leaf if isinstance(leaf, PackedTensor) else as_codes(leaf))
         in_first = path[0] == jax.tree_util.SequenceKey(0) and path[1] == jax.tree_util.SequenceKey(0)
         paths.append(path_name(path[2:]) or path_name(path[1:]))
         weights.append(container and in_first)
@@ -81,7 +87,7 @@ def is_arraylike(x: Any) -> bool:
 
 def stand_in(leaf: Any) -> Any:
     """The abstract float array that a leaf stands for while the function is traced."""
-    if isinstance(leaf, QTensor):
+    if isinstance(leaf, QTensor | PackedTensor):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "biufcV":
         raise ArgumentError(
@@ -123,5 +129,5 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def as_array(leaf: Any) -> Any:
-    """A leaf as an array, unless it is a QTensor or abstract."""
-    return leaf if isinstance(leaf, QTensor | jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+    """A leaf as an array, unless it is encoded or abstract."""
+    return leaf if isinstance(leaf, QTensor | PackedTensor | jax.ShapeDtypeStruct) else jnp.asarray(leaf)

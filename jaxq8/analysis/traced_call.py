@@ -14,7 +14,7 @@ from jaxq8.analysis.arguments import Arguments, stand_in, take_apart, take_resul
 from jaxq8.analysis.batch_axis import block_size
 from jaxq8.analysis.sites import Analysis, analyse
 from jaxq8.config import Config
-from jaxq8.numerics.qtensor import QTensor
+from jaxq8.numerics.codebook import is_encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Call:
             trees.append(tree)
             return results
 
-        closed = jax.make_jaxpr(flat)(*map(stand_in, arguments.leaves))
+        closed = jax.make_jaxpr(flat)(*map(stand_in, arguments.given))
         jaxpr, consts = open_jaxpr(closed)
         return cls(arguments, jaxpr, tuple(consts), trees[-1])
 
@@ -58,7 +58,7 @@ class Call:
 
     def analyse_first(self, count: int, config: Config) -> Analysis:
         """`analyse`, where weights are the first `count` leaves, whatever container holds them, and nothing else."""
-        weights = tuple(i < count for i in range(len(self.arguments.leaves)))
+        weights = tuple(i < count for i in range(len(self.arguments.given)))
         arguments = dataclasses.replace(self.arguments, weights=weights)
         return dataclasses.replace(self, arguments=arguments).analyse(config)
 
@@ -73,7 +73,7 @@ class Call:
 
     def plain(self, fn: Callable[..., Any]) -> Any:
         """The results of the function as the user wrote it, for a function that has no site."""
-        leaves = [x.dequantize() if isinstance(x, QTensor) else x for x in self.arguments.leaves]
+        leaves = [x.dequantize() if is_encoded(x) else x for x in self.arguments.given]
         args, kwargs = self.arguments.rebuild(leaves)
         return fn(*args, **kwargs)
 
@@ -88,7 +88,7 @@ class Call:
         arguments = self.arguments
         if not any(arguments.weights):
             return []
-        pairs = enumerate(zip(arguments.leaves, arguments.weights, strict=True))
+        pairs = enumerate(zip(arguments.given, arguments.weights, strict=True))
         return [i for i, (leaf, is_weight) in pairs if not is_weight and np.ndim(leaf) > 0]
 
     def block_size(self, config: Config) -> int | None:
@@ -99,7 +99,7 @@ class Call:
 
     def replaced(self, leaves: Sequence[Any]) -> Call:
         """The same call with other leaves."""
-        return dataclasses.replace(self, arguments=dataclasses.replace(self.arguments, leaves=tuple(leaves)))
+        return dataclasses.replace(self, arguments=dataclasses.replace(self.arguments, given=tuple(leaves)))
 
 
 class _InputsJaxpr:

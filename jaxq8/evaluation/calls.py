@@ -21,6 +21,7 @@ from jaxq8.evaluation.interpreter import Run, evaluate
 from jaxq8.evaluation.probes import Probe
 from jaxq8.evaluation.values import Array, Value, to_real
 from jaxq8.evaluation.weight_encoding import encode_leaves
+from jaxq8.numerics.codebook import as_codes
 from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Ranges
@@ -47,7 +48,7 @@ def evaluate_call(
 
 def evaluate_leaves(call: Call, leaves: Sequence[Any], run: Run) -> list[Any]:
     """The results of the call as a flat list of arrays, by rules alone."""
-    inputs, count = [*call.consts, *leaves], len(call.consts)
+    inputs, count = [*call.consts, *map(as_codes, leaves)], len(call.consts)
     encoded = inputs if run.exact else encode_leaves(inputs, run.analysis, run.config, count)
     _record_weights(run.recorder, run.analysis, encoded)
     consts = [_value(x, argument=False, data=False) for x in encoded[:count]]
@@ -69,13 +70,13 @@ def evaluate_in_parts(
     call: Call, fn: Callable[..., Any], config: Config, ranges: Ranges, recorder: Recorder
 ) -> list[Any]:
     """`evaluate_call`; a large batch is evaluated in blocks, and weights are encoded once before the first block."""
-    leaves, count = call.arguments.leaves, len(call.consts)
+    leaves, count = call.arguments.given, len(call.consts)
     # Native regions need no blocks: they keep what is temporary in one arena.
     size = None if ranges and runs_natively(config, leaves) else call.block_size(config)
     if size is None:
         return evaluate_call(call, leaves, config, ranges, recorder)
     recorder.blocks = leaves[call.examples[0]].shape[0] // size
-    encoded = encode_leaves([*call.consts, *leaves], call.analyse(config), config, count)[count:]
+    encoded = encode_leaves([*call.consts, *map(as_codes, leaves)], call.analyse(config), config, count)[count:]
 
     def run(parts: list[Any]) -> list[Any]:
         args, kwargs = call.arguments.rebuild(parts)
@@ -86,7 +87,7 @@ def evaluate_in_parts(
         examples = [len(block.consts) + i for i in block.examples]
         if not same_on_block(call.as_inputs, block.as_inputs, examples):
             raise _KnowsBatchSize
-        return evaluate_call(block, block.arguments.leaves, config, ranges, recorder, repeats=recorder.blocks)
+        return evaluate_call(block, block.arguments.given, config, ranges, recorder, repeats=recorder.blocks)
 
     try:
         return in_blocks(run, encoded, call.examples, size)
@@ -101,7 +102,7 @@ class _KnowsBatchSize(Exception):
 
 def differentiable(call: Call, fn: Callable[..., Any], config: Config, ranges: Ranges) -> Any:
     """The results, with values by integer arithmetic, and derivatives by the float simulation of it (straight-through)."""
-    leaves = tuple(as_array(leaf) for leaf in call.arguments.leaves)
+    leaves = tuple(as_array(leaf) for leaf in call.arguments.given)
     # JAX keeps these functions in its caches, so they must not close over the arguments of this trace.
     abstract = call.replaced([jax.tree.map(_shape_of, leaf) for leaf in leaves])
 

@@ -35,8 +35,8 @@ def encode(
     Returns:
       Codes. NaN becomes some code; the caller makes the scale NaN, so that decoding gives NaN again.
     """
-    if rounding is None and isinstance(lo, float) and isinstance(hi, float):
-        return codes_of(values, multiplier, offset, lo=lo, hi=hi, dtype=np.dtype(dtype))
+    if rounding is None and isinstance(lo, float | np.floating) and isinstance(hi, float | np.floating):
+        return codes_of(values, multiplier, offset, lo=float(lo), hi=float(hi), dtype=np.dtype(dtype))
     return _encoded(values, multiplier, offset, lo, hi, dtype, rounding)
 
 

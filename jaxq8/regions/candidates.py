@@ -24,7 +24,7 @@ from jaxq8.regions.program import BINARY, DTYPES, UNARY
 LEAST_CONTRACTIONS = 2
 ARITHMETIC = {name: getattr(primitives, f"{name}_p") for name in (*BINARY, *UNARY) if hasattr(primitives, f"{name}_p")}
 NAME_OF = {primitive: name for name, primitive in ARITHMETIC.items()}
-VIEWS = {primitives.reshape_p, primitives.squeeze_p, primitives.expand_dims_p}
+VIEWS = {primitives.reshape_p, primitives.squeeze_p}
 MOVES = {primitives.concatenate_p, primitives.slice_p, primitives.transpose_p, primitives.pad_p}
 EXPRESSIONS = {real_numbers.primitive, numbers_of_codes.primitive, codes_of.primitive}
 POOLS = {max_pool.primitive, sum_pool.primitive, total.primitive}

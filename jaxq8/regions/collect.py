@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxq8 import native
+from jaxq8.native import calls
 from jaxq8._compat import Literal, bind, equation_context, open_jaxpr, user_source
 from jaxq8.kernels.registry import contraction, sums_of_weights
 from jaxq8.numerics.packed_layout import PackedLayout
@@ -77,7 +77,8 @@ class Collected:
         for unit in self.units:
             if isinstance(unit, Region):
                 made = call(unit.program, [jnp.asarray(r.compute(read)) for r in unit.recipes])
-                values.update(zip(unit.outputs, made, strict=True))
+                for variables, array in zip(unit.outputs, made, strict=True):
+                    values.update(dict.fromkeys(variables, array))
             else:
                 values.update(zip(unit.outvars, unit.run([read(v) for v in unit.invars]), strict=True))
         return [read(v) for v in self.results]
@@ -192,7 +193,7 @@ def _weight(eqn: Any, makers: Mapping[Any, Any]) -> Weight | None:
     if origin is None or not _is_packed(origin):
         return None
     params = origin.maker.params
-    if PackedLayout.from_words(native.layout(params["problem"])) != params["layout"]:
+    if PackedLayout.from_words(calls.layout(params["problem"])) != params["layout"]:
         return None
     return Weight(origin.maker.invars[0], params["problem"])
 
@@ -211,7 +212,7 @@ def _needed(units: Sequence[Equation | Region], results: Sequence[Any]) -> list[
     """The units that the results depend on: a packed weight need not be unpacked where a region reads its bytes."""
     needed, kept = set(v for v in results if not isinstance(v, Literal)), []
     for unit in reversed(units):
-        made = unit.outputs if isinstance(unit, Region) else unit.outvars
+        made = [v for names in unit.outputs for v in names] if isinstance(unit, Region) else unit.outvars
         if not any(v in needed for v in made) and not (isinstance(unit, Equation) and unit.eqn.effects):
             continue
         kept.append(unit)

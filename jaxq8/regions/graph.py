@@ -18,6 +18,7 @@ class Graph:
       eqns: All equations of the program.
       members: Positions of those of the group, in order.
       wanted: The variables of the group that others read.
+      names: For each of these the variables by which others read it: itself, and what `stored` returned for it.
       makers: The equation that makes a variable, for the whole program.
       consts: Variables of known value.
       position: The position of the member that makes a variable.
@@ -35,13 +36,16 @@ class Graph:
             if is_stored(eqns[i]):
                 self._same.update(zip(eqns[i].outvars, eqns[i].invars, strict=True))
         self.position = {v: i for i in self.members for v in eqns[i].outvars}
-        self.wanted = tuple(dict.fromkeys(self.real(v) for v in wanted))
+        self.names: dict[Any, list[Any]] = {}
+        for v in wanted:
+            self.names.setdefault(self.real(v), []).append(v)
+        self.wanted = tuple(self.names)
         self.readers: dict[Any, list[int]] = {}
         for i in self.members:
             if not is_stored(eqns[i]):
-                for v in dict.fromkeys(map(self.real, eqns[i].invars)):
-                    if not isinstance(v, Literal):
-                        self.readers.setdefault(v, []).append(i)
+                atoms = [self.real(v) for v in eqns[i].invars]
+                for v in dict.fromkeys(v for v in atoms if not isinstance(v, Literal)):
+                    self.readers.setdefault(v, []).append(i)
         self.roots = self._roots()
 
     def real(self, atom: Any) -> Any:

@@ -37,11 +37,11 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """A program, how its arguments are computed, and which variables its results are."""
+    """A program, how its arguments are computed, and which variables each of its results is."""
 
     program: Program
     recipes: tuple[Recipe, ...]
-    outputs: tuple[Any, ...]
+    outputs: tuple[tuple[Any, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,8 @@ class _Lowering:
                 self.results.append(variable)
                 target = self.builder.result(variable.aval.shape, variable.aval.dtype)
                 self._add(Copy(self._tensor(variable), target))
-        return Region(self.builder.build(), tuple(self.builder.recipes), tuple(self.results))
+        names = tuple(tuple(self.graph.names[v]) for v in self.results)
+        return Region(self.builder.build(), tuple(self.builder.recipes), names)
 
     def _add(self, step: Any) -> None:
         self.builder.steps.append(step)

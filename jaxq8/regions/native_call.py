@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxq8 import native
+from jaxq8.native import calls, library
 from jaxq8.regions.program import Program
 
 
@@ -25,11 +25,11 @@ def _function(program: Program) -> Any:
     words = program.words()
 
     def run(*arrays: Any) -> Any:
-        return tuple(native.call(words, arrays, shapes))
+        return tuple(calls.call(words, arrays, shapes))
 
     return run
 
 
 def is_usable() -> bool:
     """Whether programs that are traced now can make native calls: they run on CPU, and the library is there."""
-    return jax.default_backend() == "cpu" and native.status().available
+    return jax.default_backend() == "cpu" and library.status().available

@@ -46,7 +46,7 @@ def origin(atom: Any, makers: Mapping[Any, Any]) -> Origin | None:
             return Origin(atom, None, tuple(reversed(moves)))
         if maker.primitive is primitives.transpose_p:
             moves.append(("transpose", tuple(maker.params["permutation"])))
-        elif maker.primitive in (primitives.reshape_p, primitives.squeeze_p, primitives.expand_dims_p):
+        elif maker.primitive in (primitives.reshape_p, primitives.squeeze_p):
             moves.append(("reshape", tuple(maker.outvars[0].aval.shape)))
         elif not is_stored(maker):
             return Origin(atom, maker, tuple(reversed(moves)))

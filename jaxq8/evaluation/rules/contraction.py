@@ -35,6 +35,7 @@ from jaxq8.kernels.registry import KERNELS, Operand, run_with_sums
 from jaxq8.kernels.select import select
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.spec import Spec
+from jaxq8.operations import at_site
 from jaxq8.plan import Reason
 
 Shape = tuple[int, ...]
@@ -138,7 +139,8 @@ def _product(ctx: Context, layout: Layout, x: QTensor, w: QTensor, kernel: str) 
     else:
         _, codes, permutation = transposition
         before = (codes, permutation)
-    result = accumulate(layout, x, w, kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype), before)
+    with at_site(ctx.site.name):
+        result = accumulate(layout, x, w, kernel, np.dtype(ctx.eqn.outvars[0].aval.dtype), before)
     if ctx.site.weight is None and math.prod(w.scale.shape) > 1:
         return dataclasses.replace(result, everywhere=False)
     return result
