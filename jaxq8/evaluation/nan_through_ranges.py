@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxq8._compat import primitive_named, stored
 from jaxq8.evaluation.values import Accumulator, Array, Origin, Value, origins
+from jaxq8.kernels.epilogue import nan_if
 from jaxq8.numerics.sizes import certainly_less
 
 # NaN in an operand is NaN in the result. Operations that may lose it (slices, comparisons, x ** 0) are not listed.
@@ -66,7 +67,7 @@ def inherited(primitive: Any, operands: Sequence[Value], result: Any) -> tuple[O
 
 def poisoned(scale: jax.Array, witness: jax.Array | None) -> jax.Array:
     """`scale`, or NaN where the witness is NaN."""
-    return scale if witness is None else jnp.where(jnp.isnan(witness), jnp.nan, scale)
+    return scale if witness is None else nan_if(scale, witness)
 
 
 def in_data(array: Any, keep: tuple[int, ...]) -> jax.Array:

@@ -71,3 +71,9 @@ def real_numbers(values: Any, scale: Any, offset: Any, *, lo: float, hi: float) 
 def numbers_of_codes(values: Any, scale: Any, zero_point: Any) -> Any:
     """``(values - zero_point) * scale`` in float32, for codes whose scales are shared along whole axes."""
     return QTensor(values, scale, zero_point).dequantize()
+
+
+@operation(like_first)
+def nan_if(scale: Any, witness: Any) -> Any:
+    """NaN where `witness` is NaN, else `scale`."""
+    return jnp.where(jnp.isnan(witness), jnp.nan, scale)

@@ -8,28 +8,33 @@ other equations back to a candidate of the same level. Of each level, the connec
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxq8._compat import Literal, primitives
+from jaxq8._compat import Literal, primitive_named, primitives
 from jaxq8.analysis.inner_functions import JIT
-from jaxq8.kernels.epilogue import codes_of, numbers_of_codes, real_numbers
+from jaxq8.kernels.epilogue import codes_of, nan_if, numbers_of_codes, real_numbers
 from jaxq8.kernels.pooling import max_pool, sum_pool, total
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions.program import BINARY, DTYPES, UNARY
 
 # With fewer contractions a call costs more than it saves: its threads have to be woken.
 LEAST_CONTRACTIONS = 2
-ARITHMETIC = {name: getattr(primitives, f"{name}_p") for name in (*BINARY, *UNARY) if hasattr(primitives, f"{name}_p")}
-NAME_OF = {primitive: name for name, primitive in ARITHMETIC.items()}
-VIEWS = {primitives.reshape_p, primitives.squeeze_p}
+SMALL = 1 << 14  # a vector of more elements is a tensor like others
+_NAMES = [name for name in (*BINARY, *UNARY) if hasattr(primitives, f"{name}_p")]
+NAME_OF = {getattr(primitives, f"{name}_p"): name for name in _NAMES}
+CONVERT, BROADCAST = primitives.convert_element_type_p, primitives.broadcast_in_dim_p
+# What only gives the same numbers another shape, and what gives them another dtype or more places.
+VIEWS = {primitives.reshape_p, primitives.squeeze_p, *primitive_named("stop_gradient_p")}
+SAME = {CONVERT, BROADCAST}
 MOVES = {primitives.concatenate_p, primitives.slice_p, primitives.transpose_p, primitives.pad_p}
-EXPRESSIONS = {real_numbers.primitive, numbers_of_codes.primitive, codes_of.primitive}
+POISONED = nan_if.primitive
+EXPRESSIONS = {real_numbers.primitive, numbers_of_codes.primitive, codes_of.primitive, POISONED}
 POOLS = {max_pool.primitive, sum_pool.primitive, total.primitive}
 EXTREMES = {primitives.max_p, primitives.min_p}
-CONVERT = primitives.convert_element_type_p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +50,29 @@ class Group:
     members: tuple[int, ...]
 
 
-def is_stored(eqn: Any) -> bool:
-    """Whether an equation is a call of `jaxq8._compat.stored`, which returns its operands."""
-    return eqn.primitive in JIT and eqn.params.get("name") == "stored"
-
-
-def is_elementwise(eqn: Any) -> bool:
-    """Whether an equation is float32 arithmetic on each element, or makes or reads codes."""
-    return eqn.primitive in NAME_OF or eqn.primitive in EXPRESSIONS or eqn.primitive is CONVERT
-
-
 @dataclasses.dataclass(frozen=True)
 class Levels:
     """The level of each equation, and whether it is a candidate."""
 
     of: list[int]
     candidates: list[bool]
+
+
+def is_stored(eqn: Any) -> bool:
+    """Whether an equation returns its operands: a call of `jaxq8._compat.stored`, or one that concerns derivatives only."""
+    return eqn.primitive in JIT and eqn.params.get("name") in ("stored", "stop_gradient")
+
+
+def is_elementwise(eqn: Any) -> bool:
+    """Whether an equation is float32 arithmetic on each element, or makes or reads codes."""
+    return eqn.primitive in NAME_OF or eqn.primitive in EXPRESSIONS or eqn.primitive in SAME
+
+
+def is_small(atom: Any) -> bool:
+    """Whether a variable holds one number, or one number for each channel."""
+    shape = tuple(atom.aval.shape)
+    size = math.prod(shape)
+    return size <= SMALL and size in (1, *shape[-1:])
 
 
 def found(eqns: Sequence[Any], is_native: Callable[[int], bool]) -> tuple[list[Group], Levels]:
@@ -72,11 +84,14 @@ def found(eqns: Sequence[Any], is_native: Callable[[int], bool]) -> tuple[list[G
     """
     maker: dict[Any, int] = {}
     candidate = [False] * len(eqns)
+    large = [False] * len(eqns)  # candidates that make data, rather than vectors
     levels = [0] * len(eqns)
     for index, eqn in enumerate(eqns):
         made = [maker[v] for v in eqn.invars if not isinstance(v, Literal) and v in maker]
-        born = any(candidate[i] for i in made)
-        candidate[index] = _is_candidate(eqn, born, index, is_native)
+        born = any(candidate[i] and large[i] for i in made)
+        vector = _is_vector(eqn)
+        candidate[index] = vector or _is_candidate(eqn, born, index, is_native)
+        large[index] = not vector
         levels[index] = max((levels[i] + (candidate[i] and not candidate[index]) for i in made), default=0)
         maker.update(dict.fromkeys(eqn.outvars, index))
     readers: dict[int, list[int]] = {}
@@ -84,21 +99,33 @@ def found(eqns: Sequence[Any], is_native: Callable[[int], bool]) -> tuple[list[G
         for v in eqn.invars:
             if not isinstance(v, Literal) and v in maker:
                 readers.setdefault(maker[v], []).append(index)
-    groups = []
+    merged: dict[int, list[int]] = {}
     for group in _connected(eqns, maker, candidate, levels):
         kept = _without_tails(group, eqns, readers)
-        contractions = sum(eqns[i].primitive is contraction.primitive for i in kept)
-        if contractions >= LEAST_CONTRACTIONS:
-            groups.append((levels[group[0]], kept))
-    merged: dict[int, list[int]] = {}
-    for level, members in groups:
-        merged.setdefault(level, []).extend(members)
-    found_groups = [Group(level, tuple(sorted(members))) for level, members in merged.items()]
-    return found_groups, Levels(levels, candidate)
+        if sum(eqns[i].primitive is contraction.primitive for i in kept) >= LEAST_CONTRACTIONS:
+            merged.setdefault(levels[group[0]], []).extend(kept)
+    groups = [Group(level, tuple(sorted(members))) for level, members in merged.items()]
+    return groups, Levels(levels, candidate)
+
+
+def _is_vector(eqn: Any) -> bool:
+    """Whether an equation is float32 arithmetic on numbers or on one number for each channel."""
+    p = eqn.primitive
+    if is_stored(eqn):
+        return all(_has_place(v) and is_small(v) for v in eqn.outvars)
+    if len(eqn.outvars) != 1 or not all(_has_place(v) and is_small(v) for v in (*eqn.invars, *eqn.outvars)):
+        return False
+    if eqn.outvars[0].aval.dtype != jnp.float32 or p is codes_of.primitive:
+        return False
+    if p is BROADCAST:
+        # More places for one number, or an axis more for the same numbers.
+        sizes = [math.prod(v.aval.shape) for v in (eqn.invars[0], eqn.outvars[0])]
+        return len(eqn.invars) == 1 and (sizes[0] == 1 or sizes[0] == sizes[1])
+    return p in VIEWS or p is primitives.slice_p or is_elementwise(eqn)
 
 
 def _is_candidate(eqn: Any, born: bool, index: int, is_native: Callable[[int], bool]) -> bool:
-    """Whether a region has a step for an equation; `born` says that one of its operands is made by a candidate."""
+    """Whether a region has a step for an equation; `born` says that one of its operands is data made by a candidate."""
     if not all(_has_place(v) for v in (*eqn.invars, *eqn.outvars)):
         return False
     p = eqn.primitive
@@ -114,9 +141,9 @@ def _is_candidate(eqn: Any, born: bool, index: int, is_native: Callable[[int], b
         return True
     if p in MOVES:
         return p is not primitives.pad_p or all(hole == 0 <= min(a, b) for a, b, hole in eqn.params["padding_config"])
-    if p is CONVERT:
-        return eqn.outvars[0].aval.dtype == jnp.float32
     dtype = eqn.outvars[0].aval.dtype
+    if p is BROADCAST:
+        return False
     return is_elementwise(eqn) and (dtype == jnp.float32 or (p in EXTREMES and dtype in (jnp.int8, jnp.uint8)))
 
 
@@ -174,9 +201,8 @@ def _without_tails(group: Sequence[int], eqns: Sequence[Any], readers: dict[int,
     The numbers of a contraction stay, because its own step makes them.
     """
     kept = set(group)
+    work = {*POOLS, contraction.primitive, codes_of.primitive, real_numbers.primitive}
     for index in reversed(group):
-        eqn = eqns[index]
-        works = eqn.primitive in POOLS or eqn.primitive in (contraction.primitive, codes_of.primitive, real_numbers.primitive)
-        if not works and not any(r in kept for r in readers.get(index, ())):
+        if eqns[index].primitive not in work and not any(r in kept for r in readers.get(index, ())):
             kept.discard(index)
     return [i for i in group if i in kept]

@@ -10,43 +10,116 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from jaxq8.regions import program as p
-from jaxq8.regions.vectors import Vector
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Known:
+    """A small array of numbers that are known while tracing."""
+
+    array: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def number(self) -> float | None:
+        """The number that all elements are equal to; None if they differ."""
+        flat = self.array.reshape(-1)
+        return float(flat[0]) if flat.size and bool((flat == flat[0]).all()) else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leaf:
-    """A tensor that a tree reads: a variable of the region, or the int32 result of a contraction that is not stored yet.
+    """A tensor that a tree reads: a variable, or the int32 result of a contraction that is not stored yet.
 
     Attributes:
       variable: The variable.
       shape: The shape in which the tree reads it.
+      is_small: Whether it is a number or one number for each channel.
       contraction: The position of the contraction that makes it; None for a tensor that is stored.
     """
 
-    variable: object
+    variable: Any
     shape: tuple[int, ...]
+    is_small: bool = False
     contraction: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
-    """An operation of a tree: a name of `program.BINARY` or `program.UNARY`."""
+    """An operation of a tree.
+
+    Attributes:
+      name: A name of `program.BINARY` or `program.UNARY`.
+      operands: What it is applied to.
+      positive: Whether the second factor of a product is known to be positive, or NaN.
+    """
 
     name: str
     operands: tuple[Tree, ...]
+    positive: bool = False
 
 
-Tree = Node | Leaf | Vector
+Tree = Node | Leaf | Known
+
+
+def number(value: float) -> Known:
+    """A known number."""
+    return Known(np.float32(value).reshape(()))
+
+
+ONE, ZERO = number(1.0), number(0.0)
+
+
+def known(tree: Tree) -> float | None:
+    """The number that a tree is equal to, if it is known while tracing."""
+    return tree.number if isinstance(tree, Known) else None
+
+
+def shape_of(tree: Tree) -> tuple[int, ...]:
+    """The shape of what a tree computes."""
+    if isinstance(tree, Node):
+        return tuple(np.broadcast_shapes(*map(shape_of, tree.operands)))
+    return tree.shape
+
+
+def product(first: Tree, second: Tree, positive: bool = False) -> Tree:
+    """``first * second``."""
+    if known(second) == 1 and len(shape_of(second)) <= len(shape_of(first)):
+        return first
+    if known(first) == 1 and len(shape_of(first)) <= len(shape_of(second)):
+        return second
+    return Node("mul", (first, second), positive)
+
+
+def total(first: Tree, second: Tree) -> Tree:
+    """``first + second``."""
+    if known(second) == 0 and len(shape_of(second)) <= len(shape_of(first)):
+        return first
+    if known(first) == 0 and len(shape_of(first)) <= len(shape_of(second)):
+        return second
+    return Node("add", (first, second))
+
+
+def is_small(tree: Tree) -> bool:
+    """Whether a tree reads only what is small."""
+    if isinstance(tree, Node):
+        return all(map(is_small, tree.operands))
+    return isinstance(tree, Known) or tree.is_small
 
 
 @dataclasses.dataclass
 class Linear:
-    """``clip(sum of coefficient * leaf + constant, lo, hi)``."""
+    """``clip(sum of coefficient * leaf + constant, lo, hi)``; coefficients and constant are small trees."""
 
-    coefficients: dict[int, tuple[Leaf, Vector]]
-    constant: Vector
+    coefficients: dict[int, tuple[Leaf, Tree]]
+    constant: Tree
     lo: float = -math.inf
     hi: float = math.inf
 
@@ -55,36 +128,35 @@ class Linear:
         return self.lo > -math.inf or self.hi < math.inf
 
 
-ONE, ZERO = Vector.of(1.0), Vector.of(0.0)
-
-
 def linear(tree: Tree) -> Linear | None:
     """The linear form of a tree; None if it has none."""
-    if isinstance(tree, Vector):
+    if is_small(tree):
         return Linear({}, tree)
     if isinstance(tree, Leaf):
         return Linear({id(tree.variable): (tree, ONE)}, ZERO)
+    assert isinstance(tree, Node)
     forms = [linear(operand) for operand in tree.operands]
     if any(form is None for form in forms):
         return None
     if tree.name == "neg":
-        return _scaled(forms[0], Vector.of(-1.0))  # type: ignore[arg-type]
+        return _scaled(forms[0], number(-1.0), False)  # type: ignore[arg-type]
     if len(forms) != 2:
         return None
     first, second = forms
     assert first is not None and second is not None
     if tree.name in ("add", "sub"):
-        return _summed(first, second if tree.name == "add" else _scaled(second, Vector.of(-1.0)))
+        return _summed(first, second if tree.name == "add" else _scaled(second, number(-1.0), False))
     if tree.name == "mul":
         for form, factor in ((first, second), (second, first)):
-            if not factor.coefficients and not factor.is_clipped:
-                return _scaled(form, factor.constant)
-    if tree.name == "div" and not second.coefficients and not second.is_clipped:
-        return _scaled(first, ONE / second.constant)
+            if not factor.coefficients:
+                return _scaled(form, factor.constant, tree.positive)
+    if tree.name == "div" and not second.coefficients:
+        return _scaled(first, Node("div", (ONE, second.constant)), False)
     if tree.name in ("max", "min"):
         for form, bound in ((first, second), (second, first)):
-            if not bound.coefficients and bound.constant.number is not None and not bound.is_clipped:
-                return _clipped(form, bound.constant.number, tree.name == "max")
+            clip = None if bound.coefficients else known(bound.constant)
+            if clip is not None:
+                return _clipped(form, clip, tree.name == "max")
     return None
 
 
@@ -94,25 +166,26 @@ def _summed(first: Linear, second: Linear | None) -> Linear | None:
     if first.is_clipped or second.is_clipped:
         # A number can be added behind clips that it leaves where they are.
         for form, other in ((first, second), (second, first)):
-            if not other.coefficients and other.constant.number == 0 and not other.is_clipped:
+            if not other.coefficients and known(other.constant) == 0:
                 return form
         return None
     coefficients = dict(first.coefficients)
     for key, (leaf, factor) in second.coefficients.items():
         before = coefficients.get(key)
-        coefficients[key] = (leaf, factor if before is None else before[1] + factor)
-    return Linear(coefficients, first.constant + second.constant)
+        coefficients[key] = (leaf, factor if before is None else total(before[1], factor))
+    return Linear(coefficients, total(first.constant, second.constant))
 
 
-def _scaled(form: Linear, factor: Vector) -> Linear | None:
+def _scaled(form: Linear, factor: Tree, positive: bool) -> Linear | None:
     lo, hi = form.lo, form.hi
     if form.is_clipped:
-        if factor.number is not None and factor.number > 0:
-            lo, hi = lo * factor.number, hi * factor.number
-        elif not (factor.positive and lo == 0 and hi == math.inf):  # the clip at 0 stays where it is
+        fixed = known(factor)
+        if fixed is not None and fixed > 0:
+            lo, hi = lo * fixed, hi * fixed
+        elif not (positive and lo == 0 and hi == math.inf):  # the clip at 0 stays where it is
             return None
-    coefficients = {key: (leaf, c * factor) for key, (leaf, c) in form.coefficients.items()}
-    return Linear(coefficients, form.constant * factor, lo, hi)
+    coefficients = {key: (leaf, product(c, factor)) for key, (leaf, c) in form.coefficients.items()}
+    return Linear(coefficients, product(form.constant, factor), lo, hi)
 
 
 def _clipped(form: Linear, bound: float, lower: bool) -> Linear:
@@ -132,7 +205,7 @@ def instructions(tree: Tree, inputs: dict[int, int], store: tuple[int, int]) -> 
 
     Args:
       tree: The tree.
-      inputs: ``id of a leaf's variable or of a vector -> number of the step's input``.
+      inputs: ``key of a leaf -> number of the step's input`` (see `key`).
       store: The instruction that stores (`program.STORE` or `program.ENCODE`) and the number of the output.
 
     Raises:
@@ -151,15 +224,28 @@ def instructions(tree: Tree, inputs: dict[int, int], store: tuple[int, int]) -> 
             raise TooLargeError
         made[id(node)] = target = free.pop()
         if isinstance(node, Node):
-            number = (p.BINARY | p.UNARY)[node.name]
-            code.append((number, target, sources[0], sources[1] if len(sources) > 1 else 0))
-        elif isinstance(node, Vector) and node.number is not None:
-            code.append((p.CONST, target, p.float_bits(node.number), 0))
+            operation = (p.BINARY | p.UNARY)[node.name]
+            code.append((operation, target, sources[0], sources[1] if len(sources) > 1 else 0))
+        elif known(node) is not None:
+            code.append((p.CONST, target, p.float_bits(known(node) or 0.0), 0))
         else:
-            key = id(node) if isinstance(node, Vector) else id(node.variable)
-            code.append((p.LOAD, target, inputs[key], 0))
+            code.append((p.LOAD, target, inputs[key(node)], 0))
     code.append((store[0], store[1], made[id(tree)], 0))
     return tuple(code)
+
+
+def key(leaf: Leaf | Known) -> int:
+    """What tells leaves apart."""
+    return id(leaf.variable) if isinstance(leaf, Leaf) else id(leaf)
+
+
+def leaves(tree: Tree) -> list[Leaf | Known]:
+    """The tensors that a tree reads, each once; known numbers are written into the instructions."""
+    found = {}
+    for node in _ordered(tree)[0]:
+        if not isinstance(node, Node) and known(node) is None:
+            found.setdefault(key(node), node)
+    return list(found.values())
 
 
 def _ordered(tree: Tree) -> tuple[list[Tree], dict[int, int]]:
@@ -178,14 +264,3 @@ def _ordered(tree: Tree) -> tuple[list[Tree], dict[int, int]]:
 
     visit(tree)
     return order, uses
-
-
-def leaves(tree: Tree) -> list[Leaf | Vector]:
-    """The tensors and unknown vectors that a tree reads, each once."""
-    found = {}
-    for node in _ordered(tree)[0]:
-        if isinstance(node, Leaf):
-            found.setdefault(id(node.variable), node)
-        elif isinstance(node, Vector) and node.number is None:
-            found.setdefault(id(node), node)
-    return list(found.values())

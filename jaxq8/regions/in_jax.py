@@ -128,7 +128,7 @@ class _Run:
             else:
                 name = p.NAMES[operation]
                 operands = (registers[b], registers[c]) if name in p.BINARY else (registers[b],)
-                registers[a] = getattr(lax, name)(*operands)
+                registers[a] = _nan_if(*operands) if name == "nan_if" else getattr(lax, name)(*operands)
 
     def _pool(self, step: Pool) -> None:
         src = self.read(step.src)
@@ -142,6 +142,10 @@ class _Run:
             return
         border = jnp.zeros((), src.dtype) if step.border == NONE else self.read(step.border).reshape(()).astype(src.dtype)
         self.write(step.dst, pooling.sum_pool.run(src, border, **window))
+
+
+def _nan_if(first: Any, second: Any) -> Any:
+    return jnp.where(jnp.isnan(first), jnp.nan, second)
 
 
 def form_of(step: Contract, src: tuple[int, ...], dst: tuple[int, ...]) -> Form:

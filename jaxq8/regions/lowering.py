@@ -21,7 +21,6 @@ from jaxq8.regions.candidates import POOLS, VIEWS, is_elementwise, is_stored
 from jaxq8.regions.graph import Graph
 from jaxq8.regions.program import ENCODE, NONE, STORE, Contract, Copy, Elementwise, Fill, Pool, Program
 from jaxq8.regions.trees import Trees
-from jaxq8.regions.vectors import Vector
 from jaxq8.regions.weights import padded_form
 
 Shape = tuple[int, ...]
@@ -75,8 +74,7 @@ class _Lowering:
         self.trees = Trees(graph)
         self.tensors: dict[Any, int] = {}
         self.results: list[Any] = []
-        self._vectors: dict[tuple[int, Shape], int] = {}
-        self._kept: list[Vector] = []
+        self._constants: dict[bytes, int] = {}
 
     def region(self) -> Region:
         for index in self.graph.members:
@@ -136,14 +134,25 @@ class _Lowering:
             (1,), np.int32, lambda read: jnp.reshape(read(atom), (1,)).astype(jnp.int32), [atom]
         )
 
-    def _vector(self, vector: Vector, shape: Shape) -> int:
-        """An argument that holds a vector in another shape."""
-        key = (id(vector), shape)
-        if key not in self._vectors:
-            self._kept.append(vector)  # so that no other vector gets its id
-            compute = vector.reshaped(shape).compute
-            self._vectors[key] = self.builder.argument(shape, np.float32, compute, vector.variables)
-        return self._vectors[key]
+    def _constant(self, known: ex.Known, shape: Shape) -> int:
+        """An argument that holds known numbers."""
+        array = np.ascontiguousarray(known.array, np.float32)
+        content = array.tobytes()
+        if content not in self._constants:
+            flat = array.reshape(-1)
+            self._constants[content] = self.builder.argument(flat.shape, np.float32, lambda read: flat)
+        return self.builder.reshaped(self._constants[content], shape)
+
+    def _by_channel(self, tree: ex.Tree, channels: int) -> int:
+        """A small tree as a tensor of one number for each channel; `NONE` if it varies along another axis."""
+        shape = ex.shape_of(tree)
+        if math.prod(shape) not in (1, *shape[-1:]) or (shape and shape[-1] not in (1, channels)):
+            return NONE
+        if isinstance(tree, ex.Leaf) and math.prod(shape) == channels and tree.variable.aval.dtype == np.float32:
+            return self.builder.reshaped(self._dense(self._tensor(tree.variable)), (channels,))
+        home = self.builder.temporary((channels,), np.float32)
+        self._computed(tree, home, (channels,), flat=True)
+        return home
 
     def _home(self, variable: Any) -> int:
         """Where a step writes a variable: a result, a place inside of its only reader's input or join, or new memory."""
@@ -266,48 +275,41 @@ class _Lowering:
         leaves = [] if form is None else [leaf for leaf, _ in form.coefficients.values()]
         made = [leaf for leaf in leaves if leaf.contraction is not None]
         shape = tuple(out.aval.shape)
+        if form is not None and form.is_clipped and out.aval.dtype == jnp.float32:
+            return False  # the library's clips make numbers of NaN
         if form is None or not made or len(leaves) > 2 or any(leaf.shape != shape for leaf in leaves):
             return False
         main = max(made, key=lambda leaf: leaf.contraction or 0)
         factor = form.coefficients.pop(id(main.variable))[1]
-        others = list(form.coefficients.values())
-        mult, offset = factor.by_channel(shape[-1]), form.constant.by_channel(shape[-1])
-        if mult is None or offset is None:
-            return False
-        residual, rescale = NONE, NONE
-        for leaf, coefficient in others:
+        offset, residual, rescale = form.constant, NONE, NONE
+        for leaf, coefficient in form.coefficients.values():
             if leaf.contraction is not None:
                 residual = self._numbers_of(leaf, coefficient)
-            elif not self._is_addend(leaf):
-                return False
-            else:
-                residual = self._tensor(leaf.variable)
-                if coefficient.number != 1:
-                    if math.prod(coefficient.shape) != 1:
+            elif np.dtype(leaf.variable.aval.dtype).name in ("uint8", "int8", "float32"):
+                if ex.known(coefficient) != 1:
+                    if math.prod(ex.shape_of(coefficient)) != 1:
                         return False
-                    one = coefficient.reshaped((1,))
-                    rescale = self._vector(one, (1,))
-                    mult, offset = mult / one, offset / one
+                    # The sum is made in steps of the residual's codes, and then rescaled.
+                    rescale = self._by_channel(coefficient, 1)
+                    factor, offset = (ex.Node("div", (t, coefficient)) for t in (factor, offset))
+                residual = self._tensor(leaf.variable)
             if residual == NONE:
                 return False
-        epilogue = Epilogue(
-            self._vector(mult, shape[-1:]), self._vector(offset, shape[-1:]), residual, rescale, max(form.lo, lo),
-            min(form.hi, hi) if form.hi >= lo else lo,
-        )  # fmt: skip
+        mult, shift = self._by_channel(factor, shape[-1]), self._by_channel(offset, shape[-1])
+        if NONE in (mult, shift):
+            return False
+        epilogue = Epilogue(mult, shift, residual, rescale, max(form.lo, lo), min(form.hi, hi))
         self._contract(main.contraction, self._home(out), epilogue)  # type: ignore[arg-type]
         return True
 
-    def _is_addend(self, leaf: ex.Leaf) -> bool:
-        return np.dtype(leaf.variable.aval.dtype).name in ("uint8", "int8", "float32")  # type: ignore[attr-defined]
-
-    def _numbers_of(self, leaf: ex.Leaf, coefficient: Vector) -> int:
+    def _numbers_of(self, leaf: ex.Leaf, coefficient: ex.Tree) -> int:
         """The real numbers of another contraction, whose accumulator is multiplied by `coefficient`; `NONE` if impossible."""
-        mult = coefficient.by_channel(leaf.shape[-1])
-        if mult is None:
+        channels = leaf.shape[-1]
+        mult = self._by_channel(coefficient, channels)
+        if mult == NONE:
             return NONE
-        zero = Vector.of(np.zeros(leaf.shape[-1:], np.float32))
         home = self.builder.temporary(leaf.shape, np.float32)
-        epilogue = Epilogue(self._vector(mult, leaf.shape[-1:]), self._vector(zero, leaf.shape[-1:]))
+        epilogue = Epilogue(mult, self._by_channel(ex.ZERO, channels))
         self._contract(leaf.contraction, home, epilogue)  # type: ignore[arg-type]
         return home
 
@@ -356,30 +358,34 @@ class _Lowering:
 
     def _own_step(self, tree: ex.Tree, out: Any, lo: float, hi: float) -> None:
         """A tree as a step of its own."""
-        home = self._home(out)
-        shape = tuple(out.aval.shape)
-        numbers: dict[int, int] = {}
-        inputs: list[int] = []
-        for leaf in ex.leaves(tree):
-            if isinstance(leaf, Vector):
-                tensor = self._vector(leaf, (1,) * (len(shape) - len(leaf.shape)) + leaf.shape)
-                key = id(leaf)
-            else:
-                tensor = self._stored_leaf(leaf)
-                if len(self.builder.shape(tensor)) < len(shape):
-                    small = self.builder.shape(tensor)
-                    tensor = self.builder.reshaped(self._dense(tensor), (1,) * (len(shape) - len(small)) + small)
-                key = id(leaf.variable)
-            numbers[key] = len(inputs)
-            inputs.append(tensor)
         dtype = np.dtype(out.aval.dtype)
         if dtype.kind in "iu":
             info = np.iinfo(dtype)
             if lo > info.min:
-                tree = ex.Node("max", (tree, Vector.of(lo)))
+                tree = ex.Node("max", (tree, ex.number(lo)))
             if hi < info.max:
-                tree = ex.Node("min", (tree, Vector.of(hi)))
-        store = (STORE if dtype == np.float32 else ENCODE, 0)
+                tree = ex.Node("min", (tree, ex.number(hi)))
+        home = self._home(out)
+        shape = tuple(out.aval.shape)
+        self._computed(tree, self.builder.reshaped(home, (1,)) if shape == () else home, shape or (1,))
+
+    def _computed(self, tree: ex.Tree, home: int, shape: Shape, flat: bool = False) -> None:
+        """Adds the step that stores a tree; `flat`: what it reads is small and is read as vectors."""
+        numbers: dict[int, int] = {}
+        inputs: list[int] = []
+        for leaf in ex.leaves(tree):
+            if isinstance(leaf, ex.Known):
+                tensor = self._constant(leaf, leaf.shape)
+            else:
+                tensor = self._stored_leaf(leaf)
+            small = self.builder.shape(tensor)
+            if flat:
+                tensor = self.builder.reshaped(self._dense(tensor), (math.prod(small),))
+            elif len(small) < len(shape):
+                tensor = self.builder.reshaped(self._dense(tensor), (1,) * (len(shape) - len(small)) + small)
+            numbers[ex.key(leaf)] = len(inputs)
+            inputs.append(tensor)
+        store = (STORE if self.builder.dtype(home) == "float32" else ENCODE, 0)
         code = ex.instructions(tree, numbers, store)
         self._add(Elementwise(shape, tuple(inputs), (home,), code))
 

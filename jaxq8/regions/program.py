@@ -134,7 +134,8 @@ class Contract:
 
 # The instructions of `Elementwise`, by the names of their jax.lax functions where there is one.
 LOAD, CONST, STORE, ENCODE = 0, 1, 16, 17
-BINARY = {"add": 2, "sub": 3, "mul": 4, "div": 5, "max": 6, "min": 7}
+# "nan_if" is NaN where its first operand is NaN, else its second.
+BINARY = {"add": 2, "sub": 3, "mul": 4, "div": 5, "max": 6, "min": 7, "nan_if": 18}
 UNARY = {"neg": 8, "abs": 9, "exp": 10, "logistic": 11, "tanh": 12, "erf": 13, "sqrt": 14, "rsqrt": 15}
 REGISTERS = 16
 NAMES = {number: name for name, number in (BINARY | UNARY).items()}

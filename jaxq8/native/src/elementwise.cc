@@ -134,8 +134,8 @@ void Compute(const Instruction& code, Register* r, int64_t n) {
     case kSub: Two(a, b, c, n, [](float x, float y) { return x - y; }); break;
     case kMul: Two(a, b, c, n, [](float x, float y) { return x * y; }); break;
     case kDiv: Two(a, b, c, n, [](float x, float y) { return x / y; }); break;
-    case kMax: Two(a, b, c, n, [](float x, float y) { return x > y ? x : y; }); break;
-    case kMin: Two(a, b, c, n, [](float x, float y) { return x < y ? x : y; }); break;
+    case kMax: Two(a, b, c, n, [](float x, float y) { return x > y || x != x ? x : y; }); break;
+    case kMin: Two(a, b, c, n, [](float x, float y) { return x < y || x != x ? x : y; }); break;
     case kNeg: One(a, b, n, [](float x) { return -x; }); break;
     case kAbs: One(a, b, n, [](float x) { return std::fabs(x); }); break;
     case kExp: One(a, b, n, Exp); break;
@@ -144,6 +144,7 @@ void Compute(const Instruction& code, Register* r, int64_t n) {
     case kErf: One(a, b, n, Erf); break;
     case kSqrt: One(a, b, n, [](float x) { return std::sqrt(x); }); break;
     case kRsqrt: One(a, b, n, [](float x) { return 1.f / std::sqrt(x); }); break;
+    case kNanIf: Two(a, b, c, n, [](float x, float y) { return x != x ? x : y; }); break;
     default: break;
   }
 }

@@ -136,7 +136,7 @@ Elementwise ReadElementwise(Reader& in, int64_t most) {
   const int64_t n_inputs = static_cast<int64_t>(s.inputs.size()), n_outputs = static_cast<int64_t>(s.outputs.size());
   for (int64_t i = in.In("n_instr", 0, 1 << 16); i > 0; --i) {
     Instruction c{};
-    c.op = static_cast<Op>(in.In("operation", kLoad, kEncode));
+    c.op = static_cast<Op>(in.In("operation", kLoad, kNanIf));
     const bool stores = c.op == kStore || c.op == kEncode;
     c.a = static_cast<int>(in.In("first operand", 0, (stores ? n_outputs : kRegisters) - 1));
     if (c.op == kConst) {
@@ -144,7 +144,7 @@ Elementwise ReadElementwise(Reader& in, int64_t most) {
     } else {
       c.b = static_cast<int>(in.In("second operand", 0, (c.op == kLoad ? n_inputs : kRegisters) - 1));
     }
-    if (c.op >= kAdd && c.op <= kMin) {
+    if ((c.op >= kAdd && c.op <= kMin) || c.op == kNanIf) {
       c.c = static_cast<int>(in.In("third operand", 0, kRegisters - 1));
     } else {
       in.Any("third operand");

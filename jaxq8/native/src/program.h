@@ -48,7 +48,7 @@ struct Contract {
 };
 
 enum Op : int64_t {
-  kLoad, kConst, kAdd, kSub, kMul, kDiv, kMax, kMin, kNeg, kAbs, kExp, kLogistic, kTanh, kErf, kSqrt, kRsqrt, kStore, kEncode
+  kLoad, kConst, kAdd, kSub, kMul, kDiv, kMax, kMin, kNeg, kAbs, kExp, kLogistic, kTanh, kErf, kSqrt, kRsqrt, kStore, kEncode, kNanIf
 };
 
 constexpr int kRegisters = 16;
