@@ -77,7 +77,6 @@ Tensor ReadTensor(Reader& in, const Program& program) {
   in.Several("dimension", t.rank, 0, kLargest, t.dims);
   in.Several("stride", t.rank, 0, kMostBytes, t.strides);
   if (t.offset % SizeOf(t.dtype)) Fail("its offset is not a multiple of its item size");
-  if (t.place == kArena && t.offset % 64) Fail("its offset in the arena is not a multiple of 64");
   return t;
 }
 
