@@ -9,7 +9,7 @@ PYTEST := -m pytest -n 2 --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo assets lint format picture test test-all test-oldest docs notebooks bench dist clean
+.PHONY: help demo assets lint format picture test test-all native-asan test-oldest docs notebooks bench dist clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -47,6 +47,15 @@ test: lint assets  ## lint and the tests that take no more than a few seconds ea
 
 test-all: lint assets  ## all tests
 	@$(BIN)/python $(PYTEST) $(ARGS)
+
+# The sanitizers' runtime must be the first library of the process. Leaks are not looked for: Python and XLA keep much until the
+# end. The loops' sums of eight bits wrap on purpose in unsigned arithmetic, which UBSan does not mind.
+SECONDS ?= 60
+native-asan: $(VENV)/.test  ## random and damaged native programs under AddressSanitizer and UBSan (SECONDS=60)
+	@JAXQ8_NATIVE_FLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(BIN)/python -m tests.native_fuzz $(SECONDS)
 
 # What differs between versions is JAX's interface: the pretrained models are left out, most random cases, and the files of tests
 # whose subject is not JAX (the command line, the format of files, learned rounding, published rows of numbers).

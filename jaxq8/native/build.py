@@ -9,6 +9,7 @@ import pathlib
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 
@@ -19,8 +20,8 @@ from jaxq8 import _cpuinfo
 from jaxq8.errors import NativeError
 
 SOURCES = pathlib.Path(__file__).parent / "src"
-# The extension is compiled for the processor it runs on, whose flags are part of the cache's key. Results of float arithmetic do
-# not trap and set no errno here, and the compiler may use that to vectorise.
+# The extension is compiled for the processor it runs on, whose flags are part of the cache's key. Float arithmetic does not trap
+# and sets no errno here, and the compiler may use that to vectorise.
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -34,8 +35,10 @@ FLAGS = (
 _TIMEOUT = 600  # seconds for one compiler
 
 
-def compiled(onednn: pathlib.Path, flags: Sequence[str] = FLAGS) -> pathlib.Path:
-    """The compiled extension for a oneDNN, from the cache or made now.
+def compiled(onednn: pathlib.Path, anew: bool = False) -> pathlib.Path:
+    """The compiled extension for a oneDNN, from the cache or made now (in any case if `anew`).
+
+    The environment variable JAXQ8_NATIVE_FLAGS holds more flags for the compiler, such as those of sanitizers.
 
     Several processes may do this at once: each compiles into a folder of its own, and the last one's file stays.
 
@@ -44,18 +47,14 @@ def compiled(onednn: pathlib.Path, flags: Sequence[str] = FLAGS) -> pathlib.Path
     """
     compiler = _compiler()
     includes = (pathlib.Path(jax.ffi.include_dir()), _headers(onednn))
+    flags = [*FLAGS, *shlex.split(os.environ.get("JAXQ8_NATIVE_FLAGS", ""))]
     path = _folder() / _key(compiler, onednn, includes, flags) / "region.so"
-    if not path.exists():
-        make(path, compiler, onednn, includes, flags)
+    if anew or not path.exists():
+        _make(path, compiler, onednn, includes, flags)
     return path
 
 
-def again(path: pathlib.Path, onednn: pathlib.Path, flags: Sequence[str] = FLAGS) -> None:
-    """Compiles a cached file anew that cannot be loaded."""
-    make(path, _compiler(), onednn, (pathlib.Path(jax.ffi.include_dir()), _headers(onednn)), flags)
-
-
-def make(
+def _make(
     path: pathlib.Path,
     compiler: Sequence[str],
     onednn: pathlib.Path,
@@ -120,8 +119,6 @@ def _compiler() -> list[str]:
 
 def _headers(onednn: pathlib.Path) -> pathlib.Path:
     """The folder with oneDNN's headers: beside the library, or in the environment, or the system's."""
-    import sys
-
     for folder in (
         onednn.parent.parent / "include",
         pathlib.Path(sys.prefix, "include"),

@@ -41,8 +41,8 @@ def layout(problem: Sequence[int]) -> tuple[int, ...]:
     """How oneDNN lays out the weights of a problem.
 
     Args:
-      problem: The words of the problem: spatial axes, batch, spatial sizes, c_in, kernel, c_out, strides, dilation, low padding,
-        high padding, groups.
+      problem: The words of the problem: number of spatial axes, batch, spatial sizes, c_in, kernel, c_out, strides, dilation,
+        low padding, high padding, groups.
 
     Returns:
       ndims, dims, padded dims, strides of the outer blocks, number of inner blocks, their sizes, their axes, bytes.

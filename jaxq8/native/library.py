@@ -121,9 +121,8 @@ def _load(onednn: pathlib.Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError:
-        build.again(path, onednn)
         try:
-            library = ctypes.CDLL(str(path))
+            library = ctypes.CDLL(str(build.compiled(onednn, anew=True)))
         except OSError as error:
             raise NativeError(f"the compiled extension cannot be loaded: {error}") from None
     words = ctypes.POINTER(ctypes.c_int64)

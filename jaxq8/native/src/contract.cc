@@ -68,13 +68,19 @@ class Contraction {
 
   void Collect() {
     std::optional<Made> best;
+    std::string refused;
     for (const Form& form : Forms()) {
       if (best && best->badness * 100 + best->form.copies() <= form.copies()) continue;
-      std::optional<Made> made = Make(form);
+      std::optional<Made> made;
+      try {
+        made = Make(form);
+      } catch (const dnnl::error& error) {  // views that overlap themselves, for instance; copies of them do not
+        refused = std::string(": ") + error.what();
+      }
       if (!made) continue;
       if (!best || made->badness * 100 + made->form.copies() < best->badness * 100 + best->form.copies()) best = std::move(made);
     }
-    if (!best) throw ProgramError("oneDNN has no implementation of it");
+    if (!best) throw ProgramError("oneDNN has no implementation of it" + refused);
     Emit(*best);
   }
 

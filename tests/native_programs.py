@@ -1,0 +1,158 @@
+"""Region programs for tests: a builder of their words, what they mean in NumPy, and a packer of weights."""
+
+import itertools
+
+import numpy as np
+
+MAGIC, VERSION = 0x6A61787138, 1
+DTYPES = [np.uint8, np.int8, np.int32, np.float32]
+CONTRACT, ELEMENTWISE, COPY, FILL, MAXPOOL, SUMPOOL = range(1, 7)
+OPERATIONS = (
+    "load const add sub mul div max min neg abs exp logistic tanh erf sqrt rsqrt store encode".split()
+)
+ARENA = -1
+
+
+def bits(number):
+    return int(np.float32(number).view(np.uint32))
+
+
+def dense(dims):
+    return [int(np.prod(dims[i + 1 :], dtype=np.int64)) for i in range(len(dims))]
+
+
+class Program:
+    """Collects tensors and steps; `words` are those of the format."""
+
+    def __init__(self, *args, results=()):
+        self.args, self.results = list(args), list(results)
+        self.tensors, self.steps, self.arena = [], [], 0
+        self.ids = [self.tensor(a.dtype, i, a.shape) for i, a in enumerate([*args, *self.results])]
+
+    def tensor(self, dtype, place, dims, offset=0, strides=None):
+        dims = [int(d) for d in dims]
+        code = DTYPES.index(np.dtype(dtype).type)
+        strides = dense(dims) if strides is None else strides
+        self.tensors.append([code, place, offset, len(dims), *dims, *strides])
+        return len(self.tensors) - 1
+
+    def in_arena(self, dtype, dims, strides=None):
+        """A tensor of its own in the arena."""
+        strides = dense(list(dims)) if strides is None else strides
+        place, extent = self.arena, sum((d - 1) * s for d, s in zip(dims, strides, strict=True)) + 1
+        self.arena += -(-extent * np.dtype(dtype).itemsize // 64) * 64
+        return self.tensor(dtype, ARENA, dims, place, strides)
+
+    def step(self, opcode, *payload):
+        self.steps.append([opcode, len(payload), *(int(word) for word in payload)])
+
+    def contract(
+        self, src, weights, dst, mult=-1, offset=-1, residual=-1, rescale=-1, lo=-np.inf, hi=np.inf, kind=0, kernel=(),
+        strides=(), dilation=(), low=(), high=(), groups=1, problem=None,
+    ):  # fmt: skip
+        packed = [] if problem is None else [len(problem), *problem]
+        window = [*kernel, *strides, *dilation, *low, *high]
+        head = [src, weights, dst, mult, offset, residual, rescale, bits(lo), bits(hi)]
+        self.step(CONTRACT, *head, kind, len(kernel), *window, groups, *packed)
+
+    def elementwise(self, dims, inputs, outputs, code):
+        instructions = [(OPERATIONS.index(op), *(list(rest) + [0, 0, 0])[:3]) for op, *rest in code]
+        flat = [word for instruction in instructions for word in instruction]
+        self.step(
+            ELEMENTWISE, len(dims), *dims, len(inputs), *inputs, len(outputs), *outputs, len(code), *flat
+        )
+
+    def words(self):
+        head = [MAGIC, VERSION, len(self.args), len(self.results), self.arena, len(self.tensors)]
+        return np.array([*head, *sum(self.tensors, []), len(self.steps), *sum(self.steps, [])], np.int64)
+
+
+def places(size, low, high, window, dilation, stride):
+    return (size + low + high - (window - 1) * dilation - 1) // stride + 1
+
+
+def patches(x, window, strides, dilation, low, high, border):
+    """The elements of windows: for each element of the window an array (batch, *out, c)."""
+    ns = len(window)
+    padded = np.pad(x, [(0, 0), *zip(low, high, strict=True), (0, 0)], constant_values=border)
+    out = [
+        places(x.shape[i + 1], low[i], high[i], window[i], dilation[i], strides[i]) for i in range(ns)
+    ]
+    for index in itertools.product(*map(range, window)):
+        pieces = [
+            slice(k * d, k * d + (o - 1) * s + 1, s)
+            for k, d, o, s in zip(index, dilation, out, strides, strict=True)
+        ]
+        yield index, padded[(slice(None), *pieces, slice(None))]
+
+
+def accumulator(x, w, strides=(), dilation=(), low=(), high=(), groups=1):
+    """The exact sums of a convolution with weights (*kernel, c_in / groups, c_out), or of a matrix product."""
+    w = w.astype(np.float64)  # sums are far below 2**53
+    if x.ndim == 2 and not strides:
+        return (x.astype(np.float64) @ w).astype(np.int64)
+    total, each = 0, w.shape[-1] // groups
+    for index, patch in patches(x, w.shape[:-2], strides, dilation, low, high, 0):
+        taps = patch.astype(np.float64).reshape(*patch.shape[:-1], groups, -1)
+        kernel = w[index].reshape(w.shape[-2], groups, each)
+        sums = np.einsum("...gi,igo->...go", taps, kernel, optimize=groups == 1)
+        total = total + sums.reshape(*patch.shape[:-1], -1)
+    return total.astype(np.int64)
+
+
+def epilogue(acc, mult, offset, residual=None, rescale=None, lo=-np.inf, hi=np.inf):
+    t = acc * mult.astype(np.float64) + offset.astype(np.float64)
+    if residual is not None:
+        t = t + residual.astype(np.float64)
+    if rescale is not None:
+        t = t * float(rescale)
+    return np.clip(t, lo, hi)
+
+
+def encoded(t, dtype):
+    info = np.iinfo(dtype)
+    return np.clip(np.rint(t), info.min, info.max).astype(dtype)
+
+
+def differing(codes, t):
+    """How many codes are not those of the numbers t, but for numbers at a boundary between two codes."""
+    expected = encoded(t, codes.dtype).astype(np.int64)
+    boundary = np.abs(t - np.floor(t) - 0.5) < 1e-5 * (1 + np.abs(t))
+    difference = np.abs(codes.astype(np.int64) - expected)
+    return int(np.sum((difference > 1) | ((difference == 1) & ~boundary)))
+
+
+def problem_of(x, kernel, c_out, strides=(), dilation=(), low=(), high=(), groups=1):
+    return [
+        len(kernel), x.shape[0], *x.shape[1:-1], x.shape[-1], *kernel, c_out, *strides, *dilation, *low, *high, groups
+    ]  # fmt: skip
+
+
+def packed(w, layout, groups=1, matrix=False):
+    """Weights (*kernel, c_in / groups, c_out), or (K, N), in the bytes that a layout tells."""
+    if not matrix:
+        ns, each = w.ndim - 2, w.shape[-1] // groups
+        w = np.moveaxis(w, (-1, -2), (0, 1))
+        if groups > 1:
+            w = w.reshape(groups, each, *w.shape[1:])
+        assert w.ndim == ns + 2 + (groups > 1)
+    words = list(layout)
+    ndims = words.pop(0)
+    dims, padded, strides = (words[i * ndims : (i + 1) * ndims] for i in range(3))
+    words = words[3 * ndims :]
+    n = words.pop(0)
+    blocks, axes, (size,) = words[:n], words[n : 2 * n], words[2 * n :]
+    assert list(w.shape) == dims
+    where = np.zeros([1] * ndims, np.int64)
+    for axis in range(ndims):
+        position, offset = np.arange(dims[axis]), np.zeros(dims[axis], np.int64)
+        for i in reversed(range(n)):
+            if axes[i] == axis:
+                offset += position % blocks[i] * int(np.prod(blocks[i + 1 :], dtype=np.int64))
+                position = position // blocks[i]
+        offset += position * strides[axis]
+        where = where + offset.reshape([-1 if i == axis else 1 for i in range(ndims)])
+    out = np.zeros(size, np.int8)
+    out[where] = w
+    assert np.prod(padded) == size
+    return out

@@ -1,0 +1,450 @@
+"""The native extension against NumPy: every step of region programs, damaged programs, threads, forks and its compilation."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxq8.errors import NativeError
+from jaxq8.native import calls, library
+from tests import native_programs as programs
+from tests.native_programs import Program
+
+pytestmark = pytest.mark.skipif(
+    not library.status().available, reason=f"no native regions: {library.status().reason}"
+)
+ROOT = Path(__file__).resolve().parents[1]
+INF = math.inf
+
+
+def run(program, args=None):
+    """The results of a program in jax.jit."""
+    words = program.words()
+    shapes = [jax.ShapeDtypeStruct(r.shape, r.dtype) for r in program.results]
+    out = jax.jit(lambda *a: calls.call(words, a, shapes))(*(program.args if args is None else args))
+    return [np.asarray(o) for o in out]
+
+
+def codes(rng, shape, dtype):
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max + 1, shape).astype(dtype)
+
+
+# name: (image, kernel (*k, c_in / groups, c_out), strides, dilation, low, high, groups)
+CONVOLUTIONS = {
+    "1x1": ((1, 14, 14, 64), (1, 1, 64, 96), (1, 1), (1, 1), (0, 0), (0, 0), 1),
+    "1x1 strided": ((2, 9, 9, 32), (1, 1, 32, 17), (2, 2), (1, 1), (0, 0), (0, 0), 1),
+    "1x1 of one pixel": ((3, 1, 1, 40), (1, 1, 40, 10), (1, 1), (1, 1), (0, 0), (0, 0), 1),
+    "3x3": ((1, 14, 14, 32), (3, 3, 32, 48), (1, 1), (1, 1), (1, 1), (1, 1), 1),
+    "3x3 first": ((1, 33, 33, 3), (3, 3, 3, 32), (2, 2), (1, 1), (0, 0), (1, 1), 1),
+    "5x5 odd": ((1, 11, 13, 5), (5, 5, 5, 17), (1, 1), (1, 1), (2, 2), (2, 2), 1),
+    "asymmetric": ((2, 8, 9, 16), (3, 2, 16, 24), (2, 1), (1, 1), (0, 1), (2, 0), 1),
+    "dilated": ((1, 12, 12, 16), (3, 3, 16, 16), (1, 1), (2, 3), (2, 3), (2, 3), 1),
+    "depthwise": ((1, 15, 15, 48), (3, 3, 1, 48), (1, 1), (1, 1), (1, 1), (1, 1), 48),
+    "depthwise odd": ((2, 10, 10, 17), (5, 5, 1, 17), (2, 2), (1, 1), (2, 2), (2, 2), 17),
+    "depthwise twice": ((1, 9, 9, 24), (3, 3, 1, 48), (1, 1), (1, 1), (1, 1), (1, 1), 24),
+    "grouped": ((1, 9, 9, 32), (3, 3, 8, 32), (1, 1), (1, 1), (1, 1), (1, 1), 4),
+    "grouped odd": ((1, 9, 9, 15), (3, 3, 5, 9), (1, 1), (1, 1), (1, 1), (1, 1), 3),
+    "1 axis": ((2, 37, 24), (5, 24, 33), (2,), (1,), (3,), (1,), 1),
+    "3 axes": ((1, 5, 6, 7, 8), (3, 3, 3, 8, 20), (1, 2, 1), (1, 1, 1), (1, 1, 0), (1, 1, 2), 1),
+    "3 axes depthwise": ((1, 5, 6, 7, 8), (3, 3, 3, 1, 8), (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), 8),
+}
+
+
+class Convolution:
+    """A random case of one of the convolutions, with its exact sums."""
+
+    def __init__(self, name, seed=0, src=np.uint8):
+        self.rng = rng = np.random.default_rng(seed)
+        image, kernel, strides, dilation, low, high, groups = CONVOLUTIONS[name]
+        self.x, self.w = codes(rng, image, src), codes(rng, kernel, np.int8)
+        self.kernel = kernel[:-2]
+        self.geometry = {"strides": strides, "dilation": dilation, "low": low, "high": high, "groups": groups}
+        self.acc = programs.accumulator(self.x, self.w, **self.geometry)
+        self.c_out = kernel[-1]
+        largest = np.abs(self.acc).max(axis=tuple(range(self.acc.ndim - 1)))
+        self.mult = (160 / np.maximum(1, largest)).astype(np.float32)
+        self.offset = (rng.normal(size=self.c_out) * 30 + 60).astype(np.float32)
+
+    def weights(self, kind):
+        if kind == 0:
+            return self.w, None
+        problem = programs.problem_of(self.x, self.kernel, self.c_out, **self.geometry)
+        return programs.packed(self.w, calls.layout(problem), self.geometry["groups"]), problem
+
+    def check(
+        self, dtype=np.uint8, kind=2, residual=None, in_place=False, rescale=None, lo=-INF, hi=INF, strided=False
+    ):  # fmt: skip
+        weights, problem = self.weights(kind)
+        dims = self.acc.shape
+        wide = np.zeros((*dims[:-1], self.c_out + 24 * strided), dtype)
+        args, absent = [self.x, weights, self.mult, self.offset], -1
+        if residual is not None:
+            residual = self.rng.integers(0, 100, dims).astype(residual)
+            args.append(residual)
+        if rescale is not None:
+            args.append(np.array([rescale], np.float32))
+        program = Program(*args, results=[wide])
+        x, w, mult, offset, *rest, dst = program.ids
+        if strided:
+            dst = program.tensor(dtype, len(args), dims, 8 * wide.itemsize, programs.dense(wide.shape))
+            program.step(programs.FILL, program.ids[-1], -1, 5)
+        added = rest[0] if residual is not None else absent
+        if in_place:
+            program.step(programs.COPY, added, dst)
+            added = dst
+        mult, offset = (absent, absent) if dtype == np.int32 else (mult, offset)
+        factor = rest[-1] if rescale is not None else absent
+        program.contract(
+            x, w, dst, mult, offset, added, factor, lo, hi, kind, self.kernel, problem=problem, **self.geometry
+        )
+        (got,) = run(program)
+        if strided:
+            assert (got[..., :8] == 5).all()
+            assert (got[..., 8 + self.c_out :] == 5).all()
+            got = got[..., 8 : 8 + self.c_out]
+        if dtype == np.int32:
+            np.testing.assert_array_equal(got, self.acc)
+            return program
+        t = programs.epilogue(self.acc, self.mult, self.offset, residual, rescale, lo, hi)
+        if dtype == np.float32:
+            np.testing.assert_allclose(got, t, rtol=1e-5, atol=1e-4)
+        else:
+            assert programs.differing(got, t) == 0
+        return program
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(name):
+    case = Convolution(name)
+    for line in calls.implementations(case.check().words()):
+        assert "ref" not in line
+    case.check(kind=0)
+    case.check(np.int32)
+    Convolution(name, 1, np.int8).check()
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3", "depthwise", "grouped odd", "1 axis"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.float32])
+def test_epilogues(name, dtype):
+    case = Convolution(name, 2)
+    case.check(dtype, residual=dtype)
+    case.check(dtype, residual=dtype, in_place=True, lo=0.0)
+    case.check(dtype, residual=np.float32, rescale=0.73)
+    case.check(dtype, residual=np.uint8, rescale=1.9, lo=3.0, hi=77.0)
+    case.check(dtype, residual=dtype, strided=True, in_place=True, rescale=0.5)
+    case.check(dtype, lo=-5.0, hi=60.0, kind=0, strided=True)
+
+
+def test_no_zero_times_infinity():
+    """A clip on one side only meets numbers of the other side."""
+    case = Convolution("1x1")
+    case.check(np.float32, hi=10.0)
+    case.check(np.float32, lo=10.0)
+
+
+@pytest.mark.parametrize("m", [1, 2, 7, 64])
+def test_matrix_products(m):
+    rng = np.random.default_rng(m)
+    for k, n in ((64, 48), (33, 17), (300, 5)):
+        for src, dst in ((np.uint8, np.uint8), (np.int8, np.int32), (np.uint8, np.float32)):
+            x, w = codes(rng, (m, k), src), codes(rng, (k, n), np.int8)
+            acc = programs.accumulator(x, w)
+            mult = (150 / np.maximum(1, np.abs(acc).max(0))).astype(np.float32)
+            offset = np.linspace(0, 90, n).astype(np.float32)
+            problem = [0, m, k, n, 1]
+            packed = programs.packed(w, calls.layout(problem), matrix=True)
+            for kind, weights in ((0, w), (1, np.ascontiguousarray(w.T)), (2, packed)):
+                program = Program(x, weights, mult, offset, results=[np.zeros((m, n), dst)])
+                a, b, c, d, out = program.ids
+                c, d = (-1, -1) if dst == np.int32 else (c, d)
+                program.contract(a, b, out, c, d, kind=kind, problem=problem if kind == 2 else None)
+                (got,) = run(program)
+                t = programs.epilogue(acc, mult, offset)
+                if dst == np.int32:
+                    np.testing.assert_array_equal(got, acc)
+                elif dst == np.float32:
+                    np.testing.assert_allclose(got, t, rtol=1e-5, atol=1e-4)
+                else:
+                    assert programs.differing(got, t) == 0
+
+
+def test_strided_source():
+    """A slice of channels of a larger image is read where it lies."""
+    rng = np.random.default_rng(3)
+    image, w = codes(rng, (2, 7, 7, 64), np.uint8), codes(rng, (3, 3, 32, 24), np.int8)
+    program = Program(image, w, results=[np.zeros((2, 7, 7, 24), np.int32)])
+    src = program.tensor(np.uint8, 0, (2, 7, 7, 32), 16, programs.dense(image.shape))
+    geometry = {"strides": (1, 1), "dilation": (1, 1), "low": (1, 1), "high": (1, 1)}
+    program.contract(src, program.ids[1], program.ids[2], kernel=(3, 3), **geometry)
+    (got,) = run(program)
+    np.testing.assert_array_equal(got, programs.accumulator(image[..., 16:48], w, **geometry))
+
+
+REAL = {
+    "neg": np.negative, "abs": np.abs, "exp": np.exp, "logistic": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh,
+    "erf": np.vectorize(math.erf), "sqrt": lambda x: np.sqrt(np.abs(x)), "rsqrt": lambda x: 1 / np.sqrt(np.abs(x)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_functions(name):
+    """Over the whole range of floats, each function is the real one but for a few units of the last place."""
+    exponents = np.linspace(-100, 127.9, 4001)
+    positive = np.concatenate([np.exp2(exponents), np.linspace(0.001, 110, 20001)])
+    x = np.concatenate([[0.0], positive, -positive]).astype(np.float32)
+    program = Program(x, results=[np.zeros_like(x)])
+    takes = [("abs", 0, 0)] if "sqrt" in name else []
+    program.elementwise(x.shape, [0], [1], [("load", 0, 0), *takes, (name, 1, 0), ("store", 0, 1)])
+    (got,) = run(program)
+    with np.errstate(all="ignore"):
+        expected = REAL[name](x.astype(np.float64))
+        expected = np.where(expected > np.finfo(np.float32).max, np.inf, expected)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_arithmetic_and_broadcasting():
+    rng = np.random.default_rng(4)
+    dims = (3, 5, 70)
+    a, b = codes(rng, dims, np.uint8), codes(rng, (3, 1, 70), np.int8)
+    c, d = rng.integers(-1000, 1000, (1, 5, 1)).astype(np.int32), rng.normal(size=(1, 1, 70)).astype(np.float32)
+    results = [np.zeros(dims, np.uint8), np.zeros(dims, np.int8), np.zeros(dims, np.float32)]
+    program = Program(a, b, c, d, results=results)
+    code = [
+        ("load", 0, 0), ("load", 1, 1), ("load", 2, 2), ("load", 3, 3), ("const", 15, programs.bits(0.5)),
+        ("add", 4, 0, 1), ("sub", 5, 4, 2), ("mul", 6, 5, 15), ("div", 7, 6, 15), ("max", 8, 7, 3), ("min", 9, 8, 0),
+        ("add", 10, 9, 3), ("encode", 0, 10), ("encode", 1, 10), ("store", 2, 10),
+    ]  # fmt: skip
+    program.elementwise(dims, program.ids[:4], program.ids[4:], code)
+    unsigned, signed, real = run(program)
+    half = (a.astype(np.float32) + b - c) * np.float32(0.5)
+    expected = np.minimum(np.maximum(half / np.float32(0.5), d), a) + d
+    np.testing.assert_allclose(real, expected, rtol=1e-6)
+    assert programs.differing(unsigned, expected) == 0
+    assert programs.differing(signed, expected) == 0
+
+
+def test_encoding_rounds_half_to_even_and_saturates():
+    x = np.array([-0.5, 0.5, 1.5, 2.5, 254.5, 255.5, 1e30, -1e30, np.inf, -np.inf, -127.5, 126.5], np.float32)
+    program = Program(x, results=[np.zeros(x.shape, np.uint8), np.zeros(x.shape, np.int8)])
+    program.elementwise(x.shape, [0], [1, 2], [("load", 0, 0), ("encode", 0, 0), ("encode", 1, 0)])
+    unsigned, signed = run(program)
+    np.testing.assert_array_equal(unsigned, programs.encoded(x, np.uint8))
+    np.testing.assert_array_equal(signed, programs.encoded(x, np.int8))
+    (first, second) = run(program, [np.full_like(x, np.nan)])  # any code, but no crash
+    assert first.shape == second.shape == x.shape
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize(
+    ("image", "window", "strides", "dilation", "low", "high"),
+    [
+        ((1, 28, 28, 64), (3, 3), (2, 2), (1, 1), (1, 1), (1, 1)),
+        ((2, 9, 8, 200), (3, 2), (1, 2), (2, 1), (0, 1), (3, 0)),
+        ((1, 7, 7, 1280), (7, 7), (1, 1), (1, 1), (0, 0), (0, 0)),
+        ((2, 11, 3), (4,), (3,), (1,), (5,), (6,)),
+        ((1, 4, 5, 6, 17), (2, 3, 2), (1, 2, 3), (1, 1, 2), (1, 0, 1), (0, 2, 1)),
+    ],
+)
+def test_pools(image, window, strides, dilation, low, high, dtype):
+    x = codes(np.random.default_rng(5), image, dtype)
+    ns, lowest, border = len(window), int(np.iinfo(dtype).min) + 3, np.array(7, np.int32)
+    geometry = [ns, *window, *strides, *dilation, *low, *high]
+    parts = [list(programs.patches(x, window, strides, dilation, low, high, code)) for code in (lowest, 7, 0)]
+    largest = np.max([part for _, part in parts[0]], axis=0)
+    sums = [np.sum([part.astype(np.int64) for _, part in p], axis=0) for p in parts[1:]]
+    results = [np.zeros(largest.shape, dtype), *(np.zeros(largest.shape, np.int32),) * 2]
+    program = Program(x, border, results=results)
+    program.step(programs.MAXPOOL, 0, 2, *geometry, lowest)
+    program.step(programs.SUMPOOL, 0, 3, *geometry, 1)
+    program.step(programs.SUMPOOL, 0, 4, *geometry, -1)
+    for got, expected in zip(run(program), [largest, *sums], strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_copies_and_fills_of_views():
+    rng = np.random.default_rng(6)
+    x, code = codes(rng, (4, 6, 10), np.uint8), np.array([9], np.int8)
+    program = Program(x, code, results=[np.zeros((4, 8, 30), np.uint8), np.zeros((6, 4), np.float32)])
+    whole = program.ids[2]
+    inside = program.tensor(np.uint8, 2, x.shape, 30 + 5, (240, 30, 1))
+    turned = program.tensor(np.uint8, 0, (10, 4, 6), 0, (1, 60, 10))
+    back = program.in_arena(np.uint8, (10, 4, 6))
+    other = program.tensor(np.uint8, 2, (10, 4, 6), 30 + 19, (1, 240, 30))
+    program.step(programs.FILL, whole, program.ids[1], 0)
+    program.step(programs.COPY, program.ids[0], inside)
+    program.step(programs.COPY, turned, back)
+    program.step(programs.COPY, back, other)
+    program.step(programs.FILL, program.ids[3], -1, -4)
+    filled, numbers = run(program)
+    expected = np.full((4, 8, 30), 9, np.uint8)
+    expected[:, 1:7, 5:15] = expected[:, 1:7, 19:29] = x
+    np.testing.assert_array_equal(filled, expected)
+    assert (numbers == -4).all()
+
+
+def small():
+    """A program with every kind of step, for damage."""
+    rng = np.random.default_rng(7)
+    x, w = codes(rng, (1, 6, 6, 8), np.uint8), codes(rng, (3, 3, 8, 16), np.int8)
+    scale, border = np.full(16, 1e-3, np.float32), np.array(2, np.int32)
+    problem = programs.problem_of(x, (3, 3), 16, (1, 1), (1, 1), (1, 1), (1, 1))
+    w = programs.packed(w, calls.layout(problem))
+    program = Program(x, w, scale, border, results=[np.zeros((1, 3, 3, 16), np.uint8)])
+    y, z = (program.in_arena(np.uint8, (1, 6, 6, 16)) for _ in range(2))
+    sums = program.in_arena(np.int32, (1, 3, 3, 16))
+    geometry = {"strides": (1, 1), "dilation": (1, 1), "low": (1, 1), "high": (1, 1)}
+    program.step(programs.FILL, y, 3, 0)
+    program.contract(0, 1, y, 2, 2, y, kind=2, kernel=(3, 3), problem=problem, **geometry)
+    program.step(programs.COPY, y, z)
+    program.step(programs.SUMPOOL, z, sums, 2, 2, 2, 2, 2, 1, 1, 0, 0, 0, 0, 3)
+    program.step(programs.MAXPOOL, z, 4, 2, 2, 2, 2, 2, 1, 1, 0, 0, 0, 0, 0)
+    code = [("load", 0, 0), ("load", 1, 1), ("const", 2, programs.bits(0.1)), ("mul", 0, 0, 2), ("max", 0, 0, 1)]
+    program.elementwise((1, 3, 3, 16), [sums, 4], [4], [*code, ("encode", 0, 0)])
+    return program
+
+
+def test_truncated_programs_are_errors():
+    words = small().words()
+    assert calls.implementations(words)
+    for n in range(len(words)):
+        with pytest.raises(NativeError, match="region program"):
+            calls.implementations(words[:n])
+    with pytest.raises(NativeError, match="words too many"):
+        calls.implementations(np.append(words, 0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.step(programs.COPY, 4, 0), "step 6: it writes to an argument"),
+        (lambda p: p.step(programs.COPY, 0, 4), "differ in dtype or dimensions"),
+        (lambda p: p.step(programs.FILL, 4, -1, 256), "does not fit"),
+        (lambda p: p.tensor(np.uint8, 0, (9,), 300), None),
+        (lambda p: p.tensor(np.uint8, -1, (2,), 8), "tensor 8: its offset in the arena"),
+        (lambda p: p.tensor(np.uint8, -1, (65,), p.arena - 64), "tensor 8: it reaches beyond the arena"),
+        (lambda p: p.tensor(np.uint8, -1, (2**31, 2**31), 0, (0, 0)), "tensor 8: it has too many elements"),
+        (lambda p: p.tensor(np.int32, 0, (2,), 0), "dtype differs"),
+        (lambda p: p.step(7), "opcode is 7"),
+    ],
+)
+def test_what_is_wrong_is_said(change, message):
+    program = small()
+    change(program)
+    if message is None:  # only the buffer itself tells that the view reaches beyond it
+        with pytest.raises(Exception, match="argument 0 has 288 bytes, the program needs 309"):
+            run(program)
+        return
+    with pytest.raises(NativeError, match=message):
+        calls.implementations(program.words())
+    with pytest.raises(Exception, match="INVALID_ARGUMENT: region program"):
+        run(program)
+
+
+def test_other_buffers_than_the_program_s():
+    program = small()
+    args = [*program.args]
+    with pytest.raises(Exception, match="called with 3 arguments and 1 results, it has 4 and 1"):
+        run(program, args[:3])
+    with pytest.raises(Exception, match="argument 0 has another dtype"):
+        run(program, [args[0].astype(np.int8), *args[1:]])
+    with pytest.raises(Exception, match="argument 2 has 60 bytes, the program needs 64"):
+        run(program, [*args[:2], args[2][:15], args[3]])
+
+
+def test_calls_from_several_threads():
+    case = Convolution("3x3", 8)
+    weights, problem = case.weights(2)
+    program = Program(case.x, weights, case.mult, case.offset, results=[np.zeros(case.acc.shape, np.uint8)])
+    inner = program.in_arena(np.uint8, case.acc.shape)
+    program.contract(0, 1, inner, 2, 3, kind=2, kernel=case.kernel, problem=problem, **case.geometry)
+    program.step(programs.COPY, inner, 4)
+    words, shape = program.words(), jax.ShapeDtypeStruct(case.acc.shape, np.uint8)
+    compiled = jax.jit(lambda *a: calls.call(words, a, [shape])[0])
+    inputs = [codes(np.random.default_rng(i), case.x.shape, np.uint8) for i in range(4)]
+    rest = program.args[1:]
+    expected = [np.asarray(compiled(x, *rest)) for x in inputs]
+    wrong = []
+
+    def work(i):
+        for _ in range(40):
+            if not np.array_equal(compiled(inputs[i], *rest), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_vmap_runs_each_example():
+    x = np.arange(24, dtype=np.uint8).reshape(3, 8)
+    program = Program(x[0], results=[np.zeros(8, np.uint8)])
+    program.step(programs.COPY, 0, 1)
+    words, shape = program.words(), jax.ShapeDtypeStruct((8,), np.uint8)
+    np.testing.assert_array_equal(jax.vmap(lambda a: calls.call(words, [a], [shape])[0])(x), x)
+
+
+def child(code, timeout=120, **env):
+    """Runs Python code in a process of its own, from the repository's root."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, capture_output=True, text=True, timeout=timeout, env={**os.environ, **env}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_damaged_programs_do_not_crash():
+    assert "damaged: 300" in child("from tests import native_fuzz as f; f.damage(300, seed=1)")
+
+
+def test_random_programs():
+    assert "random: 40" in child("from tests import native_fuzz as f; f.random_programs(40, seed=2)")
+
+
+def test_after_a_fork_it_runs_with_one_thread():
+    """The threads of OpenMP's team are not in the child, and it must not wait for them."""
+    out = child("from tests import native_fuzz as f; f.fork()")
+    assert out.split() == ["child", "equal", "parent", "equal"]
+
+
+def test_switched_off():
+    code = "from jaxq8.native import library; s = library.status(); print(s.available, s.reason)"
+    assert child(code, JAXQ8_NATIVE="off").strip() == "False JAXQ8_NATIVE=off"
+    said = child(code, JAXQ8_ONEDNN="/nowhere/libdnnl.so.3")
+    assert said.startswith("False oneDNN /nowhere/libdnnl.so.3 cannot be loaded")
+    assert "finds no VNNI" in child(code, ONEDNN_MAX_CPU_ISA="AVX2")
+
+
+@pytest.mark.slow
+def test_two_processes_compile_at_once_and_a_broken_file_is_made_anew(tmp_path):
+    code = "from jaxq8.native import library; s = library.status(); print(s.available, s.reason)"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAXQ8_NATIVE_FLAGS": "-O0"}
+    command = [sys.executable, "-c", code]
+    both = [subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == ["True"] * 2
+    (made,) = tmp_path.rglob("*.so")
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
+    made.write_bytes(b"broken")
+    assert child(code, XDG_CACHE_HOME=str(tmp_path), JAXQ8_NATIVE_FLAGS="-O0").strip() == "True"
+    assert made.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [({"CXX": "no-such-compiler"}, "CXX=no-such-compiler is not there"), ({"CXX": "false"}, "the C++ compiler false fails")],
+)  # fmt: skip
+def test_why_it_cannot_be_compiled(env, message, tmp_path):
+    code = "from jaxq8.native import library; s = library.status(); print(s.available, s.reason)"
+    assert message in child(code, XDG_CACHE_HOME=str(tmp_path), **env)
