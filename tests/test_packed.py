@@ -282,11 +282,26 @@ def test_a_function_gives_the_same_results() -> None:
     np.testing.assert_array_equal(result, jax.jit(FAST)(Q_PAIR, X))
 
 
+def test_numpy_leaves_give_the_same_results() -> None:
+    host = jax.device_get(P_PAIR)
+    assert isinstance(host["w"], q8.PackedTensor)
+    np.testing.assert_array_equal(jax.jit(FAST)(host, X), jax.jit(FAST)(Q_PAIR, X))
+
+
+@pytest.mark.parametrize("mode", ["weights", "simulate", "off"])
+def test_other_modes_give_the_same_results(mode: str) -> None:
+    run = jax.jit(q8.quantize(dense, dataclasses.replace(ALWAYS, mode=mode)))
+    np.testing.assert_array_equal(run(P_PAIR, X), run(Q_PAIR, X))
+
+
 def test_derivatives_and_vmap_are_the_same() -> None:
     def slope(v):
         return jax.jit(jax.grad(lambda x: (FAST(v, x) ** 2).sum()))(X)
 
     np.testing.assert_array_equal(slope(P_PAIR), slope(Q_PAIR))
+    # The derivative with respect to the leaves has those of the scales, and nothing for integers.
+    gradient = jax.jit(jax.grad(lambda v: (FAST(v, X) ** 2).sum(), allow_int=True))
+    np.testing.assert_array_equal(gradient(P_PAIR)["v"].scale, gradient(Q_PAIR)["v"].scale)
 
     def rows(v):
         return jax.jit(jax.vmap(FAST, in_axes=(None, 0)))(v, X[:, None])
