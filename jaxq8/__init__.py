@@ -15,6 +15,7 @@ from jaxq8.errors import (
     ArgumentError,
     CalibrationWarning,
     FileError,
+    NativeError,
     QuantizationError,
     RangesError,
     RuleError,
@@ -41,6 +42,8 @@ from jaxq8.learning.rounding_problems import (
 from jaxq8.learning.training import initial_ranges, initial_step, integer_codes, learned_ranges, learned_step
 from jaxq8.machine.selfcheck import SelfCheck, selfcheck
 from jaxq8.machine.tuning import Tuning, load_tuning, tune
+from jaxq8.native.library import Status as NativeStatus
+from jaxq8.native.library import status as native_status
 from jaxq8.numerics.codebook import CodeBook
 from jaxq8.numerics.observers import Observer, observer_names, register_observer
 from jaxq8.numerics.packed_tensor import PackedTensor
@@ -48,6 +51,7 @@ from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Range, Ranges
 from jaxq8.numerics.rounding import register_rounding, rounding_names
 from jaxq8.numerics.spec import Spec
+from jaxq8.packing import pack
 from jaxq8.plan import Plan, Reason, SiteRecord
 from jaxq8.transform import explain, quantize
 from jaxq8.weights import quantize_weights
@@ -62,6 +66,8 @@ __all__ = [
     "Config",
     "ExportedModel",
     "FileError",
+    "NativeError",
+    "NativeStatus",
     "Observer",
     "PackedTensor",
     "Plan",
@@ -108,7 +114,9 @@ __all__ = [
     "load_exported",
     "load_float",
     "load_tuning",
+    "native_status",
     "observer_names",
+    "pack",
     "quantize",
     "quantize_weights",
     "reconstruct",

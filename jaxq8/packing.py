@@ -11,10 +11,12 @@ import jax
 from jaxq8.native import calls, library
 from jaxq8.analysis.traced_call import Call
 from jaxq8.config import Config
-from jaxq8.errors import NativeError
+from jaxq8.errors import NativeError, TensorError
 from jaxq8.evaluation.calls import evaluate_leaves
 from jaxq8.evaluation.interpreter import Run
 from jaxq8.numerics.codebook import is_encoded
+from jaxq8.numerics.packed_here import set_acceptance
+from jaxq8.numerics.packed_layout import PackedLayout
 from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Range, Ranges
@@ -89,5 +91,21 @@ def _found(call: Call, config: Config, ranges: Ranges) -> dict[int, Packable]:
     return {variables[v]: how for v, how in packable(jaxpr, consts).items() if v in variables}
 
 
+def accepts(isa: str, problem: tuple[int, ...], layout: PackedLayout) -> bool:
+    """Whether this machine reads weights that were packed for an instruction set and a problem in this layout."""
+    status = library.status()
+    if not status.available or status.isa != isa:
+        return False
+    try:
+        return PackedLayout.from_words(calls.layout(problem)) == layout
+    except (NativeError, TensorError):  # the problem may come from a damaged file
+        return False
+
+
+set_acceptance(accepts)
+
+
 def _packed(leaf: QTensor, how: Packable, isa: str) -> Any:
-    return PackedTensor.pack(leaf, moves=how.moves, problem=how.problem, layout=calls.layout(how.problem), isa=isa)
+    return PackedTensor.pack(
+        leaf, moves=how.moves, problem=how.problem, layout=calls.layout(how.problem), isa=isa
+    )

@@ -75,9 +75,7 @@ def patches(x, window, strides, dilation, low, high, border):
     """The elements of windows: for each element of the window an array (batch, *out, c)."""
     ns = len(window)
     padded = np.pad(x, [(0, 0), *zip(low, high, strict=True), (0, 0)], constant_values=border)
-    out = [
-        places(x.shape[i + 1], low[i], high[i], window[i], dilation[i], strides[i]) for i in range(ns)
-    ]
+    out = [places(x.shape[i + 1], low[i], high[i], window[i], dilation[i], strides[i]) for i in range(ns)]
     for index in itertools.product(*map(range, window)):
         pieces = [
             slice(k * d, k * d + (o - 1) * s + 1, s)

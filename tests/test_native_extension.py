@@ -104,7 +104,19 @@ class Convolution:
         mult, offset = (absent, absent) if dtype == np.int32 else (mult, offset)
         factor = rest[-1] if rescale is not None else absent
         program.contract(
-            x, w, dst, mult, offset, added, factor, lo, hi, kind, self.kernel, problem=problem, **self.geometry
+            x,
+            w,
+            dst,
+            mult,
+            offset,
+            added,
+            factor,
+            lo,
+            hi,
+            kind,
+            self.kernel,
+            problem=problem,
+            **self.geometry,
         )
         (got,) = run(program)
         if strided:
@@ -215,7 +227,10 @@ def test_arithmetic_and_broadcasting():
     rng = np.random.default_rng(4)
     dims = (3, 5, 70)
     a, b = codes(rng, dims, np.uint8), codes(rng, (3, 1, 70), np.int8)
-    c, d = rng.integers(-1000, 1000, (1, 5, 1)).astype(np.int32), rng.normal(size=(1, 1, 70)).astype(np.float32)
+    c, d = (
+        rng.integers(-1000, 1000, (1, 5, 1)).astype(np.int32),
+        rng.normal(size=(1, 1, 70)).astype(np.float32),
+    )
     results = [np.zeros(dims, np.uint8), np.zeros(dims, np.int8), np.zeros(dims, np.float32)]
     program = Program(a, b, c, d, results=results)
     code = [
@@ -307,7 +322,13 @@ def small():
     program.step(programs.COPY, y, z)
     program.step(programs.SUMPOOL, z, sums, 2, 2, 2, 2, 2, 1, 1, 0, 0, 0, 0, 3)
     program.step(programs.MAXPOOL, z, 4, 2, 2, 2, 2, 2, 1, 1, 0, 0, 0, 0, 0)
-    code = [("load", 0, 0), ("load", 1, 1), ("const", 2, programs.bits(0.1)), ("mul", 0, 0, 2), ("max", 0, 0, 1)]
+    code = [
+        ("load", 0, 0),
+        ("load", 1, 1),
+        ("const", 2, programs.bits(0.1)),
+        ("mul", 0, 0, 2),
+        ("max", 0, 0, 1),
+    ]
     program.elementwise((1, 3, 3, 16), [sums, 4], [4], [*code, ("encode", 0, 0)])
     return program
 

@@ -76,7 +76,9 @@ def evaluate_in_parts(
     if size is None:
         return evaluate_call(call, leaves, config, ranges, recorder)
     recorder.blocks = leaves[call.examples[0]].shape[0] // size
-    encoded = encode_leaves([*call.consts, *map(as_codes, leaves)], call.analyse(config), config, count)[count:]
+    encoded = encode_leaves([*call.consts, *map(as_codes, leaves)], call.analyse(config), config, count)[
+        count:
+    ]
 
     def run(parts: list[Any]) -> list[Any]:
         args, kwargs = call.arguments.rebuild(parts)

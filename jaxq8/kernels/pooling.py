@@ -24,7 +24,9 @@ def _pooled(dtype: Any) -> Callable[..., Any]:
 
     def result(x: Any, *others: Any, window: Any, strides: Any, padding: Any, **static: Any) -> Any:
         edges = [(low, high, d - 1) for (low, high), d in zip(padding, static["base_dilation"], strict=True)]
-        sizes = [n + low + high + max(n - 1, 0) * hole for n, (low, high, hole) in zip(x.shape, edges, strict=True)]
+        sizes = [
+            n + low + high + max(n - 1, 0) * hole for n, (low, high, hole) in zip(x.shape, edges, strict=True)
+        ]
         spans = [(w - 1) * d + 1 for w, d in zip(window, static["window_dilation"], strict=True)]
         shape = [(n - span) // s + 1 for n, span, s in zip(sizes, spans, strides, strict=True)]
         return jax.ShapeDtypeStruct(tuple(shape), dtype or x.dtype)

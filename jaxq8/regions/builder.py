@@ -97,7 +97,9 @@ class Builder:
 
     def is_dense(self, tensor: int) -> bool:
         view = self._views[tensor]
-        return all(n == 1 or s == d for n, s, d in zip(view.shape, view.strides, dense(view.shape), strict=True))
+        return all(
+            n == 1 or s == d for n, s, d in zip(view.shape, view.strides, dense(view.shape), strict=True)
+        )
 
     def is_same(self, first: int, second: int) -> bool:
         """Whether two tensors are the same view."""
@@ -110,7 +112,9 @@ class Builder:
             return tensor
         return self._viewed(dataclasses.replace(view, shape=tuple(shape), strides=dense(shape)))
 
-    def cut(self, tensor: int, starts: Sequence[int], shape: Sequence[int], steps: Sequence[int] | None = None) -> int:
+    def cut(
+        self, tensor: int, starts: Sequence[int], shape: Sequence[int], steps: Sequence[int] | None = None
+    ) -> int:
         """A part of a tensor, as a view."""
         view = self._views[tensor]
         steps = steps or (1,) * len(starts)
@@ -164,7 +168,13 @@ class Builder:
             source, target = self._root(old.buffer), self._root(new.buffer)
             lives = self._lifetimes()
             is_whole = all(self.is_dense(t) and self._is_whole(t) for t in (step.residual, step.dst))
-            if source == target or old.dtype != new.dtype or not is_whole or source not in lives or target not in lives:
+            if (
+                source == target
+                or old.dtype != new.dtype
+                or not is_whole
+                or source not in lives
+                or target not in lives
+            ):
                 continue
             if lives[source][1] == index and lives[target][0] == index:
                 self._buffers[target].same = source

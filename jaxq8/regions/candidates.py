@@ -140,11 +140,15 @@ def _is_candidate(eqn: Any, born: bool, index: int, is_native: Callable[[int], b
     if p in VIEWS or is_stored(eqn):
         return True
     if p in MOVES:
-        return p is not primitives.pad_p or all(hole == 0 <= min(a, b) for a, b, hole in eqn.params["padding_config"])
+        return p is not primitives.pad_p or all(
+            hole == 0 <= min(a, b) for a, b, hole in eqn.params["padding_config"]
+        )
     dtype = eqn.outvars[0].aval.dtype
     if p is BROADCAST:
         return False
-    return is_elementwise(eqn) and (dtype == jnp.float32 or (p in EXTREMES and dtype in (jnp.int8, jnp.uint8)))
+    return is_elementwise(eqn) and (
+        dtype == jnp.float32 or (p in EXTREMES and dtype in (jnp.int8, jnp.uint8))
+    )
 
 
 def _is_plain_pool(eqn: Any) -> bool:

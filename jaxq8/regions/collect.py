@@ -115,7 +115,9 @@ def packable(jaxpr: Any, consts: Sequence[Any]) -> dict[Any, Packable]:
     makers = {v: eqn for eqn in eqns for v in eqn.outvars}
     ways: dict[int, tuple[Any, Packable]] = {}
     for i, eqn in enumerate(eqns):
-        if eqn.primitive is contraction.primitive and not why_not(eqn.params["form"], eqn.invars[0].aval.dtype.name):
+        if eqn.primitive is contraction.primitive and not why_not(
+            eqn.params["form"], eqn.invars[0].aval.dtype.name
+        ):
             origin = weight_origin(eqn, makers)
             if origin is not None and origin.maker is None and origin.variable in jaxpr.invars:
                 form = padded_form(eqn.params["form"], eqn.params["zero_border"])
@@ -187,7 +189,9 @@ def _is_packed(origin: Any) -> bool:
 
 def _weight(eqn: Any, makers: Mapping[Any, Any]) -> Weight | None:
     """The packed weight of a contraction that has a native step; None for all other equations."""
-    if eqn.primitive is not contraction.primitive or why_not(eqn.params["form"], eqn.invars[0].aval.dtype.name):
+    if eqn.primitive is not contraction.primitive or why_not(
+        eqn.params["form"], eqn.invars[0].aval.dtype.name
+    ):
         return None
     origin = weight_origin(eqn, makers)
     if origin is None or not _is_packed(origin):

@@ -200,7 +200,9 @@ class TooLargeError(Exception):
     """A tree needs more registers than a step has."""
 
 
-def instructions(tree: Tree, inputs: dict[int, int], store: tuple[int, int]) -> tuple[tuple[int, int, int, int], ...]:
+def instructions(
+    tree: Tree, inputs: dict[int, int], store: tuple[int, int]
+) -> tuple[tuple[int, int, int, int], ...]:
     """The instructions that compute a tree and store its result.
 
     Args:

@@ -86,7 +86,9 @@ class Graph:
     def _is_inner(eqn: Any) -> bool:
         """Whether an equation may be computed in the step of its reader."""
         p = eqn.primitive
-        return p is contraction.primitive or p in VIEWS or (is_elementwise(eqn) and p is not codes_of.primitive)
+        return (
+            p is contraction.primitive or p in VIEWS or (is_elementwise(eqn) and p is not codes_of.primitive)
+        )
 
     def _root_of_reader(self, variable: Any, reader: Any, roots: Mapping[Any, Any]) -> Any:
         """The root of an equation that reads a variable; None if it reads it from memory."""

@@ -140,7 +140,11 @@ class _Run:
         if step.lowest is not None:
             self.write(step.dst, pooling.max_pool.run(src, lowest=step.lowest, **window))
             return
-        border = jnp.zeros((), src.dtype) if step.border == NONE else self.read(step.border).reshape(()).astype(src.dtype)
+        border = (
+            jnp.zeros((), src.dtype)
+            if step.border == NONE
+            else self.read(step.border).reshape(()).astype(src.dtype)
+        )
         self.write(step.dst, pooling.sum_pool.run(src, border, **window))
 
 
@@ -154,4 +158,15 @@ def form_of(step: Contract, src: tuple[int, ...], dst: tuple[int, ...]) -> Form:
         return DotForm(0, src[0], src[1], dst[1], transposed=step.transposed and not step.problem)
     padding = tuple(zip(step.pad_low, step.pad_high, strict=True))
     ones = (1,) * len(step.kernel)
-    return ConvForm(src[0], src[1:-1], src[-1], step.kernel, dst[-1], step.strides, padding, ones, step.dilation, step.groups)
+    return ConvForm(
+        src[0],
+        src[1:-1],
+        src[-1],
+        step.kernel,
+        dst[-1],
+        step.strides,
+        padding,
+        ones,
+        step.dilation,
+        step.groups,
+    )

@@ -148,7 +148,11 @@ class _Lowering:
         shape = ex.shape_of(tree)
         if math.prod(shape) not in (1, *shape[-1:]) or (shape and shape[-1] not in (1, channels)):
             return NONE
-        if isinstance(tree, ex.Leaf) and math.prod(shape) == channels and tree.variable.aval.dtype == np.float32:
+        if (
+            isinstance(tree, ex.Leaf)
+            and math.prod(shape) == channels
+            and tree.variable.aval.dtype == np.float32
+        ):
             return self.builder.reshaped(self._dense(self._tensor(tree.variable)), (channels,))
         home = self.builder.temporary((channels,), np.float32)
         self._computed(tree, home, (channels,), flat=True)
@@ -178,7 +182,11 @@ class _Lowering:
             places = [i for i, v in enumerate(eqn.invars) if self.graph.real(v) is variable]
             if len(places) == 1:
                 return self._part(eqn, places[0])
-        if eqn.primitive is contraction.primitive and self._is_filled(eqn) and self.graph.real(eqn.invars[0]) is variable:
+        if (
+            eqn.primitive is contraction.primitive
+            and self._is_filled(eqn)
+            and self.graph.real(eqn.invars[0]) is variable
+        ):
             return self._inside(eqn, self._bordered(eqn, variable.aval.dtype))
         return None
 
@@ -236,7 +244,9 @@ class _Lowering:
             home = self._home(out)
             self._add(Fill(home, self._one_number(eqn.invars[1])))
             starts = [low for low, _, _ in eqn.params["padding_config"]]
-            self._add(Copy(self._tensor(eqn.invars[0]), self.builder.cut(home, starts, eqn.invars[0].aval.shape)))
+            self._add(
+                Copy(self._tensor(eqn.invars[0]), self.builder.cut(home, starts, eqn.invars[0].aval.shape))
+            )
         elif self.graph.roots[out] is out:
             if p is contraction.primitive:
                 self._contract(index, self._home(out), Epilogue())
@@ -339,7 +349,9 @@ class _Lowering:
         fields = dataclasses.asdict(dataclasses.replace(epilogue, residual=residual))
         site = eqn.params["site"]
         self._add(
-            Contract(source, self.tensors[packed], target, **fields, **window, problem=weight.problem, site=site)
+            Contract(
+                source, self.tensors[packed], target, **fields, **window, problem=weight.problem, site=site
+            )
         )
         if self.builder.shape(home) != shape and not self.builder.is_dense(home):
             self._add(Copy(self.builder.reshaped(target, self.builder.shape(home)), home))

@@ -43,7 +43,11 @@ class Trees:
             return Leaf(variable, shape, small) if constant is None else constant
         base = self.graph.base(variable)
         origin = self.graph.maker(base)
-        if origin is not None and origin.primitive is contraction.primitive and self.graph.roots[base] is root:
+        if (
+            origin is not None
+            and origin.primitive is contraction.primitive
+            and self.graph.roots[base] is root
+        ):
             return Leaf(base, shape, False, self.graph.position[base])
         if maker.primitive in VIEWS or self.graph.roots[variable] not in (root, None):
             constant = self.constant(variable)
