@@ -33,6 +33,7 @@ __all__ = [
     "apart",
     "bind",
     "equation_context",
+    "is_varying",
     "name_stack",
     "open_jaxpr",
     "parameter",
@@ -97,6 +98,15 @@ def user_source(eqn: Any) -> Iterator[None]:
     """Makes errors and lowered operations of the block name the user's line that made the equation."""
     with _source_info.user_context(eqn.source_info.traceback, name_stack=eqn.source_info.name_stack):
         yield
+
+
+def is_varying(x: Any) -> bool:
+    """Whether `jax.shard_map` keeps account of an array as each device's own (its argument `check_vma`)."""
+    if not isinstance(x, jax.Array):
+        return False
+    kind = jax.typeof(x)
+    # The attribute is called `vma` up to JAX 0.10.1.
+    return bool(kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", ()))
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Operation:
         self.function = function
         self._result = result
         self.primitive = Primitive(f"jaxq8_{function.__name__}")
-        self.primitive.jaxq8_operation = self
+        self.primitive.jaxq8_operation = self  # type: ignore[attr-defined]
         self.primitive.def_impl(self.run)
         self.primitive.def_abstract_eval(self._abstract)
 

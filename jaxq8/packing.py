@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 
-from jaxq8.native import calls, library
 from jaxq8.analysis.traced_call import Call
 from jaxq8.config import Config
 from jaxq8.errors import NativeError, TensorError
 from jaxq8.evaluation.calls import evaluate_leaves
 from jaxq8.evaluation.interpreter import Run
+from jaxq8.native import calls, library
 from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.packed_here import set_acceptance
 from jaxq8.numerics.packed_layout import PackedLayout
@@ -84,7 +84,7 @@ def _found(call: Call, config: Config, ranges: Ranges) -> dict[int, Packable]:
         given = list(leaves)
         for i, q in codes.items():
             given[i] = dataclasses.replace(q, values=values[i])
-        return evaluate_leaves(call, given, run)
+        return evaluate_leaves(call, call.consts, given, run)
 
     jaxpr, consts = traced(evaluated, {i: q.values for i, q in codes.items()})
     variables = dict(zip(jaxpr.invars, sorted(codes), strict=True))

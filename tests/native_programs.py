@@ -8,7 +8,7 @@ MAGIC, VERSION = 0x6A61787138, 1
 DTYPES = [np.uint8, np.int8, np.int32, np.float32]
 CONTRACT, ELEMENTWISE, COPY, FILL, MAXPOOL, SUMPOOL = range(1, 7)
 OPERATIONS = (
-    "load const add sub mul div max min neg abs exp logistic tanh erf sqrt rsqrt store encode".split()
+    ["load", "const", "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "logistic", "tanh", "erf", "sqrt", "rsqrt", "store", "encode"]
 )
 ARENA = -1
 

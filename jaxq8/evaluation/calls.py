@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq8._compat import is_varying
 from jaxq8.analysis.arguments import as_array
 from jaxq8.analysis.batch_axis import same_on_block
 from jaxq8.analysis.sites import Analysis
@@ -42,27 +43,33 @@ def evaluate_call(
     )
     ranges.check_sites(_range_names(run.analysis))
     if probe is None and exact is None and runs_natively(config, leaves):
-        return in_regions(lambda: evaluate_leaves(call, leaves, run), recorder.add_regions)
-    return evaluate_leaves(call, leaves, run)
+        inputs = (list(call.consts), list(leaves))
+        return in_regions(lambda x: evaluate_leaves(call, x[0], x[1], run), inputs, recorder.add_regions)
+    return evaluate_leaves(call, call.consts, leaves, run)
 
 
-def evaluate_leaves(call: Call, leaves: Sequence[Any], run: Run) -> list[Any]:
+def evaluate_leaves(call: Call, consts: Sequence[Any], leaves: Sequence[Any], run: Run) -> list[Any]:
     """The results of the call as a flat list of arrays, by rules alone."""
-    inputs, count = [*call.consts, *map(as_codes, leaves)], len(call.consts)
+    inputs, count = [*consts, *map(as_codes, leaves)], len(consts)
     encoded = inputs if run.exact else encode_leaves(inputs, run.analysis, run.config, count)
     _record_weights(run.recorder, run.analysis, encoded)
-    consts = [_value(x, argument=False, data=False) for x in encoded[:count]]
+    constants = [_value(x, argument=False, data=False) for x in encoded[:count]]
     arguments = [
         _value(x, argument=True, data=not weight)
         for x, weight in zip(encoded[count:], call.arguments.weights, strict=True)
     ]
-    outputs = evaluate(call.as_inputs, (), [*consts, *arguments], run, ())
+    outputs = evaluate(call.as_inputs, (), [*constants, *arguments], run, ())
     return [jnp.asarray(to_real(v), a.aval.dtype) for v, a in zip(outputs, call.jaxpr.outvars, strict=True)]
 
 
 def runs_natively(config: Config, leaves: Sequence[Any]) -> bool:
-    """Whether connected operations may run in native calls: some weights are packed, and programs run on CPU."""
+    """Whether connected operations may run in native calls: some weights are packed, and programs run on CPU.
+
+    Inside of `jax.shard_map` that is so with ``check_vma=False``, because native calls keep no account of varying axes.
+    """
     packed = any(isinstance(leaf, PackedTensor) for leaf in leaves)
+    if any(map(is_varying, jax.tree_util.tree_leaves(list(leaves)))):
+        return False
     return packed and config.kernels == "auto" and config.mode == "eightbit" and is_usable()
 
 

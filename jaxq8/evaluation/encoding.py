@@ -96,12 +96,12 @@ def _coded(codes: Any, scale: Any, zero_point: Any, spec: Spec, dtype: Any) -> Q
 
 def _as_parameters(numbers: tuple[np.ndarray, np.ndarray], how: Encoding, shape: tuple[int, ...]) -> Any:
     """Scale and zero point that are known while tracing, as arrays that XLA does not take for constants: see `parameter`."""
+    rank = (1,) * len(shape)
     if is_collecting():  # a region has its numbers in its own memory
-        scale, zero_point = (np.broadcast_to(np.reshape(n, (1,) * len(shape)), shape) for n in numbers)
+        arrays: list[Any] = [np.broadcast_to(np.reshape(n, rank), shape) for n in numbers]
     else:
-        scale, zero_point = (
-            jnp.broadcast_to(parameter(n).reshape((1,) * len(shape)), shape) for n in numbers
-        )
+        arrays = [jnp.broadcast_to(parameter(n).reshape(rank), shape) for n in numbers]
+    scale, zero_point = arrays
     if how.spec.is_symmetric:
         # The zero point is the constant 0, so that XLA removes what is computed with it.
         return scale, np.zeros(shape, np.int32)

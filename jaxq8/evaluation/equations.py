@@ -32,7 +32,13 @@ def is_foldable(eqn: Any, values: Sequence[Value]) -> bool:
 
     Its result then stays known: a rule may need to see that a clip is at 6.
     """
-    if not values or eqn.primitive in INLINED | CONTROL or eqn.effects or eqn.primitive.multiple_results:
+    if (
+        not values
+        or eqn.primitive.name == "pvary"
+        or eqn.primitive in INLINED | CONTROL
+        or eqn.effects
+        or eqn.primitive.multiple_results
+    ):
         return False
     known = all(
         isinstance(v, Array) and isinstance(v.array, np.ndarray) and v.array.size == 1 for v in values

@@ -57,6 +57,7 @@ class Array:
       codes: The same values as codes, if a reader needed them; so the array is not encoded twice.
       maker: The equation that made the array; None for arguments, constants and results of control flow.
       origins: Where NaN in the array comes from. None: NaN must be looked for in the array itself.
+      number: The number that all elements are equal to, where it is known although the array is traced.
 
     Example:
       >>> from jaxq8.values import Array
@@ -73,6 +74,7 @@ class Array:
     codes: QTensor | None = None
     maker: Any = None
     origins: tuple[Origin, ...] | None = None
+    number: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -231,6 +233,8 @@ def bounds(value: Value) -> tuple[float, float]:
 def constant(value: Value) -> float | None:
     """The number that all elements of a value are equal to, if it is known while tracing."""
     if isinstance(value, Array):
+        if value.number is not None:
+            return value.number
         data = value.array
     elif isinstance(value, Broadcast):
         data = value.small

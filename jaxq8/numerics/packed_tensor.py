@@ -13,7 +13,6 @@ import numpy as np
 from jaxq8.errors import TensorError
 from jaxq8.numerics.packed_layout import PackedLayout
 from jaxq8.numerics.qtensor import QTensor, describe, is_concrete, validate
-from jaxq8.operations import operation
 from jaxq8.numerics.weight_moves import (
     Moves,
     from_canonical,
@@ -23,6 +22,7 @@ from jaxq8.numerics.weight_moves import (
     to_canonical,
     to_logical,
 )
+from jaxq8.operations import operation
 
 _CHILDREN = ("packed", "sums", "scale", "zero_point")
 

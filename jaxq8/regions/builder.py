@@ -134,15 +134,19 @@ class Builder:
         """The program, with all temporary tensors in one arena."""
         self._take_over()
         offsets, arena = self._placed()
+        numbers = {buffer: number for number, buffer in enumerate(offsets)}
         tensors = []
         for view in self._views:
             buffer = self._root(view.buffer)
             place = self._buffers[buffer].place
             if place < ARENA:
                 place = len(self._args) - 2 - place
-            base = offsets.get(buffer, 0)
-            tensors.append(Tensor(view.dtype, view.shape, place, base + view.offset, view.strides, base))
-        return Program(tuple(self._args), tuple(self._results), tuple(tensors), tuple(self.steps), arena)
+            offset = view.offset + offsets.get(buffer, 0)
+            number = numbers.get(buffer, NONE)
+            tensors.append(Tensor(view.dtype, view.shape, place, offset, view.strides, number))
+        buffers = tuple((start, self._buffers[buffer].nbytes) for buffer, start in offsets.items())
+        args, results = tuple(self._args), tuple(self._results)
+        return Program(args, results, tuple(tensors), tuple(self.steps), arena, buffers)
 
     def _root(self, buffer: int) -> int:
         while self._buffers[buffer].same != buffer:

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxq8.native import calls
 from jaxq8._compat import Literal, bind, equation_context, open_jaxpr, user_source
 from jaxq8.kernels.registry import contraction, sums_of_weights
+from jaxq8.native import calls
 from jaxq8.numerics.packed_layout import PackedLayout
 from jaxq8.numerics.packed_tensor import unpacked_codes
 from jaxq8.operations import collected
@@ -54,11 +54,13 @@ class Collected:
     """A collected program, and how it runs.
 
     Attributes:
-      consts: The values of variables that no equation makes.
+      inputs: Its inputs.
+      consts: The values of its constants.
       units: Equations and regions in the order in which they run.
       results: Its results.
     """
 
+    inputs: tuple[Any, ...]
     consts: Mapping[Any, Any]
     units: tuple[Equation | Region, ...]
     results: tuple[Any, ...]
@@ -67,9 +69,9 @@ class Collected:
     def regions(self) -> tuple[Region, ...]:
         return tuple(unit for unit in self.units if isinstance(unit, Region))
 
-    def run(self) -> list[Any]:
-        """The results."""
-        values = dict(self.consts)
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """The results for these inputs."""
+        values = dict(zip(self.inputs, arrays, strict=True)) | dict(self.consts)
 
         def read(atom: Any) -> Any:
             return atom.val if isinstance(atom, Literal) else values[atom]
@@ -84,16 +86,29 @@ class Collected:
         return [read(v) for v in self.results]
 
 
-def in_regions(function: Callable[[], Sequence[Any]], record: Callable[[Collected], None]) -> list[Any]:
-    """``function()``, with native calls in place of connected eight-bit operations.
+def in_regions(
+    function: Callable[[Any], Sequence[Any]], inputs: Any, record: Callable[[Collected], None]
+) -> list[Any]:
+    """``function(inputs)``, with native calls in place of connected eight-bit operations.
 
     Args:
-      function: Reads its arrays from its surroundings; they become constants of the collected program.
+      function: A function of a pytree.
+      inputs: The pytree. Its JAX arrays are inputs of the collected program; everything else in it stays as it is.
       record: Is given the program before it runs.
     """
-    program = arranged(*traced(function))
+    flat, tree = jax.tree_util.tree_flatten(inputs)
+    places = [i for i, leaf in enumerate(flat) if isinstance(leaf, jax.Array)]
+
+    def of_arrays(*arrays: Any) -> Sequence[Any]:
+        full = list(flat)
+        for i, array in zip(places, arrays, strict=True):
+            full[i] = array
+        return function(jax.tree_util.tree_unflatten(tree, full))
+
+    arrays = [flat[i] for i in places]
+    program = arranged(*traced(of_arrays, *arrays))
     record(program)
-    return program.run()
+    return program.run(arrays)
 
 
 def traced(function: Callable[..., Sequence[Any]], *arguments: Any) -> tuple[Any, Sequence[Any]]:
@@ -165,7 +180,7 @@ def arranged(jaxpr: Any, consts: Sequence[Any]) -> Collected:
         if index not in taken:
             units.append(((levels.of[index], 2 if candidates[index] else 0, index), eqn))
     order = [unit for _, unit in sorted(units, key=lambda pair: pair[0])]
-    return Collected(known, tuple(_needed(order, results)), results)
+    return Collected(tuple(jaxpr.invars), known, tuple(_needed(order, results)), results)
 
 
 def _sums(eqns: Sequence[Any], makers: Mapping[Any, Any]) -> dict[Any, Any]:

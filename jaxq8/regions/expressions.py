@@ -71,7 +71,7 @@ Tree = Node | Leaf | Known
 
 def number(value: float) -> Known:
     """A known number."""
-    return Known(np.float32(value).reshape(()))
+    return Known(np.asarray(value, np.float32))
 
 
 ONE, ZERO = number(1.0), number(0.0)
@@ -214,7 +214,8 @@ def instructions(
       TooLargeError: The tree needs too many registers.
     """
     order, uses = _ordered(tree)
-    free, made, code = list(range(p.REGISTERS))[::-1], {}, []
+    free, code = list(range(p.REGISTERS))[::-1], []
+    made: dict[int, int] = {}
     for node in order:
         operands: Sequence[Tree] = node.operands if isinstance(node, Node) else ()
         sources = [made[id(operand)] for operand in operands]
@@ -243,7 +244,7 @@ def key(leaf: Leaf | Known) -> int:
 
 def leaves(tree: Tree) -> list[Leaf | Known]:
     """The tensors that a tree reads, each once; known numbers are written into the instructions."""
-    found = {}
+    found: dict[int, Leaf | Known] = {}
     for node in _ordered(tree)[0]:
         if not isinstance(node, Node) and known(node) is None:
             found.setdefault(key(node), node)

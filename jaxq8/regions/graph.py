@@ -8,7 +8,7 @@ from typing import Any
 from jaxq8._compat import Literal
 from jaxq8.kernels.epilogue import codes_of, numbers_of_codes
 from jaxq8.kernels.registry import contraction
-from jaxq8.regions.candidates import VIEWS, is_elementwise, is_small, is_stored
+from jaxq8.regions.candidates import VIEWS, is_elementwise, is_stored
 
 
 class Graph:

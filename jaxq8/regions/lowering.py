@@ -10,20 +10,19 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8._compat import Literal, primitives
+from jaxq8._compat import primitives
 from jaxq8.kernels.epilogue import codes_of
 from jaxq8.kernels.forms import ConvForm
 from jaxq8.kernels.pooling import max_pool, total
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions import expressions as ex
 from jaxq8.regions.builder import Builder, Recipe
-from jaxq8.regions.candidates import POOLS, VIEWS, is_elementwise, is_stored
+from jaxq8.regions.candidates import POOLS, VIEWS, is_stored
 from jaxq8.regions.graph import Graph
+from jaxq8.regions.places import Places, Shape
 from jaxq8.regions.program import ENCODE, NONE, STORE, Contract, Copy, Elementwise, Fill, Pool, Program
 from jaxq8.regions.trees import Trees
 from jaxq8.regions.weights import padded_form
-
-Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,76 +71,18 @@ class _Lowering:
         self.graph, self.weights = graph, weights
         self.builder = Builder()
         self.trees = Trees(graph)
-        self.tensors: dict[Any, int] = {}
-        self.results: list[Any] = []
-        self._constants: dict[bytes, int] = {}
+        self.places = Places(graph, self.builder)
 
     def region(self) -> Region:
         for index in self.graph.members:
             self._emit(index)
         for variable in self.graph.wanted:
-            if variable not in self.results:
-                self.results.append(variable)
+            if variable not in self.places.results:
+                self.places.results.append(variable)
                 target = self.builder.result(variable.aval.shape, variable.aval.dtype)
-                self._add(Copy(self._tensor(variable), target))
-        names = tuple(tuple(self.graph.names[v]) for v in self.results)
+                self.places.add(Copy(self.places.tensor(variable), target))
+        names = tuple(tuple(self.graph.names[v]) for v in self.places.results)
         return Region(self.builder.build(), tuple(self.builder.recipes), names)
-
-    def _add(self, step: Any) -> None:
-        self.builder.steps.append(step)
-
-    # Where variables are.
-
-    def _tensor(self, variable: Any) -> int:
-        """The tensor that holds a variable."""
-        variable = self.graph.real(variable)
-        if variable not in self.tensors:
-            maker = self.graph.maker(variable)
-            if maker is None:
-                self.tensors[variable] = self._argument(variable)
-            elif maker.primitive is primitives.slice_p:
-                starts, steps = maker.params["start_indices"], maker.params["strides"]
-                source = self._tensor(maker.invars[0])
-                self.tensors[variable] = self.builder.cut(source, starts, variable.aval.shape, steps)
-            elif maker.primitive in VIEWS:
-                source = self._dense(self._tensor(maker.invars[0]))
-                self.tensors[variable] = self.builder.reshaped(source, variable.aval.shape)
-            else:
-                raise AssertionError(f"{maker.primitive} was not stored")
-        return self.tensors[variable]
-
-    def _argument(self, variable: Any) -> int:
-        if isinstance(variable, Literal):
-            value = np.asarray(variable.val)
-            return self.builder.argument(value.shape, value.dtype, lambda read: value)
-        aval = variable.aval
-        return self.builder.argument(aval.shape, aval.dtype, lambda read: read(variable), [variable])
-
-    def _dense(self, tensor: int) -> int:
-        """The tensor itself, or a dense copy."""
-        if self.builder.is_dense(tensor):
-            return tensor
-        copy = self.builder.temporary(self.builder.shape(tensor), self.builder.dtype(tensor))
-        self._add(Copy(tensor, copy))
-        return copy
-
-    def _one_number(self, atom: Any) -> int:
-        """An argument of one int32 number, such as the code that fills borders."""
-        if isinstance(atom, Literal):
-            value = np.asarray(atom.val, np.int32).reshape(1)
-            return self.builder.argument((1,), np.int32, lambda read: value)
-        return self.builder.argument(
-            (1,), np.int32, lambda read: jnp.reshape(read(atom), (1,)).astype(jnp.int32), [atom]
-        )
-
-    def _constant(self, known: ex.Known, shape: Shape) -> int:
-        """An argument that holds known numbers."""
-        array = np.ascontiguousarray(known.array, np.float32)
-        content = array.tobytes()
-        if content not in self._constants:
-            flat = array.reshape(-1)
-            self._constants[content] = self.builder.argument(flat.shape, np.float32, lambda read: flat)
-        return self.builder.reshaped(self._constants[content], shape)
 
     def _by_channel(self, tree: ex.Tree, channels: int) -> int:
         """A small tree as a tensor of one number for each channel; `NONE` if it varies along another axis."""
@@ -153,73 +94,10 @@ class _Lowering:
             and math.prod(shape) == channels
             and tree.variable.aval.dtype == np.float32
         ):
-            return self.builder.reshaped(self._dense(self._tensor(tree.variable)), (channels,))
+            return self.builder.reshaped(self.places.dense(self.places.tensor(tree.variable)), (channels,))
         home = self.builder.temporary((channels,), np.float32)
         self._computed(tree, home, (channels,), flat=True)
         return home
-
-    def _home(self, variable: Any) -> int:
-        """Where a step writes a variable: a result, a place inside of its only reader's input or join, or new memory."""
-        if variable in self.tensors:
-            return self.tensors[variable]
-        aval = variable.aval
-        if variable in self.graph.wanted:
-            self.results.append(variable)
-            home = self.builder.result(aval.shape, aval.dtype)
-        else:
-            home = self._home_in_reader(variable)
-            if home is None:
-                home = self.builder.temporary(aval.shape, aval.dtype)
-        self.tensors[variable] = home
-        return home
-
-    def _home_in_reader(self, variable: Any) -> int | None:
-        index = self.graph.only_reader(variable)
-        if index is None:
-            return None
-        eqn = self.graph.eqns[index]
-        if eqn.primitive is primitives.concatenate_p:
-            places = [i for i, v in enumerate(eqn.invars) if self.graph.real(v) is variable]
-            if len(places) == 1:
-                return self._part(eqn, places[0])
-        if (
-            eqn.primitive is contraction.primitive
-            and self._is_filled(eqn)
-            and self.graph.real(eqn.invars[0]) is variable
-        ):
-            return self._inside(eqn, self._bordered(eqn, variable.aval.dtype))
-        return None
-
-    def _part(self, join: Any, number: int) -> int:
-        """The part of a joined tensor that its operand of this number fills."""
-        axis, shape = join.params["dimension"], join.invars[number].aval.shape
-        starts = [0] * len(shape)
-        starts[axis] = sum(v.aval.shape[axis] for v in join.invars[:number])
-        return self.builder.cut(self._home(join.outvars[0]), starts, shape)
-
-    # Borders.
-
-    @staticmethod
-    def _is_filled(eqn: Any) -> bool:
-        """Whether the borders of a convolution are filled before it, because their code is not known to be 0."""
-        form = eqn.params["form"]
-        return padded_form(form, eqn.params["zero_border"]) is not form
-
-    def _bordered(self, eqn: Any, dtype: Any) -> int:
-        """New memory for the input of a convolution with its borders, filled with their code."""
-        form = padded_form(eqn.params["form"], False)
-        tensor = self.builder.temporary((form.batch, *form.spatial, form.c_in), dtype)
-        self._add(Fill(tensor, self._one_number(eqn.invars[2])))
-        return tensor
-
-    def _inside(self, eqn: Any, bordered: int) -> int:
-        form = eqn.params["form"]
-        starts = (0, *(low for low, _ in form.padding), 0)
-        inside = self.builder.cut(bordered, starts, (form.batch, *form.spatial, form.c_in))
-        self._whole = {**getattr(self, "_whole", {}), inside: bordered}
-        return inside
-
-    # Steps.
 
     def _emit(self, index: int) -> None:
         """Adds the steps that store the results of an equation, if they are stored at all."""
@@ -231,44 +109,53 @@ class _Lowering:
         if p in POOLS:
             self._pool(eqn, out)
         elif p is primitives.concatenate_p:
-            home = self._home(out)
+            home = self.places.home(out)
             for number, operand in enumerate(eqn.invars):
-                part, source = self._part(eqn, number), self._tensor(operand)
+                part, source = self.places.part(eqn, number), self.places.tensor(operand)
                 if not self.builder.is_same(part, source):
-                    self._add(Copy(source, part))
-            assert home == self.tensors[out]
+                    self.places.add(Copy(source, part))
+            assert home == self.places.tensors[out]
         elif p is primitives.transpose_p:
-            source = self.builder.transposed(self._tensor(eqn.invars[0]), eqn.params["permutation"])
-            self._add(Copy(source, self._home(out)))
+            source = self.builder.transposed(self.places.tensor(eqn.invars[0]), eqn.params["permutation"])
+            self.places.add(Copy(source, self.places.home(out)))
         elif p is primitives.pad_p:
-            home = self._home(out)
-            self._add(Fill(home, self._one_number(eqn.invars[1])))
+            home = self.places.home(out)
+            self.places.add(Fill(home, self.places.one_number(eqn.invars[1])))
             starts = [low for low, _, _ in eqn.params["padding_config"]]
-            self._add(
-                Copy(self._tensor(eqn.invars[0]), self.builder.cut(home, starts, eqn.invars[0].aval.shape))
+            self.places.add(
+                Copy(
+                    self.places.tensor(eqn.invars[0]),
+                    self.builder.cut(home, starts, eqn.invars[0].aval.shape),
+                )
             )
         elif self.graph.roots[out] is out:
             if p is contraction.primitive:
-                self._contract(index, self._home(out), Epilogue())
+                self._contract(index, self.places.home(out), Epilogue())
             else:
                 self._elementwise(eqn, out)
 
     def _pool(self, eqn: Any, out: Any) -> None:
-        source, params = self._tensor(eqn.invars[0]), eqn.params
+        source, params = self.places.tensor(eqn.invars[0]), eqn.params
         if eqn.primitive is total.primitive:
             shape = self.builder.shape(source)
             window = shape[1:-1]
             ones, none = (1,) * len(window), (0,) * len(window)
-            target = self.builder.reshaped(self._home(out), (shape[0], *ones, shape[-1]))
-            self._add(Pool(source, target, window, ones, ones, none, none))
+            home = self.places.home(out)
+            sums = home if self.builder.is_dense(home) else self.builder.temporary(out.aval.shape, np.int32)
+            target = self.builder.reshaped(sums, (shape[0], *ones, shape[-1]))
+            self.places.add(Pool(source, target, window, ones, ones, none, none))
+            if sums != home:
+                self.places.add(Copy(sums, home))
             return
         low, high = zip(*params["padding"][1:-1], strict=True)
-        shapes = [tuple(params[name][1:-1]) for name in ("window", "strides", "window_dilation")]
+        window, strides, dilation = (tuple(params[n][1:-1]) for n in ("window", "strides", "window_dilation"))
+        lowest, border = None, NONE
         if eqn.primitive is max_pool.primitive:
-            self._add(Pool(source, self._home(out), *shapes, low, high, lowest=params["lowest"]))
-        else:
-            border = NONE if not any((*low, *high)) else self._one_number(eqn.invars[1])
-            self._add(Pool(source, self._home(out), *shapes, low, high, border=border))
+            lowest = params["lowest"]
+        elif any((*low, *high)):
+            border = self.places.one_number(eqn.invars[1])
+        home = self.places.home(out)
+        self.places.add(Pool(source, home, window, strides, dilation, low, high, lowest, border))
 
     def _elementwise(self, eqn: Any, out: Any) -> None:
         """Stores what a tree computes: in the step of its last contraction if it is linear in that, else in its own step."""
@@ -302,14 +189,14 @@ class _Lowering:
                     # The sum is made in steps of the residual's codes, and then rescaled.
                     rescale = self._by_channel(coefficient, 1)
                     factor, offset = (ex.Node("div", (t, coefficient)) for t in (factor, offset))
-                residual = self._tensor(leaf.variable)
+                residual = self.places.tensor(leaf.variable)
             if residual == NONE:
                 return False
         mult, shift = self._by_channel(factor, shape[-1]), self._by_channel(offset, shape[-1])
         if NONE in (mult, shift):
             return False
         epilogue = Epilogue(mult, shift, residual, rescale, max(form.lo, lo), min(form.hi, hi))
-        self._contract(main.contraction, self._home(out), epilogue)  # type: ignore[arg-type]
+        self._contract(main.contraction, self.places.home(out), epilogue)  # type: ignore[arg-type]
         return True
 
     def _numbers_of(self, leaf: ex.Leaf, coefficient: ex.Tree) -> int:
@@ -329,8 +216,8 @@ class _Lowering:
         source, weight = self._source(eqn), self.weights[index]
         shape = tuple(eqn.outvars[0].aval.shape)
         packed = weight.packed
-        if packed not in self.tensors:
-            self.tensors[packed] = self._argument(packed)
+        if packed not in self.places.tensors:
+            self.places.tensors[packed] = self.places.argument(packed)
         target = home
         if self.builder.shape(home) != shape:
             target = self.builder.reshaped(home, shape) if self.builder.is_dense(home) else NONE
@@ -338,7 +225,7 @@ class _Lowering:
             target = self.builder.temporary(shape, self.builder.dtype(home))
         residual = epilogue.residual
         if residual != NONE and self.builder.shape(residual) != shape:
-            residual = self.builder.reshaped(self._dense(residual), shape)
+            residual = self.builder.reshaped(self.places.dense(residual), shape)
         window: dict[str, Any] = {}
         if isinstance(form, ConvForm):
             low, high = zip(*form.padding, strict=True)
@@ -348,24 +235,30 @@ class _Lowering:
             }  # fmt: skip
         fields = dataclasses.asdict(dataclasses.replace(epilogue, residual=residual))
         site = eqn.params["site"]
-        self._add(
+        self.places.add(
             Contract(
-                source, self.tensors[packed], target, **fields, **window, problem=weight.problem, site=site
+                source,
+                self.places.tensors[packed],
+                target,
+                **fields,
+                **window,
+                problem=weight.problem,
+                site=site,
             )
         )
         if self.builder.shape(home) != shape and not self.builder.is_dense(home):
-            self._add(Copy(self.builder.reshaped(target, self.builder.shape(home)), home))
+            self.places.add(Copy(self.builder.reshaped(target, self.builder.shape(home)), home))
 
     def _source(self, eqn: Any) -> int:
         """The input of a contraction, with its borders if these are filled beforehand."""
-        source = self._tensor(eqn.invars[0])
-        if not self._is_filled(eqn):
+        source = self.places.tensor(eqn.invars[0])
+        if not self.places.is_filled(eqn):
             return source
-        whole = getattr(self, "_whole", {}).get(source)
+        whole = self.places.whole.get(source)
         if whole is not None:
             return whole
-        bordered = self._bordered(eqn, eqn.invars[0].aval.dtype)
-        self._add(Copy(source, self._inside(eqn, bordered)))
+        bordered = self.places.bordered(eqn, eqn.invars[0].aval.dtype)
+        self.places.add(Copy(source, self.places.inside(eqn, bordered)))
         return bordered
 
     def _own_step(self, tree: ex.Tree, out: Any, lo: float, hi: float) -> None:
@@ -377,7 +270,7 @@ class _Lowering:
                 tree = ex.Node("max", (tree, ex.number(lo)))
             if hi < info.max:
                 tree = ex.Node("min", (tree, ex.number(hi)))
-        home = self._home(out)
+        home = self.places.home(out)
         shape = tuple(out.aval.shape)
         self._computed(tree, self.builder.reshaped(home, (1,)) if shape == () else home, shape or (1,))
 
@@ -387,26 +280,28 @@ class _Lowering:
         inputs: list[int] = []
         for leaf in ex.leaves(tree):
             if isinstance(leaf, ex.Known):
-                tensor = self._constant(leaf, leaf.shape)
+                tensor = self.places.constant(leaf, leaf.shape)
             else:
                 tensor = self._stored_leaf(leaf)
             small = self.builder.shape(tensor)
             if flat:
-                tensor = self.builder.reshaped(self._dense(tensor), (math.prod(small),))
+                tensor = self.builder.reshaped(self.places.dense(tensor), (math.prod(small),))
             elif len(small) < len(shape):
-                tensor = self.builder.reshaped(self._dense(tensor), (1,) * (len(shape) - len(small)) + small)
+                tensor = self.builder.reshaped(
+                    self.places.dense(tensor), (1,) * (len(shape) - len(small)) + small
+                )
             numbers[ex.key(leaf)] = len(inputs)
             inputs.append(tensor)
         store = (STORE if self.builder.dtype(home) == "float32" else ENCODE, 0)
         code = ex.instructions(tree, numbers, store)
-        self._add(Elementwise(shape, tuple(inputs), (home,), code))
+        self.places.add(Elementwise(shape, tuple(inputs), (home,), code))
 
     def _stored_leaf(self, leaf: ex.Leaf) -> int:
         """The tensor of a leaf; the accumulator of a contraction is stored as int32 for it."""
         if leaf.contraction is None:
-            return self._tensor(leaf.variable)
-        if leaf.variable not in self.tensors:
-            aval = leaf.variable.aval  # type: ignore[attr-defined]
-            self.tensors[leaf.variable] = self.builder.temporary(aval.shape, np.int32)
-            self._contract(leaf.contraction, self.tensors[leaf.variable], Epilogue())
-        return self.builder.reshaped(self.tensors[leaf.variable], leaf.shape)
+            return self.places.tensor(leaf.variable)
+        if leaf.variable not in self.places.tensors:
+            aval = leaf.variable.aval
+            self.places.tensors[leaf.variable] = self.builder.temporary(aval.shape, np.int32)
+            self._contract(leaf.contraction, self.places.tensors[leaf.variable], Epilogue())
+        return self.builder.reshaped(self.places.tensors[leaf.variable], leaf.shape)

@@ -34,7 +34,7 @@ class Tensor:
       place: The buffer: an argument (0 and up), a result (after the arguments), or `ARENA`.
       offset: Where the view begins, in bytes.
       strides: Steps between neighbours along each axis, in elements.
-      base: Where the tensor that this is a part of begins, in bytes.
+      buffer: The number of its buffer in the arena (see `Program.buffers`); `NONE` elsewhere.
     """
 
     dtype: str
@@ -42,7 +42,7 @@ class Tensor:
     place: int
     offset: int
     strides: tuple[int, ...]
-    base: int = 0
+    buffer: int = NONE
 
     @property
     def itemsize(self) -> int:
@@ -269,6 +269,7 @@ class Program:
       tensors: All views; steps name them by their number.
       steps: What is done, in this order.
       arena: Bytes of temporary memory.
+      buffers: Where each temporary buffer begins in the arena, and its bytes. Buffers that live at different times may overlap.
 
     Raises:
       TensorError: A view leaves its buffer, or a step names a tensor that does not exist.
@@ -279,6 +280,7 @@ class Program:
     tensors: tuple[Tensor, ...]
     steps: tuple[Step, ...]
     arena: int
+    buffers: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         buffers = [*self.args, *self.results]

@@ -74,9 +74,9 @@ class Trees:
         if p in SAME:
             return operands[0]
         if p is primitives.mul_p:
-            return ex.product(*operands)
+            return ex.product(operands[0], operands[1])
         if p is primitives.add_p:
-            return ex.total(*operands)
+            return ex.total(operands[0], operands[1])
         return Node(NAME_OF[p], tuple(operands))
 
     def constant(self, variable: Any) -> Known | None:

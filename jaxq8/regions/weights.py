@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jaxq8._compat import Literal, primitives
 from jaxq8.kernels.forms import ConvForm, DotForm, Form
-from jaxq8.kernels.registry import contraction, sums_of_weights
+from jaxq8.kernels.registry import sums_of_weights
 from jaxq8.regions.candidates import is_stored
 
 Moves = tuple[tuple[str, tuple[int, ...]], ...]

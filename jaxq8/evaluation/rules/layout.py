@@ -83,6 +83,8 @@ def copy(ctx: Context, x: Value, **params: Any) -> Value:
 @rule("pvary")
 def pvary(ctx: Context, x: Value, **params: Any) -> Value:
     """Inside `jax.shard_map`: data that is the same on all devices counts from here on as each device's own."""
+    if isinstance(x, Array) and constant(x) is not None:
+        return Array(ctx.eqn.primitive.bind(x.array, **params), number=constant(x), origins=())
     if not isinstance(x, QTensor | Accumulator):
         return NotImplemented
     fields = _smalls(x) | {"values": x.values}

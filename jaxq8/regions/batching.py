@@ -1,0 +1,136 @@
+"""A program for many batches at once: what `jax.vmap` makes of a native call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxq8.regions.program import (
+    ARENA,
+    NONE,
+    Contract,
+    Copy,
+    Elementwise,
+    Fill,
+    Pool,
+    Program,
+    Step,
+    Tensor,
+)
+
+
+class _CannotError(Exception):
+    """Raised where a step does not keep batches apart along the first axis."""
+
+
+def folded(program: Program, size: int, batched: Sequence[bool]) -> Program | None:
+    """The program with another axis folded into the first axis of its data.
+
+    Args:
+      program: The program of one batch.
+      size: How many batches there are.
+      batched: For each argument whether it differs between the batches. Such an argument becomes `size` times as long along
+        its first axis.
+
+    Returns:
+      A program whose results are `size` times as long along their first axes; None if some step has no such form, because it
+      reads vectors that differ between the batches, or moves the first axis.
+    """
+    try:
+        return _Folding(program, size, batched).program()
+    except _CannotError:
+        return None
+
+
+class _Folding:
+    def __init__(self, program: Program, size: int, batched: Sequence[bool]) -> None:
+        self.before, self.size = program, size
+        self.buffers = {("arg", i) for i, flag in enumerate(batched) if flag}
+        changed = True
+        while changed:
+            count = len(self.buffers)
+            for step in program.steps:
+                if any(self.is_batched(t) for t in step.reads):
+                    self.buffers.update(self._buffer(t) for t in step.writes)
+            changed = len(self.buffers) != count
+
+    def _buffer(self, number: int) -> tuple[str, int]:
+        tensor = self.before.tensors[number]
+        return ("arena", tensor.buffer) if tensor.place == ARENA else ("arg", tensor.place)
+
+    def is_batched(self, number: int) -> bool:
+        """Whether a tensor differs between the batches."""
+        return self._buffer(number) in self.buffers
+
+    def program(self) -> Program:
+        before = self.before
+        tensors = tuple(self._tensor(i, t) for i, t in enumerate(before.tensors))
+        steps = tuple(map(self._step, before.steps))
+        places = range(len(before.args) + len(before.results))
+        longer = [
+            (self._longer(shape), dtype) if ("arg", place) in self.buffers else (shape, dtype)
+            for place, (shape, dtype) in zip(places, (*before.args, *before.results), strict=True)
+        ]
+        count = len(before.args)
+        buffers = tuple((start * self.size, nbytes * self.size) for start, nbytes in before.buffers)
+        return Program(
+            tuple(longer[:count]), tuple(longer[count:]), tensors, steps, before.arena * self.size, buffers
+        )
+
+    def _longer(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if not shape:
+            raise _CannotError
+        return (shape[0] * self.size, *shape[1:])
+
+    def _tensor(self, number: int, tensor: Tensor) -> Tensor:
+        start, nbytes = 0, 0
+        if tensor.place == ARENA:
+            if tensor.buffer == NONE:  # never read or written
+                return tensor
+            start, nbytes = self.before.buffers[tensor.buffer]
+        else:
+            shape, dtype = (*self.before.args, *self.before.results)[tensor.place]
+            nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        offset = start * self.size + tensor.offset - start if tensor.place == ARENA else tensor.offset
+        if not self.is_batched(number):
+            return dataclasses.replace(tensor, offset=offset)
+        if not tensor.shape:
+            raise _CannotError
+        # The first axis has to go through the whole buffer, so that one batch lies behind the other.
+        step = tensor.strides[0] * tensor.itemsize if tensor.shape[0] > 1 else nbytes
+        if step * tensor.shape[0] != nbytes or tensor.offset - start >= step:
+            raise _CannotError
+        strides = (step // tensor.itemsize, *tensor.strides[1:])
+        return dataclasses.replace(tensor, shape=self._longer(tensor.shape), strides=strides, offset=offset)
+
+    def _step(self, step: Step) -> Step:
+        """A step on longer tensors; its numbers stay, so most steps stay as they are."""
+        if not any(self.is_batched(t) for t in step.writes):
+            return step
+        if isinstance(step, Elementwise):
+            return self._elementwise(step)
+        same, longer = _operands(step)
+        if any(t != NONE and self.is_batched(t) for t in same):
+            raise _CannotError
+        if any(t != NONE and not self.is_batched(t) for t in longer):
+            raise _CannotError
+        return step
+
+    def _elementwise(self, step: Elementwise) -> Elementwise:
+        for number in step.inputs:
+            first = self.before.tensors[number].shape[0]
+            # What is the same for all batches is broadcast along the first axis; what differs is as long as the result.
+            if first != (step.shape[0] if self.is_batched(number) else 1):
+                raise _CannotError
+        return dataclasses.replace(step, shape=self._longer(step.shape))
+
+
+def _operands(step: Contract | Copy | Fill | Pool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tensors that must be the same for all batches, and those that must be longer where the result is."""
+    if isinstance(step, Contract):
+        return (step.weights, step.mult, step.offset, step.rescale), (step.src, step.residual)
+    if isinstance(step, Pool):
+        return (step.border,), (step.src,)
+    return ((step.value,), ()) if isinstance(step, Fill) else ((), (step.src,))
