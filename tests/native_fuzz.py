@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxq8.errors import NativeError
-from jaxq8.native import calls
+from jaxq8.native import calls, library
 from tests import native_programs as programs
 from tests.native_programs import Program
 
@@ -79,9 +79,7 @@ def loops(rng):
     wide = [*largest.shape[:-1], channels + 32]
     part = program.in_arena(np.uint8, largest.shape, programs.dense(wide))
     program.step(programs.MAXPOOL, 0, part, 2, *window, *strides, 1, 1, *low, *high, 3)
-    program.elementwise(
-        largest.shape, [part], [1], [("load", 0, 0), ("add", 1, 0, 0), ("encode", 0, 1)]
-    )
+    program.elementwise(largest.shape, [part], [1], [("load", 0, 0), ("add", 1, 0, 0), ("encode", 0, 1)])
 
     def check(results):
         np.testing.assert_array_equal(results[0], np.minimum(2 * largest.astype(np.int64), 255))
@@ -140,7 +138,10 @@ def damage(n, seed):
 def fork():
     """The same compiled call in a parent, in its child, and again in the parent."""
     rng = np.random.default_rng(0)
-    x, w = rng.integers(0, 256, (1, 32, 32, 64)).astype(np.uint8), rng.integers(-9, 9, (3, 3, 64, 64)).astype(np.int8)
+    x, w = (
+        rng.integers(0, 256, (1, 32, 32, 64)).astype(np.uint8),
+        rng.integers(-9, 9, (3, 3, 64, 64)).astype(np.int8),
+    )
     geometry = {"strides": [1, 1], "dilation": [1, 1], "low": [1, 1], "high": [1, 1]}
     program = Program(x, w, results=[np.zeros((1, 32, 32, 64), np.int32)])
     program.contract(0, 1, 2, kernel=[3, 3], **geometry)
@@ -158,6 +159,7 @@ def fork():
 
 def main(seconds):
     """Threads with random programs, and one with damaged programs beside them."""
+    assert library.status().available, library.status().reason  # compiled before the time begins
     end = time.monotonic() + seconds
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}", flush=True)
