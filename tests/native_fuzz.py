@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxq8.errors import NativeError
-from jaxq8.native import calls
+from jaxq8.native import calls, library
 from tests import native_programs as programs
 from tests.native_programs import Program
 
@@ -159,6 +159,7 @@ def fork():
 
 def main(seconds):
     """Threads with random programs, and one with damaged programs beside them."""
+    assert library.status().available, library.status().reason  # compiled before the time begins
     end = time.monotonic() + seconds
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}", flush=True)

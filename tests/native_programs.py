@@ -7,9 +7,10 @@ import numpy as np
 MAGIC, VERSION = 0x6A61787138, 1
 DTYPES = [np.uint8, np.int8, np.int32, np.float32]
 CONTRACT, ELEMENTWISE, COPY, FILL, MAXPOOL, SUMPOOL = range(1, 7)
-OPERATIONS = (
-    ["load", "const", "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "logistic", "tanh", "erf", "sqrt", "rsqrt", "store", "encode"]
-)
+OPERATIONS = [
+    "load", "const", "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "logistic", "tanh", "erf", "sqrt",
+    "rsqrt", "store", "encode",
+]  # fmt: skip
 ARENA = -1
 
 
@@ -56,7 +57,7 @@ class Program:
         self.step(CONTRACT, *head, kind, len(kernel), *window, groups, *packed)
 
     def elementwise(self, dims, inputs, outputs, code):
-        instructions = [(OPERATIONS.index(op), *(list(rest) + [0, 0, 0])[:3]) for op, *rest in code]
+        instructions = [(OPERATIONS.index(op), *[*rest, 0, 0, 0][:3]) for op, *rest in code]
         flat = [word for instruction in instructions for word in instruction]
         self.step(
             ELEMENTWISE, len(dims), *dims, len(inputs), *inputs, len(outputs), *outputs, len(code), *flat
@@ -64,7 +65,8 @@ class Program:
 
     def words(self):
         head = [MAGIC, VERSION, len(self.args), len(self.results), self.arena, len(self.tensors)]
-        return np.array([*head, *sum(self.tensors, []), len(self.steps), *sum(self.steps, [])], np.int64)
+        parts = [head, *self.tensors, [len(self.steps)], *self.steps]
+        return np.array([word for part in parts for word in part], np.int64)
 
 
 def places(size, low, high, window, dilation, stride):

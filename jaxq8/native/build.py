@@ -20,8 +20,8 @@ from jaxq8 import _cpuinfo
 from jaxq8.errors import NativeError
 
 SOURCES = pathlib.Path(__file__).parent / "src"
-# The extension is compiled for the processor it runs on, whose flags are part of the cache's key. Float arithmetic does not trap
-# and sets no errno here, and the compiler may use that to vectorise.
+# The extension is compiled for the processor it runs on, whose flags are part of the cache's key. Float arithmetic neither
+# traps nor sets errno here, which lets the compiler vectorise more.
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -93,9 +93,11 @@ def _make(
 
 
 def _run(command: Sequence[str]) -> None:
+    # What is preloaded into this process, such as a sanitizer's runtime, is not the compiler's business.
+    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False, env=env
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeError(f"the C++ compiler {command[0]} does not run: {error}") from None

@@ -88,11 +88,11 @@ def _register() -> None:
     native = library.loaded()
     # What is registered before the backend is there waits for it, and then handlers come before the types that they use.
     jax.devices("cpu")
-    pieces = {
-        "type_id": jax.ffi.pycapsule(ctypes.c_void_p(native.jaxq8_native_type_id())),
-        "type_info": jax.ffi.pycapsule(ctypes.c_void_p(native.jaxq8_native_type_info())),
-    }
-    jax.ffi.register_ffi_type("jaxq8_region_state", pieces, platform="cpu")
+    type_id = jax.ffi.pycapsule(ctypes.c_void_p(native.jaxq8_native_type_id()))
+    type_info = jax.ffi.pycapsule(ctypes.c_void_p(native.jaxq8_native_type_info()))
+    jax.ffi.register_ffi_type(
+        "jaxq8_region_state", {"type_id": type_id, "type_info": type_info}, platform="cpu"
+    )
     stages = {
         "instantiate": jax.ffi.pycapsule(native.jaxq8_native_instantiate),
         "execute": jax.ffi.pycapsule(native.jaxq8_native_execute),

@@ -82,8 +82,10 @@ class Checker {
       Require(t.rank == s.rank && std::equal(s.dims, s.dims + s.rank, t.dims), "an output has other dimensions");
     }
     for (const Instruction& c : s.code) {
-      if (c.op == kStore) Require(At(s.outputs[static_cast<size_t>(c.a)]).dtype == Dtype::kF32, "STORE to an output that is not float32");
-      if (c.op == kEncode) Require(Eight(At(s.outputs[static_cast<size_t>(c.a)])), "ENCODE to an output that is not eight-bit");
+      if (c.op != kStore && c.op != kEncode) continue;
+      const Tensor& output = At(s.outputs[static_cast<size_t>(c.a)]);
+      Require(c.op == kEncode || output.dtype == Dtype::kF32, "STORE to an output that is not float32");
+      Require(c.op == kStore || Eight(output), "ENCODE to an output that is not eight-bit");
     }
   }
 

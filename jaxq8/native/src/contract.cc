@@ -92,8 +92,8 @@ class Contraction {
     if (s_.kind == 2) {
       const Desc desc = PackedWeights(ParseProblem(s_.problem.data(), s_.problem.size()));
       if (static_cast<int64_t>(desc.get_size()) != weights_.count()) {
-        throw ProgramError("the packed weights have " + std::to_string(weights_.count()) + " bytes, the layout of the problem has " +
-                           std::to_string(desc.get_size()));
+        throw ProgramError("the packed weights have " + std::to_string(weights_.count()) +
+                           " bytes, the layout of the problem has " + std::to_string(desc.get_size()));
       }
       return desc;
     }

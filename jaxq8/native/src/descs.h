@@ -57,7 +57,8 @@ struct Geometry {
     const auto kind = dnnl::prop_kind::forward_inference;
     const auto algorithm = dnnl::algorithm::convolution_direct;
     if (bias.get_ndims()) {
-      return dnnl::convolution_forward::primitive_desc(Engine(), kind, algorithm, src, weights, bias, dst, s, dilated, l, h, attr, true);
+      return dnnl::convolution_forward::primitive_desc(Engine(), kind, algorithm, src, weights, bias, dst, s, dilated, l, h, attr,
+                                                       true);
     }
     return dnnl::convolution_forward::primitive_desc(Engine(), kind, algorithm, src, weights, dst, s, dilated, l, h, attr, true);
   }

@@ -73,10 +73,12 @@ void Load(const Walk& walk, const uint8_t* base, int64_t begin, int64_t n, float
     const T* from = data + at;
     float* out = to + position;
     if (stride == 1) {
+#pragma GCC ivdep
       for (int64_t i = 0; i < piece; ++i) out[i] = static_cast<float>(from[i]);
     } else if (stride == 0) {
       std::fill(out, out + piece, static_cast<float>(*from));
     } else {
+#pragma GCC ivdep
       for (int64_t i = 0; i < piece; ++i) out[i] = static_cast<float>(from[i * stride]);
     }
   });
@@ -91,37 +93,46 @@ void LoadAny(const Walk& walk, const uint8_t* base, int64_t begin, int64_t n, fl
   }
 }
 
+// The item that is stored for a number: itself, or its code.
 template <typename T>
-T CodeOf(float x) {
-  constexpr float least = std::is_signed_v<T> ? -128.f : 0.f, most = std::is_signed_v<T> ? 127.f : 255.f;
-  x = x > least ? x : least;  // and NaN
-  x = x < most ? x : most;
-  return static_cast<T>(BitsOf(x + kRounder));  // the low byte is that of the integer, in two's complement
+inline T ItemOf(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+  } else {
+    constexpr float least = std::is_signed_v<T> ? -128.f : 0.f, most = std::is_signed_v<T> ? 127.f : 255.f;
+    x = x > least ? x : least;  // and NaN
+    x = x < most ? x : most;
+    return static_cast<T>(BitsOf(x + kRounder));  // the low byte is that of the integer, in two's complement
+  }
 }
 
-float Same(float x) { return x; }
-
-template <typename T, typename F>
-void Store(const Walk& walk, uint8_t* base, int64_t begin, int64_t n, const float* from, const F& convert) {
+template <typename T>
+void Store(const Walk& walk, uint8_t* base, int64_t begin, int64_t n, const float* from) {
   T* data = reinterpret_cast<T*>(base);
   walk.Rows(begin, n, [&](int64_t at, int64_t stride, int64_t position, int64_t piece) {
     T* out = data + at;
     const float* in = from + position;
     if (stride == 1) {
-      for (int64_t i = 0; i < piece; ++i) out[i] = convert(in[i]);
+#pragma GCC ivdep
+      for (int64_t i = 0; i < piece; ++i) out[i] = ItemOf<T>(in[i]);
     } else {
-      for (int64_t i = 0; i < piece; ++i) out[i * stride] = convert(in[i]);
+#pragma GCC ivdep
+      for (int64_t i = 0; i < piece; ++i) out[i * stride] = ItemOf<T>(in[i]);
     }
   });
 }
 
+// Registers are one after another in memory and either the same or apart: `ivdep` tells the compiler that no element depends on
+// another one, which it would have to find out each time.
 template <typename F>
 inline void One(float* a, const float* b, int64_t n, const F& f) {
+#pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) a[i] = f(b[i]);
 }
 
 template <typename F>
 inline void Two(float* a, const float* b, const float* c, int64_t n, const F& f) {
+#pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) a[i] = f(b[i], c[i]);
 }
 
@@ -138,10 +149,10 @@ void Compute(const Instruction& code, Register* r, int64_t n) {
     case kMin: Two(a, b, c, n, [](float x, float y) { return x < y || x != x ? x : y; }); break;
     case kNeg: One(a, b, n, [](float x) { return -x; }); break;
     case kAbs: One(a, b, n, [](float x) { return std::fabs(x); }); break;
-    case kExp: One(a, b, n, Exp); break;
-    case kLogistic: One(a, b, n, Logistic); break;
-    case kTanh: One(a, b, n, Tanh); break;
-    case kErf: One(a, b, n, Erf); break;
+    case kExp: One(a, b, n, [](float x) { return Exp(x); }); break;
+    case kLogistic: One(a, b, n, [](float x) { return Logistic(x); }); break;
+    case kTanh: One(a, b, n, [](float x) { return Tanh(x); }); break;
+    case kErf: One(a, b, n, [](float x) { return Erf(x); }); break;
     case kSqrt: One(a, b, n, [](float x) { return std::sqrt(x); }); break;
     case kRsqrt: One(a, b, n, [](float x) { return 1.f / std::sqrt(x); }); break;
     case kNanIf: Two(a, b, c, n, [](float x, float y) { return x != x ? x : y; }); break;
@@ -186,9 +197,9 @@ class ElementwiseAction final : public Action {
       const Walk& walk = outputs_[static_cast<size_t>(c.a)];
       uint8_t* to = call.At(walk.tensor);
       switch (walk.tensor.dtype) {
-        case Dtype::kU8: return Store<uint8_t>(walk, to, first, n, r[c.b], CodeOf<uint8_t>);
-        case Dtype::kS8: return Store<int8_t>(walk, to, first, n, r[c.b], CodeOf<int8_t>);
-        default: return Store<float>(walk, to, first, n, r[c.b], Same);
+        case Dtype::kU8: return Store<uint8_t>(walk, to, first, n, r[c.b]);
+        case Dtype::kS8: return Store<int8_t>(walk, to, first, n, r[c.b]);
+        default: return Store<float>(walk, to, first, n, r[c.b]);
       }
     } else {
       Compute(c, r, n);

@@ -68,8 +68,7 @@ struct Collector {
 
 // contract.cc
 void CollectContract(Collector& collector, const Contract& step);
-// problem.cc: the descriptor of the packed weights of a problem, and the words that tell it.
+// problem.cc: the descriptor of a problem's packed weights.
 dnnl::memory::desc PackedWeights(const Problem& problem);
-std::vector<int64_t> LayoutWords(const Problem& problem);
 
 }  // namespace jaxq8

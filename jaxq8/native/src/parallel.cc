@@ -57,7 +57,7 @@ void AfterForkInChild() {
   pthread_mutex_unlock(&mutex);
 }
 
-const int registered = pthread_atfork([] { pthread_mutex_lock(&mutex); }, [] { pthread_mutex_unlock(&mutex); }, AfterForkInChild);
+[[maybe_unused]] const int registered = pthread_atfork([] { pthread_mutex_lock(&mutex); }, [] { pthread_mutex_unlock(&mutex); }, AfterForkInChild);
 
 struct Ranges {
   int64_t n;
@@ -77,7 +77,7 @@ void RunPart(void* data) {
 void Lock() { pthread_mutex_lock(&mutex); }
 void Unlock() { pthread_mutex_unlock(&mutex); }
 
-int64_t Forks() { return forks.load(std::memory_order_relaxed) + (registered ? 1 : 0); }
+int64_t Forks() { return forks.load(std::memory_order_relaxed); }
 
 int Threads() {
   if (Forks() || !Runtime().there() || Runtime().inside()) return 1;

@@ -1,5 +1,6 @@
 // The layout that oneDNN chooses for the weights of a problem.
 #include "descs.h"
+#include "region.h"
 
 namespace jaxq8 {
 namespace {

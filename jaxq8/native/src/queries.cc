@@ -1,6 +1,8 @@
 // The C functions for ctypes: each returns 0, or an error code with its text in jaxq8_native_error().
+#include <algorithm>
 #include <cstring>
 
+#include "oneapi/dnnl/dnnl.h"
 #include "parallel.h"
 #include "region.h"
 
@@ -50,7 +52,8 @@ int jaxq8_native_describe(char* out, int64_t capacity) {
     const dnnl_version_t* v = dnnl_version();
     const std::string text = "{\"onednn\": \"" + std::to_string(v->major) + "." + std::to_string(v->minor) + "." +
                              std::to_string(v->patch) + "\", \"isa\": \"" + IsaName() +
-                             "\", \"runtime\": " + std::to_string(v->cpu_runtime) + ", \"threads\": " + std::to_string(jaxq8::Threads()) + "}";
+                             "\", \"runtime\": " + std::to_string(v->cpu_runtime) +
+                             ", \"threads\": " + std::to_string(jaxq8::Threads()) + "}";
     Write(text, out, capacity);
   });
 }

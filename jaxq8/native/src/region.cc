@@ -1,5 +1,6 @@
 #include "region.h"
 
+#include "onednn.h"
 #include "parallel.h"
 
 namespace jaxq8 {
@@ -9,7 +10,9 @@ constexpr size_t kMostFreeLanes = 4;  // more calls than that at once are rare, 
 
 }  // namespace
 
-Region::Region(const Program& program) : arena_bytes_((program.arena_bytes + 63) / 64 * 64), threads_(Threads()), forks_(Forks()) {
+Region::Region(const Program& program)
+    : arena_bytes_((program.arena_bytes + 63) / 64 * 64), threads_(Threads()), forks_(Forks()) {
+  const auto tensor = [&](int id) -> const Tensor& { return program.tensors[static_cast<size_t>(id)]; };
   const ThreadsScope scope(threads_);
   Collector collector{program, {}, 0, 0, 0};
   for (size_t i = 0; i < program.steps.size(); ++i) {
@@ -22,7 +25,7 @@ Region::Region(const Program& program) : arena_bytes_((program.arena_bytes + 63)
       } else if (const auto* elementwise = std::get_if<Elementwise>(&step)) {
         collector.actions.push_back(MakeElementwise(program, *elementwise));
       } else if (const auto* copy = std::get_if<Copy>(&step)) {
-        collector.actions.push_back(MakeCopy(program.tensors[static_cast<size_t>(copy->src)], program.tensors[static_cast<size_t>(copy->dst)]));
+        collector.actions.push_back(MakeCopy(tensor(copy->src), tensor(copy->dst)));
       } else if (const auto* fill = std::get_if<Fill>(&step)) {
         collector.actions.push_back(MakeFill(program, *fill));
       } else {

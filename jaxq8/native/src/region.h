@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "onednn.h"
+#include "action.h"
 
 namespace jaxq8 {
 
@@ -23,7 +23,6 @@ class Region {
   std::unique_ptr<Lane> Take();
   void GiveBack(std::unique_ptr<Lane> lane);
   Call CallOf(Lane& lane, uint8_t* const* buffers) const;
-  std::string StepName(size_t action) const;
 
   Actions actions_;
   std::vector<int> steps_;           // of each action
@@ -33,5 +32,8 @@ class Region {
   int64_t forks_;
   std::vector<std::unique_ptr<Lane>> free_;
 };
+
+// problem.cc: the words that tell the layout of a problem's packed weights.
+std::vector<int64_t> LayoutWords(const Problem& problem);
 
 }  // namespace jaxq8
