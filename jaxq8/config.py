@@ -14,7 +14,7 @@ from jaxq8.numerics.rounding import RoundingFunction, get_rounding
 from jaxq8.numerics.spec import Spec
 
 MODES = ("eightbit", "weights", "weights_rounded", "round", "simulate", "off")
-KERNELS = ("auto", "xla", "reference", "simulate")
+KERNELS = ("auto", "xla", "native", "reference", "simulate")
 NONFINITE = ("propagate", "saturate")
 
 WEIGHTS = Spec(symmetric=True, granularity="channel")
@@ -40,7 +40,9 @@ class Config:
       overrides: ``((pattern, changes), ...)``. A pattern is a glob over site names, or ``op:dot``, ``op:conv``, ...; the
         changes are other values of mode, weights, activations, rounding, kernels, nonfinite or attention for the sites that
         match. Later entries win.
-      kernels: "auto" (float where eight bits do not pay), "xla" (eight bits everywhere), "reference", or "simulate".
+      kernels: "auto" (float where eight bits do not pay, and native regions of two or more contractions where weights are
+        packed by `pack`), "xla" (eight bits everywhere, no native regions), "native" (eight bits everywhere, and native regions
+        of any size where weights are packed), "reference", or "simulate".
       nonfinite: What NaN or infinity in the data does: "propagate" (the results are NaN, as in float) or "saturate"
         (infinities clip to the ends of the range of the finite values, NaN becomes zero).
       attention: Also quantize batched products of two activations (the scores and weighted sums of attention). They stay in

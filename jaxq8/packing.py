@@ -21,6 +21,7 @@ from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Range, Ranges
 from jaxq8.plan import Recorder
+from jaxq8.regions.candidates import LEAST_CONTRACTIONS
 from jaxq8.regions.collect import packable, traced
 from jaxq8.regions.weights import Packable
 
@@ -86,9 +87,10 @@ def _found(call: Call, config: Config, ranges: Ranges) -> dict[int, Packable]:
             given[i] = dataclasses.replace(q, values=values[i])
         return evaluate_leaves(call, call.consts, given, run)
 
-    jaxpr, consts = traced(evaluated, {i: q.values for i, q in codes.items()})
+    least = 1 if config.kernels == "native" else LEAST_CONTRACTIONS
+    jaxpr, _ = traced(evaluated, {i: q.values for i, q in codes.items()})
     variables = dict(zip(jaxpr.invars, sorted(codes), strict=True))
-    return {variables[v]: how for v, how in packable(jaxpr, consts).items() if v in variables}
+    return {variables[v]: how for v, how in packable(jaxpr, least).items() if v in variables}
 
 
 def accepts(isa: str, problem: tuple[int, ...], layout: PackedLayout) -> bool:

@@ -197,9 +197,10 @@ def unprofitable(form: Form) -> str | None:
 
 
 def select(form: Form, policy: str) -> Choice:
-    """Chooses kernel and form by a policy: "auto" (float where eight bits are not faster), "xla", "reference" or "simulate"."""
+    """Chooses kernel and form by a policy: "auto" (float if that is faster), "xla", "native", "reference", "simulate"."""
     if policy == "simulate":
         return Choice("simulate", "float32", "asked for")
+    policy = "xla" if policy == "native" else policy  # what is in no native region runs in these forms
     if form.terms > MAXIMUM_TERMS:
         return Choice("float", reason=f"{form.terms} terms can overflow an int32 accumulator")
     if policy == "reference":

@@ -75,12 +75,13 @@ def is_small(atom: Any) -> bool:
     return size <= SMALL and size in (1, *shape[-1:])
 
 
-def found(eqns: Sequence[Any], is_native: Callable[[int], bool]) -> tuple[list[Group], Levels]:
+def found(eqns: Sequence[Any], is_native: Callable[[int], bool], least: int) -> tuple[list[Group], Levels]:
     """The groups of equations that run natively, and the levels of all equations.
 
     Args:
       eqns: The equations of the program.
       is_native: Whether the contraction at a position has a native step.
+      least: How many contractions a group has at least.
     """
     maker: dict[Any, int] = {}
     candidate = [False] * len(eqns)
@@ -102,7 +103,7 @@ def found(eqns: Sequence[Any], is_native: Callable[[int], bool]) -> tuple[list[G
     merged: dict[int, list[int]] = {}
     for group in _connected(eqns, maker, candidate, levels):
         kept = _without_tails(group, eqns, readers)
-        if sum(eqns[i].primitive is contraction.primitive for i in kept) >= LEAST_CONTRACTIONS:
+        if sum(eqns[i].primitive is contraction.primitive for i in kept) >= least:
             merged.setdefault(levels[group[0]], []).extend(kept)
     groups = [Group(level, tuple(sorted(members))) for level, members in merged.items()]
     return groups, Levels(levels, candidate)

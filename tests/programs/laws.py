@@ -173,6 +173,26 @@ def _blocks(t: Trial) -> list[str] | None:
     return t.differences(t.fast, blocks)
 
 
+@law("native", 4)
+def _native(t: Trial) -> list[str] | None:
+    """Native regions compute what XLA's forms do, and lose no NaN."""
+    if t.ranges is None or not t.p or not q8.native_status().available:
+        return None
+    config = t.settings.config("native")
+    encoded = q8.quantize_weights(t.f, t.p, t.x, config=config)
+    packed = q8.pack(t.f, encoded, t.x, config=config, ranges=t.ranges)
+    leaves = jax.tree.leaves(packed, is_leaf=lambda leaf: isinstance(leaf, q8.PackedTensor))
+    if not any(isinstance(leaf, q8.PackedTensor) for leaf in leaves):
+        return None
+    run = jax.jit(t.quantized("native"), compiler_options=QUICK)
+    found = t.differences(flat(run(packed, t.x)), t.fast)
+    x = jax.tree.map(lambda a: np.full_like(a, np.nan), t.x)
+    for i, (other, own) in enumerate(zip(flat(t.compiled()(t.p, x)), flat(run(packed, x)), strict=True)):
+        if (np.isnan(other) & ~np.isnan(own)).any():
+            found.append(f"output {i}: NaN is lost")
+    return found
+
+
 @law("gradient", 2)
 def _gradient(t: Trial) -> list[str] | None:
     """The derivative is that of the simulation, and near that of float."""
