@@ -26,8 +26,10 @@ from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Recorder
-from jaxq8.regions.collect import in_regions
-from jaxq8.regions.native_call import is_usable
+from jaxq8.plan_native import NOTHING_PACKED
+from jaxq8.regions.collect import Collected, in_regions
+from jaxq8.regions.native_call import is_usable, may_be_usable, why_not_usable
+from jaxq8.regions.notes import native_regions
 
 assert rules  # importing them is what registers them
 
@@ -41,8 +43,17 @@ def evaluate_call(
         config, ranges, call.analyse(config), recorder, repeats=repeats, probe=probe or Probe(), exact=exact
     )
     ranges.check_sites(_range_names(run.analysis))
-    if probe is None and exact is None and runs_natively(config, leaves):
-        return in_regions(lambda: evaluate_leaves(call, leaves, run), recorder.add_regions)
+    if probe is not None or exact is not None:
+        return evaluate_leaves(call, leaves, run)
+    native = runs_natively(config, leaves)
+
+    def record(program: Collected | None) -> None:
+        recorder.native = native_regions(program) if program else ()
+        recorder.not_native = "" if recorder.native else _why_not_native(config, leaves, ranges)
+
+    if native:
+        return in_regions(lambda: evaluate_leaves(call, leaves, run), record)
+    record(None)
     return evaluate_leaves(call, leaves, run)
 
 
@@ -62,8 +73,30 @@ def evaluate_leaves(call: Call, leaves: Sequence[Any], run: Run) -> list[Any]:
 
 def runs_natively(config: Config, leaves: Sequence[Any]) -> bool:
     """Whether connected operations may run in native calls: some weights are packed, and programs run on CPU."""
-    packed = any(isinstance(leaf, PackedTensor) for leaf in leaves)
-    return packed and config.kernels == "auto" and config.mode == "eightbit" and is_usable()
+    return _is_packed(leaves) and not _setting_against(config) and is_usable()
+
+
+def _is_packed(leaves: Sequence[Any]) -> bool:
+    return any(isinstance(leaf, PackedTensor) for leaf in leaves)
+
+
+def _setting_against(config: Config) -> str:
+    """The setting that keeps a function from running natively, as text."""
+    settings = (("kernels", config.kernels, "auto"), ("mode", config.mode, "eightbit"))
+    return ", ".join(f"{name}={found!r}" for name, found, wanted in settings if found != wanted)
+
+
+def _why_not_native(config: Config, leaves: Sequence[Any], ranges: Ranges) -> str:
+    """Why a function that runs now has no native regions; empty where there is nothing that a user might miss."""
+    against = _setting_against(config)
+    if not _is_packed(leaves):
+        # Only where packing would help: what is known of it without compiling anything.
+        return NOTHING_PACKED if ranges and not against and may_be_usable() else ""
+    if against:
+        return f"Config({against})"
+    if not is_usable():
+        return why_not_usable()
+    return "no two connected contractions with packed weights have ranges that are known before the run"
 
 
 def evaluate_in_parts(

@@ -47,6 +47,16 @@ def status() -> Status:
     return _loaded()[0]
 
 
+@functools.cache
+def is_installed() -> bool:
+    """Whether there is a oneDNN that may be used here; unlike `status` this compiles nothing."""
+    try:
+        _find()
+    except NativeError:
+        return False
+    return True
+
+
 def loaded() -> ctypes.CDLL:
     """The loaded extension.
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxq8.kernels import barred
 from jaxq8.native import calls, library
 from jaxq8.regions.program import Program
 
@@ -32,4 +33,16 @@ def _function(program: Program) -> Any:
 
 def is_usable() -> bool:
     """Whether programs that are traced now can make native calls: they run on CPU, and the library is there."""
-    return jax.default_backend() == "cpu" and library.status().available
+    return not why_not_usable()
+
+
+def why_not_usable() -> str:
+    """Why programs that are traced now cannot make native calls; empty if they can. The first call may compile."""
+    if jax.default_backend() != "cpu":
+        return f"programs run on {jax.default_backend()}"
+    return barred.BARRED if barred.is_barred("region") else library.status().reason
+
+
+def may_be_usable() -> bool:
+    """Whether native calls are possible as far as can be told without compiling the extension."""
+    return jax.default_backend() == "cpu" and not barred.is_barred("region") and library.is_installed()
