@@ -31,6 +31,11 @@ def _function(program: Program) -> Any:
     return run
 
 
+def is_there() -> bool:
+    """Whether native calls can be made here at all, also if they are barred."""
+    return jax.default_backend() == "cpu" and library.status().available
+
+
 def is_usable() -> bool:
     """Whether programs that are traced now can make native calls: they run on CPU, and the library is there."""
     return not why_not_usable()
