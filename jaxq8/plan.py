@@ -139,9 +139,7 @@ class Recorder:
         for record in self._records.values():
             held, real = weights.pop(record.name, (0, 0))
             kernel = native.get(record.name, record.kernel) if record.macs else record.kernel
-            records.append(
-                dataclasses.replace(record, kernel=kernel, weight_bytes=held, float_bytes=real)
-            )
+            records.append(dataclasses.replace(record, kernel=kernel, weight_bytes=held, float_bytes=real))
         return Plan(tuple(records), tuple(unused), self.blocks, self.native, self.not_native)
 
 

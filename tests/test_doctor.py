@@ -67,7 +67,12 @@ def test_what_runs_native_regions_or_why_nothing_does(capsys, monkeypatch, avail
     assert "somebody" not in text
     expected = {"available": False, "why not": "oneDNN <path> cannot be loaded"}
     if available:
-        expected = {"available": True, "library": "oneDNN 3.2.0", "instruction set": "AVX512_CORE_AMX", "threads": 2}
+        expected = {
+            "available": True,
+            "library": "oneDNN 3.2.0",
+            "instruction set": "AVX512_CORE_AMX",
+            "threads": 2,
+        }
     assert json.loads(text)["native regions"] == expected
 
 

@@ -13,8 +13,8 @@ import pytest
 
 import jaxq8 as q8
 from jaxq8.analysis.sites import OPERATIONS
-from jaxq8.plan_native import NOTHING_PACKED, NativeRegion
 from jaxq8.display.text_table import table
+from jaxq8.plan_native import NOTHING_PACKED, NativeRegion
 from tests.small import ALWAYS, PAIR, X
 from tests.zoo import ZOO
 

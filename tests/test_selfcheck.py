@@ -90,9 +90,7 @@ def test_checks_of_regions_see_many_codes(case):
 def test_wrong_regions_are_found_and_barred(monkeypatch):
     monkeypatch.setattr(selfcheck, "CASES", {name: {} for name in CASES})
     real = region_checks.native_call.call
-    monkeypatch.setattr(
-        region_checks.native_call, "call", lambda *args: [array + 1 for array in real(*args)]
-    )
+    monkeypatch.setattr(region_checks.native_call, "call", lambda *args: [array + 1 for array in real(*args)])
     report = q8.selfcheck()
     assert report.failed == report.barred == ("region",)
     assert not native_call.is_usable()

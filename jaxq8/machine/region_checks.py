@@ -55,7 +55,7 @@ class _Net:
         layout = PackedLayout.from_words(calls.layout(problem))
         self._layouts[problem] = layout, spatial
         weights = self.given(layout.pack(to_logical(codes, groups if isinstance(form, ConvForm) else None)))
-        vectors = {}
+        vectors: dict[str, Any] = {}
         if self.builder.dtype(dst) != "int32":
             offset = self.numbers.integers(0, 800, made[-1:]) / 8
             vectors = {
@@ -116,7 +116,7 @@ def _products() -> _Net:
 
 def _residual() -> _Net:
     net = _Net()
-    half = net.given(np.float32([0.5]))
+    half = net.given(np.full(1, 0.5, np.float32))
     net.contract(
         net.data(2, 7, 7, 16), net.builder.result((2, 7, 7, 32), np.uint8), residual=net.data(2, 7, 7, 32),
         rescale=half, **_window(),
