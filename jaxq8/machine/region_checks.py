@@ -42,7 +42,9 @@ class _Net:
         """An argument of random codes."""
         return self.given(self.numbers.integers(0, 256, shape).astype(np.uint8))
 
-    def contract(self, src: int, dst: int, *, shift: int = 8, residual: int = NONE, rescale: int = NONE, **window: Any) -> int:  # fmt: skip
+    def contract(
+        self, src: int, dst: int, *, shift: int = 8, residual: int = NONE, rescale: int = NONE, **window: Any
+    ) -> None:
         """A contraction with random packed weights, and, unless `dst` is int32, with a multiplier of ``2**-shift``."""
         made, read = self.builder.shape(dst), self.builder.shape(src)
         step = Contract(src, NONE, dst, residual=residual, rescale=rescale, **window)
@@ -64,7 +66,6 @@ class _Net:
             }
         step = dataclasses.replace(step, weights=weights, problem=problem, **vectors)
         self.builder.steps.append(step)
-        return dst
 
     def results(self) -> tuple[Any, Any]:
         """The results as oneDNN and as pure JAX compute them, each as one vector."""
