@@ -7,7 +7,7 @@ import dataclasses
 import enum
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxq8.display.html.content import Page
@@ -124,7 +124,8 @@ class Recorder:
         self._weights: dict[str, tuple[int, int]] = {}
         self.blocks = 1
         self.native: tuple[NativeRegion, ...] = ()
-        self.not_native = ""
+        # Asked only if there is to be a plan, because the answer may need to look for a library.
+        self.why_not_native: Callable[[], str] = str
 
     def add(self, record: SiteRecord) -> None:
         self._records[record.name, record.op] = record
@@ -140,7 +141,8 @@ class Recorder:
             held, real = weights.pop(record.name, (0, 0))
             kernel = native.get(record.name, record.kernel) if record.macs else record.kernel
             records.append(dataclasses.replace(record, kernel=kernel, weight_bytes=held, float_bytes=real))
-        return Plan(tuple(records), tuple(unused), self.blocks, self.native, self.not_native)
+        reason = "" if self.native else self.why_not_native()
+        return Plan(tuple(records), tuple(unused), self.blocks, self.native, reason)
 
 
 @dataclasses.dataclass(frozen=True)

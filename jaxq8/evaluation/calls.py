@@ -45,15 +45,14 @@ def evaluate_call(
     ranges.check_sites(_range_names(run.analysis))
     if probe is not None or exact is not None:
         return evaluate_leaves(call, leaves, run)
-    native = runs_natively(config, leaves)
+    packed = _is_packed(leaves)
+    recorder.why_not_native = lambda: _why_not_native(config, packed, ranges)
 
-    def record(program: Collected | None) -> None:
-        recorder.native = native_regions(program) if program else ()
-        recorder.not_native = "" if recorder.native else _why_not_native(config, leaves, ranges)
+    def record(program: Collected) -> None:
+        recorder.native = native_regions(program)
 
-    if native:
+    if runs_natively(config, leaves):
         return in_regions(lambda: evaluate_leaves(call, leaves, run), record)
-    record(None)
     return evaluate_leaves(call, leaves, run)
 
 
@@ -86,10 +85,10 @@ def _setting_against(config: Config) -> str:
     return ", ".join(f"{name}={found!r}" for name, found, wanted in settings if found != wanted)
 
 
-def _why_not_native(config: Config, leaves: Sequence[Any], ranges: Ranges) -> str:
+def _why_not_native(config: Config, packed: bool, ranges: Ranges) -> str:
     """Why a function that runs now has no native regions; empty where there is nothing that a user might miss."""
     against = _setting_against(config)
-    if not _is_packed(leaves):
+    if not packed:
         # Only where packing would help: what is known of it without compiling anything.
         return NOTHING_PACKED if ranges and not against and may_be_usable() else ""
     if against:
