@@ -89,11 +89,11 @@ class NativeError(QuantizationError, RuntimeError):
     """Native regions are not there, or a region program is not one; the message says why.
 
     Example:
-      >>> from jaxq8.native import calls
-      >>> calls.layout([9])
-      Traceback (most recent call last):
-          ...
-      jaxq8.errors.NativeError: layout of (9,): n_spatial is 9, expected 0 to 3
+      >>> if not q8.native_status().available:  # then packing is refused
+      ...     try:
+      ...         q8.pack(model.apply, q_vars, images, ranges=ranges)
+      ...     except q8.NativeError as error:
+      ...         assert q8.native_status().reason in str(error)
     """
 
 

@@ -13,6 +13,7 @@ from jaxq8.config import Config
 from jaxq8.errors import NativeError, TensorError
 from jaxq8.evaluation.calls import evaluate_leaves
 from jaxq8.evaluation.interpreter import Run
+from jaxq8.evaluation.native_evaluation import least_contractions
 from jaxq8.native import calls, library
 from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.packed_here import set_acceptance
@@ -21,7 +22,6 @@ from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Range, Ranges
 from jaxq8.plan import Recorder
-from jaxq8.regions.candidates import LEAST_CONTRACTIONS
 from jaxq8.regions.collect import packable, traced
 from jaxq8.regions.weights import Packable
 
@@ -87,10 +87,11 @@ def _found(call: Call, config: Config, ranges: Ranges) -> dict[int, Packable]:
             given[i] = dataclasses.replace(q, values=values[i])
         return evaluate_leaves(call, call.consts, given, run)
 
-    least = 1 if config.kernels == "native" else LEAST_CONTRACTIONS
     jaxpr, _ = traced(evaluated, {i: q.values for i, q in codes.items()})
     variables = dict(zip(jaxpr.invars, sorted(codes), strict=True))
-    return {variables[v]: how for v, how in packable(jaxpr, least).items() if v in variables}
+    return {
+        variables[v]: how for v, how in packable(jaxpr, least_contractions(config)).items() if v in variables
+    }
 
 
 def accepts(isa: str, problem: tuple[int, ...], layout: PackedLayout) -> bool:

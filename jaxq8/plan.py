@@ -7,7 +7,7 @@ import dataclasses
 import enum
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxq8.display.html.content import Page
@@ -16,6 +16,7 @@ from jaxq8.display.html.page import write_page
 from jaxq8.display.html.photos import photos
 from jaxq8.display.text_table import table
 from jaxq8.errors import QuantizationError
+from jaxq8.plan_native import NativeRegion, kernel_texts, native_line
 from jaxq8.plan_page import plan_figures, plan_sites
 
 PLAN_VERSION = 1
@@ -122,11 +123,9 @@ class Recorder:
         self._records: dict[tuple[str, str], SiteRecord] = {}
         self._weights: dict[str, tuple[int, int]] = {}
         self.blocks = 1
-        self.native: list[str] = []
-
-    def add_regions(self, collected: Any) -> None:
-        """Notes the native regions of a program (`jaxq8.regions.collect.Collected`)."""
-        self.native = [str(region.program) for region in collected.regions]
+        self.native: tuple[NativeRegion, ...] = ()
+        # Asked only if there is to be a plan, because the answer may need to look for a library.
+        self.why_not_native: Callable[[], str] = str
 
     def add(self, record: SiteRecord) -> None:
         self._records[record.name, record.op] = record
@@ -136,12 +135,14 @@ class Recorder:
         self._weights[site] = (held, real)
 
     def plan(self, unused: Iterable[str] = ()) -> Plan:
-        weights = dict(self._weights)
+        weights, native = dict(self._weights), kernel_texts(self.native)
         records = []
         for record in self._records.values():
             held, real = weights.pop(record.name, (0, 0))
-            records.append(dataclasses.replace(record, weight_bytes=held, float_bytes=real))
-        return Plan(tuple(records), tuple(unused), self.blocks)
+            kernel = native.get(record.name, record.kernel) if record.macs else record.kernel
+            records.append(dataclasses.replace(record, kernel=kernel, weight_bytes=held, float_bytes=real))
+        reason = "" if self.native else self.why_not_native()
+        return Plan(tuple(records), tuple(unused), self.blocks, self.native, reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +154,8 @@ class Plan:
         had to leave eight bits.
       unused_overrides: Patterns of `Config.overrides` that matched no site.
       blocks: The number of blocks that a large batch runs in (`Config.batch_blocks`); shapes are those of one block.
+      native: A `NativeRegion` for each part that runs in one call into oneDNN, because its weights are packed (`pack`).
+      not_native: Why there is none; empty where nothing was packed and nothing could be.
 
     Example:
       >>> plan = q8.explain(model.apply, variables, images)
@@ -165,6 +168,8 @@ class Plan:
     sites: tuple[SiteRecord, ...]
     unused_overrides: tuple[str, ...] = ()
     blocks: int = 1
+    native: tuple[NativeRegion, ...] = ()
+    not_native: str = ""
 
     @property
     def macs(self) -> int:
@@ -233,11 +238,11 @@ class Plan:
 
     def __str__(self) -> str:
         sites = table(COLUMNS, self._rows())
-        return "\n".join([self.summary(), self._entered(), *self._warnings(), "", *sites, *self._unused()])
+        return "\n".join([*self._head(), "", *sites, *self._unused()])
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the lines of the text, and the first 40 sites of its table."""
-        lines = [self.summary(), self._entered(), *self._warnings(), *self._unused()]
+        lines = [*self._head(), *self._unused()]
         return fragment(lines, COLUMNS, self._rows())
 
     def html(
@@ -263,9 +268,15 @@ class Plan:
           >>> q8.explain(model.apply, variables, images).html("plan.html", title="SqueezeNet")
         """
         shown, unshown = photos("Plan.html", images, labels)
-        remarks = (self._entered(), *self._warnings(), *self._unused())
+        remarks = (*self._head()[1:], *self._unused())
         page = Page(title, plan_figures(self), remarks, plan_sites(self), shown, unshown)
         write_page("Plan.html", path, page)
+
+    def _head(self) -> list[str]:
+        """The lines above the table."""
+        contractions = sum(1 for site in self.sites if site.macs)
+        native = native_line(self.native, contractions, self.not_native)
+        return [self.summary(), self._entered(), *native, *self._warnings()]
 
     def _rows(self) -> list[tuple[str, ...]]:
         """The rows of the table: contractions first, among them those in float, then those with the most multiply-adds."""
@@ -307,6 +318,8 @@ class Plan:
             "blocks": self.blocks,
             "sites": [{**dataclasses.asdict(s), "reason": s.reason.name} for s in self.sites],
             "unused_overrides": self.unused_overrides,
+            "native": [dataclasses.asdict(region) for region in self.native],
+            "not_native": self.not_native,
         }
         return json.dumps(document, indent=1)
 
@@ -322,7 +335,10 @@ class Plan:
             if document["version"] != PLAN_VERSION:
                 raise ValueError(f"version {document['version']!r}")
             sites = tuple(_read_site(entry) for entry in document["sites"])
-            return cls(sites, tuple(document["unused_overrides"]), int(document["blocks"]))
+            # Documents that were written before there were native regions do not name them.
+            native = tuple(NativeRegion.read(entry) for entry in document.get("native", ()))
+            unused, reason = tuple(document["unused_overrides"]), str(document.get("not_native", ""))
+            return cls(sites, unused, int(document["blocks"]), native, reason)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise QuantizationError(
                 f"plan: not a document of Plan.to_json() version {PLAN_VERSION} ({error})"

@@ -87,7 +87,7 @@ def run_python() -> Callable[..., str]:
     """
 
     def run(code: str, xla_flags: str = "", **environment: str) -> str:
-        flags = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags}"
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags}".strip()
         env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **environment}
         command = [sys.executable, "-W", "error", "-c", code]
         done = subprocess.run(

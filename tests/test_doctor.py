@@ -26,6 +26,7 @@ PARTS = [
     "optional packages",
     "system",
     "processor",
+    "native regions",
     "devices",
     "variables",
     "example",
@@ -52,7 +53,27 @@ def test_the_self_check_is_in_it(capsys):
     check = json.loads(capsys.readouterr().out)["self-check"]
     assert check["ok"]
     assert set(check["forms used"]) <= set(barred.NAMES)
-    assert check["checks"] == len(barred.NAMES) + 1  # one case of each form; "encode" has two
+    # One case of each form; "encode" has two, and "region" none where there are no native regions.
+    assert check["checks"] == len(barred.NAMES) + q8.native_status().available
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_what_runs_native_regions_or_why_nothing_does(capsys, monkeypatch, available):
+    there = q8.NativeStatus(True, "", "3.2.0", "/home/somebody/lib/libdnnl.so.3", "AVX512_CORE_AMX", 2)
+    missing = q8.NativeStatus(False, "oneDNN /home/somebody/libdnnl.so.3 cannot be loaded")
+    monkeypatch.setattr(doctor.library, "status", lambda: there if available else missing)
+    assert main(["doctor", "--no-selfcheck", "--json"]) == 0  # nothing is wrong without them
+    text = capsys.readouterr().out
+    assert "somebody" not in text
+    expected = {"available": False, "why not": "oneDNN <path> cannot be loaded"}
+    if available:
+        expected = {
+            "available": True,
+            "library": "oneDNN 3.2.0",
+            "instruction set": "AVX512_CORE_AMX",
+            "threads": 2,
+        }
+    assert json.loads(text)["native regions"] == expected
 
 
 def test_what_is_wrong_is_told(capsys, monkeypatch):
@@ -77,6 +98,8 @@ def test_what_is_wrong_is_told(capsys, monkeypatch):
         ("JAXQ8_ASSETS", r"C:\Users\somebody\assets", "<path>"),
         ("JAX_PLATFORMS", "cpu,cuda", "cpu,cuda"),
         ("JAX_SECRET_TOKEN", "abc", "<hidden>"),
+        ("OMP_NUM_THREADS", "2", "2"),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI", "AVX512_CORE_VNNI"),
     ],
 )
 def test_neither_paths_nor_secrets_are_shown(monkeypatch, name, value, shown):

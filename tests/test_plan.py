@@ -14,12 +14,18 @@ import pytest
 import jaxq8 as q8
 from jaxq8.analysis.sites import OPERATIONS
 from jaxq8.display.text_table import table
+from jaxq8.plan_native import NOTHING_PACKED, NativeRegion
 from tests.small import ALWAYS, PAIR, X
 from tests.zoo import ZOO
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_cnn_plan.json"
 # What the golden plan fixes. Kernels and source lines depend on the processor and on where Flax is installed.
 FIELDS = ("name", "op", "eight_bit", "reason", "shapes", "weights", "activations", "range", "macs")
+
+
+needs_native = pytest.mark.skipif(
+    not q8.native_status().available, reason=f"no native regions: {q8.native_status().reason}"
+)
 
 
 def built(name: str, batch: int | None = None):
@@ -184,6 +190,100 @@ def test_tables_leave_out_empty_columns():
 def test_json_keeps_every_field(name):
     plan = dataclasses.replace(plan_of(name), unused_overrides=("a*", "op:b"))
     assert q8.Plan.from_json(plan.to_json()) == plan
+
+
+def test_json_keeps_native_regions(plan):
+    regions = (NativeRegion(("a:conv", "b:conv"), 7, ("the result",)), NativeRegion((), 1))
+    found = dataclasses.replace(plan, native=regions)
+    assert q8.Plan.from_json(found.to_json()) == found
+    none = dataclasses.replace(plan, not_native="no oneDNN")
+    assert q8.Plan.from_json(none.to_json()) == none
+
+
+def test_json_from_before_there_were_native_regions(plan):
+    document = json.loads(plan.to_json())
+    del document["native"], document["not_native"]
+    assert q8.Plan.from_json(json.dumps(document)) == plan
+
+
+def test_the_line_about_native_regions(plan):
+    def line(*regions: NativeRegion, reason: str = "") -> str:
+        return str(dataclasses.replace(plan, native=regions, not_native=reason)).splitlines()[2]
+
+    first, second = NativeRegion(("a", "b"), 9, ("exp",)), NativeRegion(("c", "d"), 3, ("exp", "the result"))
+    assert line(first) == "native: 1 region in one call, 2 of 6 contractions; ended by: exp"
+    both = "native: 2 regions in one call each, 4 of 6 contractions; ended by: exp (2), the result"
+    assert line(first, second) == both
+    assert line(reason="no oneDNN") == "native: none: no oneDNN"
+    assert not line().startswith("native")
+    assert str(first) == "2 contractions in 9 steps: a to b; ended by exp"
+
+
+def chain(v, x):
+    """Two contractions, a sort, which no region has a step for, and two contractions again."""
+    x = jax.nn.relu(jax.nn.relu(x @ v["a"]) @ v["b"])
+    return jax.nn.relu(jnp.sort(x) @ v["c"]) @ v["d"]
+
+
+CHAIN = {name: jax.random.normal(jax.random.key(i), (64, 64)) for i, name in enumerate("abcd")}
+ROWS = jax.random.normal(jax.random.key(9), (16, 64))
+STATIC = {"ranges": {f"{name}:dot": q8.Range(-4.0, 4.0) for name in "abcd"}, "config": q8.Config()}
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    return q8.quantize_weights(chain, CHAIN, ROWS)
+
+
+@needs_native
+def test_native_regions_are_in_the_plan(encoded):
+    packed = q8.pack(chain, encoded, ROWS, **STATIC)
+    plan = q8.explain(chain, packed, ROWS, **STATIC)
+    assert [region.sites for region in plan.native] == [("a:dot", "b:dot"), ("c:dot", "d:dot")]
+    assert [region.ended for region in plan.native] == [("sort",), ("the result",)]
+    assert all(region.steps >= region.contractions == 2 for region in plan.native)
+    assert [plan[f"{name}:dot"].kernel for name in "abcd"] == [f"native: region {n}" for n in (1, 1, 2, 2)]
+    assert "native: 2 regions in one call each, 4 of 4 contractions; ended by: sort, the result" in str(plan)
+    assert q8.Plan.from_json(plan.to_json()) == plan
+
+
+@needs_native
+def test_a_contraction_without_packed_weight_ends_a_region(encoded):
+    packed = q8.pack(chain, encoded, ROWS, **STATIC)
+    without = {**packed, "d": encoded["d"]}
+    plan = q8.explain(chain, without, ROWS, **STATIC)
+    assert [region.sites for region in plan.native] == [("a:dot", "b:dot")]
+    assert plan["d:dot"].kernel.startswith("xla")
+
+
+@needs_native
+def test_why_there_are_no_native_regions(encoded):
+    packed = q8.pack(chain, encoded, ROWS, **STATIC)
+    xla = q8.Config(kernels="xla")
+
+    def reason(variables, **settings) -> str:
+        return q8.explain(chain, variables, ROWS, **settings).not_native
+
+    assert reason(encoded, **STATIC) == NOTHING_PACKED
+    assert reason(encoded) == ""  # packing would change nothing
+    assert reason(encoded, ranges=STATIC["ranges"], config=xla) == ""
+    assert reason(packed, ranges=STATIC["ranges"], config=xla) == "Config(kernels='xla')"
+    alone = {**packed, "b": encoded["b"], "c": encoded["c"]}
+    assert reason(alone, **STATIC).startswith("no two connected contractions")
+    q8.bar_forms("region")
+    try:
+        assert reason(packed, **STATIC) == "barred by the self-check or JAXQ8_BARRED_FORMS"
+        assert reason(encoded, **STATIC) == ""
+    finally:
+        q8.bar_forms()
+
+
+def test_without_native_regions_a_plan_says_nothing_of_them(run_python):
+    code = (
+        "from tests.test_plan import *; q = q8.quantize_weights(chain, CHAIN, ROWS); "
+        "print('native' in str(q8.explain(chain, q, ROWS, **STATIC)))"
+    )
+    assert run_python(code, JAXQ8_NATIVE="off") == "False\n"
 
 
 def _change(text: str, **changes) -> str:

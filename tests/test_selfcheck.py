@@ -13,11 +13,18 @@ import pytest
 import jaxq8 as q8
 from jaxq8.cli import main
 from jaxq8.kernels import barred, select
-from jaxq8.machine import selfcheck
+from jaxq8.machine import region_checks, selfcheck
 from jaxq8.machine.selfcheck import CASES
+from jaxq8.regions import native_call
 from tests.small import normal, sqnr_db
 
 pytestmark = pytest.mark.compiled
+
+needs_native = pytest.mark.skipif(
+    not q8.native_status().available, reason=f"no native regions: {q8.native_status().reason}"
+)
+# Names of the forms that can be checked here.
+HERE = {name for name in barred.NAMES if name != "region" or q8.native_status().available}
 
 CONV = {"w": normal(3, 3, 32, 32) / 17}
 IMAGE = normal(1, 12, 12, 32)
@@ -54,7 +61,7 @@ def test_every_form_is_exact_here(report):
 
 def test_every_form_is_checked_and_used_in_some_case(report):
     assert set(CASES) == {entry.name for entry in select.FORMS}
-    assert {check.form for check in report.checks} == set(barred.NAMES) == set(report.used)
+    assert {check.form for check in report.checks} == HERE == set(report.used)
 
 
 def test_the_table_has_a_row_for_each_check(report):
@@ -62,6 +69,42 @@ def test_the_table_has_a_row_for_each_check(report):
     assert f"{len(report.checks)} checks on {report.processor}, cpu" in text
     assert "all forms are exact" in text
     assert len(text.splitlines()) == len(report.checks) + 5
+
+
+@needs_native
+def test_the_primitives_of_native_regions_are_checked(report):
+    found = [check.case for check in report.checks if check.form == "region"]
+    assert found == list(region_checks.CASES)
+
+
+@needs_native
+@pytest.mark.parametrize("case", region_checks.CASES)
+def test_checks_of_regions_see_many_codes(case):
+    """A check whose results are all clipped would find nothing."""
+    found, expected = region_checks.CASES[case]()
+    assert (found == expected).all()
+    assert len(np.unique(found)) > 100
+
+
+@needs_native
+def test_wrong_regions_are_found_and_barred(monkeypatch):
+    monkeypatch.setattr(selfcheck, "CASES", {name: {} for name in CASES})
+    real = region_checks.native_call.call
+    monkeypatch.setattr(region_checks.native_call, "call", lambda *args: [array + 1 for array in real(*args)])
+    report = q8.selfcheck()
+    assert report.failed == report.barred == ("region",)
+    assert not native_call.is_usable()
+    assert native_call.why_not_usable() == barred.BARRED
+    q8.bar_forms()
+    assert native_call.is_usable()
+
+
+def test_without_native_regions_nothing_is_checked_of_them(run_python):
+    code = (
+        "import jaxq8 as q8; from jaxq8.machine import selfcheck as s; s.CASES = {n: {} for n in s.CASES}; "
+        "r = q8.selfcheck(); print(r.ok, 'region' in r.used, q8.native_status().reason)"
+    )
+    assert run_python(code, JAXQ8_NATIVE="off") == "True False JAXQ8_NATIVE=off\n"
 
 
 def wrong(name: str, run) -> tuple[select.Candidate, ...]:

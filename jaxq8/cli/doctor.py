@@ -24,10 +24,14 @@ from jaxq8.display.numbers import size
 from jaxq8.kernels import processor
 from jaxq8.kernels.barred import barred_forms
 from jaxq8.machine.selfcheck import selfcheck
+from jaxq8.native import library
 from jaxq8.transform import quantize
 
 NEEDED = ("jax", "jaxlib", "flax", "numpy", "ml_dtypes", "optax", "safetensors", "tqdm", "flatbuffers")
-OPTIONAL = ("pillow", "matplotlib", "orbax-checkpoint", "argcomplete", "onnx", "onnxruntime", "qwix")
+OPTIONAL = (
+    "pillow", "matplotlib", "orbax-checkpoint", "argcomplete", "onednn-cpu-gomp", "onednn-devel-cpu-gomp", "onnx",
+    "onnxruntime", "qwix",
+)  # fmt: skip
 INSTRUCTIONS = (
     "avx2",
     "avx_vnni",
@@ -39,7 +43,7 @@ INSTRUCTIONS = (
     "i8mm",
     "sme",
 )
-PREFIXES = ("JAXQ8_", "JAX_")
+PREFIXES = ("JAXQ8_", "JAX_", "OMP_", "ONEDNN_")
 # The names alone tell what matters: a path says who works where, and a key opens doors.
 PATH = re.compile(r"(?<![\w.])(~|[A-Za-z]:)?[/\\][^\s,;:]*")
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL")
@@ -56,7 +60,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )  # fmt: skip
     shared.add_output_form(command)
     command.add_argument("--no-selfcheck", action="store_true",
-                         help="leave out the self-check, which compiles some 25 small programs")  # fmt: skip
+                         help="leave out the self-check, which compiles some 30 small programs")  # fmt: skip
     return command
 
 
@@ -84,6 +88,7 @@ def _parts(with_selfcheck: bool) -> Iterator[tuple[str, Any]]:
         "optional packages": lambda: {name: _version(name) for name in OPTIONAL},
         "system": platform.platform,
         "processor": _processor,
+        "native regions": _native,
         "devices": _devices,
         "variables": variables,
         "example": _example,
@@ -120,6 +125,19 @@ def _processor() -> dict[str, Any]:
     }
 
 
+def _native() -> dict[str, Any]:
+    """What runs native regions, or why there are none; the extension is compiled if it never was."""
+    status = library.status()
+    if not status.available:
+        return {"available": False, "why not": without_paths(status.reason)}
+    return {
+        "available": True,
+        "library": f"oneDNN {status.onednn}",
+        "instruction set": status.isa,
+        "threads": status.threads,
+    }
+
+
 def _devices() -> list[str]:
     kinds = Counter(f"{d.platform} ({d.device_kind})" for d in jax.devices())
     return [f"{count} x {kind}" for kind, count in kinds.items()]
@@ -134,7 +152,7 @@ def _memory() -> str | None:
 
 
 def variables() -> dict[str, str]:
-    """XLA_FLAGS and every JAX_* and JAXQ8_* variable of the environment, with ``<path>`` for paths and no secrets."""
+    """XLA_FLAGS and the variables of JAX, jaxq8, OpenMP and oneDNN, with ``<path>`` for paths and no secrets."""
     chosen = sorted(name for name in os.environ if name.startswith(PREFIXES) or name == "XLA_FLAGS")
     return {name: "<hidden>" if SECRET.search(name) else without_paths(os.environ[name]) for name in chosen}
 

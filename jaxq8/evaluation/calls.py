@@ -10,28 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8._compat import is_varying
 from jaxq8.analysis.arguments import as_array
 from jaxq8.analysis.batch_axis import same_on_block
 from jaxq8.analysis.sites import Analysis
 from jaxq8.analysis.traced_call import Call
 from jaxq8.config import Config
-from jaxq8.errors import NativeError
 from jaxq8.evaluation import rules
 from jaxq8.evaluation.batch_blocks import in_blocks
 from jaxq8.evaluation.interpreter import Run, evaluate
+from jaxq8.evaluation.native_evaluation import in_native_regions, runs_natively, why_not_native
 from jaxq8.evaluation.probes import Probe
 from jaxq8.evaluation.values import Array, Value, to_real
 from jaxq8.evaluation.weight_encoding import encode_leaves
-from jaxq8.native import library
 from jaxq8.numerics.codebook import as_codes
-from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Recorder
-from jaxq8.regions.candidates import LEAST_CONTRACTIONS
-from jaxq8.regions.collect import in_regions
-from jaxq8.regions.native_call import is_usable
 
 assert rules  # importing them is what registers them
 
@@ -45,12 +39,12 @@ def evaluate_call(
         config, ranges, call.analyse(config), recorder, repeats=repeats, probe=probe or Probe(), exact=exact
     )
     ranges.check_sites(_range_names(run.analysis))
-    if probe is None and exact is None and runs_natively(config, leaves):
+    if probe is not None or exact is not None:
+        return evaluate_leaves(call, call.consts, leaves, run)
+    recorder.why_not_native = lambda: why_not_native(config, leaves, ranges)
+    if runs_natively(config, leaves):
         inputs = (list(call.consts), list(leaves))
-        least = 1 if config.kernels == "native" else LEAST_CONTRACTIONS
-        return in_regions(
-            lambda x: evaluate_leaves(call, x[0], x[1], run), inputs, recorder.add_regions, least
-        )
+        return in_native_regions(lambda x: evaluate_leaves(call, x[0], x[1], run), inputs, config, recorder)
     return evaluate_leaves(call, call.consts, leaves, run)
 
 
@@ -66,21 +60,6 @@ def evaluate_leaves(call: Call, consts: Sequence[Any], leaves: Sequence[Any], ru
     ]
     outputs = evaluate(call.as_inputs, (), [*constants, *arguments], run, ())
     return [jnp.asarray(to_real(v), a.aval.dtype) for v, a in zip(outputs, call.jaxpr.outvars, strict=True)]
-
-
-def runs_natively(config: Config, leaves: Sequence[Any]) -> bool:
-    """Whether connected operations may run in native calls: some weights are packed, and programs run on CPU.
-
-    Inside of `jax.shard_map` that is so with ``check_vma=False``, because native calls keep no account of varying axes.
-    """
-    if config.kernels not in ("auto", "native") or config.mode != "eightbit":
-        return False
-    if config.kernels == "native" and not library.status().available:
-        raise NativeError(f"Config(kernels='native'): {library.status().reason}")
-    packed = any(isinstance(leaf, PackedTensor) for leaf in leaves)
-    if any(map(is_varying, jax.tree_util.tree_leaves(list(leaves)))):
-        return False
-    return packed and is_usable()
 
 
 def evaluate_in_parts(

@@ -13,6 +13,7 @@ VARIABLE = "JAXQ8_BARRED_FORMS"
 # The forms of contractions (`kernels.select.FORMS`), and the other places where a fast form replaces a plain one.
 NAMES = (
     "dot", "pointwise", "multiply-adds", "native", "patches", "blocks", "rows", "max_pool", "sum_pool", "weight_sum", "encode",
+    "region",
 )  # fmt: skip
 BARRED = f"barred by the self-check or {VARIABLE}"
 
@@ -25,7 +26,8 @@ def bar_forms(*names: str) -> None:
     Without names nothing is barred. The environment variable JAXQ8_BARRED_FORMS (names separated by commas) bars forms as well.
 
     Args:
-      *names: Names from the table that `jaxq8.machine.selfcheck` prints: "dot", "patches", ..., "encode".
+      *names: Names from the table that `jaxq8.machine.selfcheck` prints: "dot", "patches", ..., "encode", and "region" for
+        native regions.
 
     Raises:
       SpecError: A name is unknown; the message lists the known ones.

@@ -21,6 +21,8 @@ from jaxq8.kernels.forms import ConvForm, DotForm, Form
 from jaxq8.kernels.processor import capability
 from jaxq8.kernels.reference import plain
 from jaxq8.kernels.registry import weight_sum
+from jaxq8.machine import region_checks
+from jaxq8.regions.native_call import is_there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Check:
     """One form in one case.
 
     Attributes:
-      form: Name in the table of forms, or "max_pool", "sum_pool", "weight_sum", "encode".
+      form: Name in the table of forms, or "max_pool", "sum_pool", "weight_sum", "encode", or "region" for native regions.
       case: Description of what was computed.
       ok: Whether every integer was equal.
       used: Whether the planner takes this form for this case on this machine.
@@ -145,7 +147,7 @@ CASES: dict[str, dict[str, Form]] = {
 
 
 def selfcheck(*, bar: bool = True, quick: bool = False) -> SelfCheck:
-    """Compares every fast form with plain arithmetic on this machine.
+    """Compares every fast form with plain arithmetic on this machine, native regions included where there are any.
 
     Args:
       bar: Bar the forms that fail (`bar_forms`), so that functions traced afterwards in this process avoid them. Forms that
@@ -159,7 +161,8 @@ def selfcheck(*, bar: bool = True, quick: bool = False) -> SelfCheck:
     Example:
       >>> assert q8.selfcheck().ok
     """
-    checks = tuple(_contractions(1 if quick else None)) + tuple(_others())
+    most = 1 if quick else None
+    checks = (*_contractions(most), *_others(), *_regions(most))
     report = SelfCheck(checks, capability())
     if bar:
         barred.bar_forms(*dict.fromkeys((*barred.barred_forms(), *report.failed)))
@@ -209,12 +212,22 @@ def _others() -> Iterator[Check]:
         yield _check(name, case, not barred.is_barred(name), computed)
 
 
+def _regions(most: int | None = None) -> Iterator[Check]:
+    """The primitives of native regions, each in a small region; none where native regions are not available."""
+    if is_there():
+        for case, computed in itertools.islice(region_checks.CASES.items(), most):
+            yield _check("region", case, not barred.is_barred("region"), computed)
+
+
 def _pooled(pool: Any, combine: Any, border: int) -> tuple[Any, Any]:
     x, _ = codes(_conv(14, 32, 1, 1))
     sizes = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     window = dict(zip(("window", "strides", "padding"), sizes, strict=True))
     ones = {"base_dilation": (1,) * 4, "window_dilation": (1,) * 4}
-    found = jax.jit(lambda x: pool(x, jnp.uint8(border), **window, **ones))(x)
+    if pool is pooling.max_pool:
+        found = jax.jit(lambda x: pool(x, lowest=border, **window, **ones))(x)
+    else:
+        found = jax.jit(lambda x: pool(x, jnp.uint8(border), **window, **ones))(x)
     wide = jnp.pad(x.astype(jnp.int32), sizes[2], constant_values=border)
     return found, jax.lax.reduce_window(wide, np.int32(0), combine, sizes[0], sizes[1], "VALID")
 

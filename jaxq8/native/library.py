@@ -23,7 +23,7 @@ _SONAME = "libdnnl.so.3"
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Whether native regions run here.
+    """Whether native regions run here: what `native_status` returns.
 
     Attributes:
       available: Whether they do.
@@ -32,6 +32,10 @@ class Status:
       library: Where oneDNN is.
       isa: The instruction set that oneDNN uses.
       threads: How many threads a region has.
+
+    Example:
+      >>> q8.NativeStatus(False, reason="oneDNN is not installed; pip install jaxq8[native]").available
+      False
     """
 
     available: bool
@@ -43,8 +47,30 @@ class Status:
 
 
 def status() -> Status:
-    """Whether native regions run here; the first call compiles the extension if it is not in the cache."""
+    """Whether native regions run here, with which library, instruction set and threads, or why not.
+
+    The first call in a process looks for oneDNN, compiles the extension if it is not in the cache, and loads it. What it found
+    stays as it is for the process.
+
+    Returns:
+      A `NativeStatus`.
+
+    Example:
+      >>> status = q8.native_status()
+      >>> status.available == (status.reason == "") == (status.threads > 0)
+      True
+    """
     return _loaded()[0]
+
+
+@functools.cache
+def is_installed() -> bool:
+    """Whether there is a oneDNN that may be used here; unlike `status` this compiles nothing."""
+    try:
+        _find()
+    except NativeError:
+        return False
+    return True
 
 
 def loaded() -> ctypes.CDLL:

@@ -220,7 +220,7 @@ def _weight(eqn: Any, makers: Mapping[Any, Any]) -> Weight | None:
 
 def _alive(eqns: list[Equation], results: Sequence[Any]) -> list[Equation]:
     """The equations that the results depend on."""
-    needed, alive = set(v for v in results if not isinstance(v, Literal)), []
+    needed, alive = {v for v in results if not isinstance(v, Literal)}, []
     for eqn in reversed(eqns):
         if any(v in needed for v in eqn.outvars) or eqn.eqn.effects:
             alive.append(eqn)
@@ -230,7 +230,7 @@ def _alive(eqns: list[Equation], results: Sequence[Any]) -> list[Equation]:
 
 def _needed(units: Sequence[Equation | Region], results: Sequence[Any]) -> list[Equation | Region]:
     """The units that the results depend on: a packed weight need not be unpacked where a region reads its bytes."""
-    needed, kept = set(v for v in results if not isinstance(v, Literal)), []
+    needed, kept = {v for v in results if not isinstance(v, Literal)}, []
     for unit in reversed(units):
         made = [v for names in unit.outputs for v in names] if isinstance(unit, Region) else unit.outvars
         if not any(v in needed for v in made) and not (isinstance(unit, Equation) and unit.eqn.effects):

@@ -143,7 +143,8 @@ def linear(tree: Tree) -> Linear | None:
     if len(forms) != 2:
         return None
     first, second = forms
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     if tree.name in ("add", "sub"):
         return _summed(first, second if tree.name == "add" else _scaled(second, number(-1.0), False))
     if tree.name == "mul":

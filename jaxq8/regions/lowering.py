@@ -279,10 +279,8 @@ class _Lowering:
         numbers: dict[int, int] = {}
         inputs: list[int] = []
         for leaf in ex.leaves(tree):
-            if isinstance(leaf, ex.Known):
-                tensor = self.places.constant(leaf, leaf.shape)
-            else:
-                tensor = self._stored_leaf(leaf)
+            is_known = isinstance(leaf, ex.Known)
+            tensor = self.places.constant(leaf, leaf.shape) if is_known else self._stored_leaf(leaf)
             small = self.builder.shape(tensor)
             if flat:
                 tensor = self.builder.reshaped(self.places.dense(tensor), (math.prod(small),))

@@ -29,10 +29,12 @@ from jaxq8.analysis.inner_functions import (
 from jaxq8.analysis.scan_hoisting import parted
 from jaxq8.analysis.sites import operation
 from jaxq8.evaluation.interpreter import Context, evaluate, rule
+from jaxq8.evaluation.native_evaluation import in_native_regions
 from jaxq8.evaluation.probes import framed, shapes_seen
 from jaxq8.evaluation.values import Accumulator, Array, Broadcast, Value, is_quantized, to_real
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.rounding import straight_through
+from jaxq8.operations import is_collecting
 
 # Operations whose results have known bounds, which save the next encoding a measurement.
 BOUNDING = {primitives.max_p, primitives.min_p, primitives.clamp_p, primitives.logistic_p, primitives.tanh_p}
@@ -122,9 +124,14 @@ def _body(ctx: Context, index: int, dtypes: Sequence[Any], repeats: int = 1, par
         jaxpr = dataclasses.replace(part, constvars=jaxpr.constvars)
     inside = dataclasses.replace(ctx.run, repeats=ctx.run.repeats * repeats)
 
-    def run(*inputs: Any) -> list[Any]:
+    def evaluated(inputs: Any) -> list[Any]:
         results = evaluate(jaxpr, consts, [_as_value(x) for x in inputs], inside, ctx.inner(callee.key))
         return [jnp.asarray(to_real(r), d) for r, d in zip(results, dtypes, strict=True)]
+
+    def run(*inputs: Any) -> list[Any]:
+        if is_collecting():  # a body is a program of its own, which has regions of its own
+            return in_native_regions(evaluated, list(inputs), ctx.run.config, ctx.run.recorder)
+        return evaluated(inputs)
 
     return run
 
