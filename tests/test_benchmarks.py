@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from benchmarks import files, modes, picture, report, tracing
 from benchmarks.__main__ import main
 from benchmarks.contenders import CONTENDERS, Contender, UnavailableError
 from benchmarks.measure import Row, prepare_all, relative_error
-from benchmarks.models import MODELS
-from tests.zoo import TINY, ZOO
+from benchmarks.models import MODELS, Model
+from tests.zoo import TINY
 
-EXPORTED = [name for name in TINY if name not in ("tiny_nnx", "tiny_transposed")]
+EXPORTED = [name for name in TINY if name != "tiny_nnx"]
 
 
 def _row(contender, side, times, error=0.01):
@@ -81,16 +82,43 @@ def test_table_of_files():
     assert text.endswith("| q8 | cached | 0.0 | 24 (25) | 50 (51) | 1.3 | 300 |")
 
 
-def test_unknown_operation_is_named():
+class Sorting(nn.Module):
+    """An operation between layers that the exporter does not know."""
+
+    def __call__(self, x):
+        return jax.numpy.sort(x)
+
+
+class Cropping(nn.Module):
+    """A transposed convolution whose result is smaller than the padding SAME makes it."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.ConvTranspose(2, (3, 3), strides=(2, 2), padding="VALID")(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [(Sorting(), "no ONNX form for the JAX primitive sort"), (Cropping(), "only with padding SAME")],
+)
+def test_unknown_operation_is_named(module, text):
     pytest.importorskip("onnx")
     from benchmarks.onnx_export import UnsupportedModelError, export
 
-    entry = ZOO["tiny_transposed"]
-    _, variables, inputs = entry.build(jax.random.key(0))
-    with pytest.raises(
-        UnsupportedModelError, match="no ONNX form for the JAX primitive conv_general_dilated"
-    ):
-        export(entry.module, variables, inputs)
+    x = np.ones((1, 4, 4, 3), np.float32)
+    variables = module.init(jax.random.key(0), x)
+    with pytest.raises(UnsupportedModelError, match=text):
+        export(module, variables, (x,))
+
+
+@pytest.mark.parametrize(("kernel", "strides"), [(2, 2), (3, 2), (4, 2), (3, 1), (2, 3), (5, 3)])
+def test_transposed_convolution_is_exported(kernel, strides):
+    pytest.importorskip("onnxruntime")
+    module = nn.ConvTranspose(6, (kernel, 3), strides=(strides, 2))
+    x = np.random.default_rng(0).standard_normal((2, 5, 4, 3), np.float32)
+    variables = module.init(jax.random.key(0), x)
+    found = CONTENDERS["ort"].prepare(Model("up", module, variables, (x,), [])).outputs()
+    assert relative_error(found, [np.asarray(module.apply(variables, x))]) < 1e-5
 
 
 def test_command_writes_all_three_reports(tmp_path, capsys):
