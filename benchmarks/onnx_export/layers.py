@@ -75,7 +75,9 @@ def transposed_convolution(
     kernel = params["kernel"]
     rank = kernel.ndim - 2
     if layer.padding != "SAME" or layer.transpose_kernel or layer.kernel_dilation not in (None, 1):
-        raise UnsupportedLayerError("nn.ConvTranspose has an ONNX form here only with padding SAME, undilated")
+        raise UnsupportedLayerError(
+            "nn.ConvTranspose has an ONNX form here only with padding SAME, undilated"
+        )
     x, strides = graph.first(inputs[0]), _per_axis(layer.strides, rank)
     low, high, more = [], [], []
     for size, stride in zip(kernel.shape, strides, strict=False):
