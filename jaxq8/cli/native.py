@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxq8.cli.models import Model
-from jaxq8.cli.problems import foreign
+from jaxq8.cli.problems import Misuse, foreign
 from jaxq8.config import KERNELS, Config
 from jaxq8.errors import NativeError
 from jaxq8.native import library
@@ -30,9 +30,15 @@ def add_kernels(command: argparse.ArgumentParser) -> None:
 
 
 def with_kernels(model: Model, kernels: str | None) -> Model:
-    """A quantized model with other kernels; the model itself where none are given, and if it has no choice of them."""
-    if kernels is None or not model.quantized or model.exported is not None:
+    """A quantized model with other kernels, if some are given.
+
+    Raises:
+      Misuse: The model is float, or an exported program, which has its kernels.
+    """
+    if kernels is None:
         return model
+    if not model.quantized or model.exported is not None:
+        raise Misuse("--kernels chooses for the weights of a .q8; leave it out, or give a .q8 with --params")
     return dataclasses.replace(model, config=dataclasses.replace(model.config or Config(), kernels=kernels))
 
 
@@ -68,12 +74,15 @@ def packed(model: Model, inputs: Sequence[Any]) -> tuple[Model, str]:
     count = packed_weights(variables)
     if not count:
         return model, "no native regions: none of the weights suits them"
-    threads = f"{status.threads} thread{'' if status.threads == 1 else 's'}"
-    made = dataclasses.replace(model, variables=variables)
-    return made, (
-        f"native regions: {count} weight{'' if count == 1 else 's'} packed for oneDNN {status.onednn} ({status.isa}, {threads}); "
-        f"{OFF}"
+    text = (
+        f"native regions: {_counted(count, 'weight')} packed for oneDNN {status.onednn} "
+        f"({status.isa}, {_counted(status.threads, 'thread')}); {OFF}"
     )
+    return dataclasses.replace(model, variables=variables), text
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def packed_weights(variables: Any) -> int:
