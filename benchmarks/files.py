@@ -72,7 +72,9 @@ def made(name: str, folder: Path) -> dict[str, Path]:
     save_file({path_name(path): np.asarray(x, np.float32) for path, x in leaves}, files["float"])
     shapes = [f"--input-shape={','.join(map(str, x.shape))}:{x.dtype}" for x in inputs]
     for label, file, more in (
-        ("q8", "model.q8", []), ("q8 static", "static.q8", [f"--calibrate={folder / 'inputs.npz'}"]), ("4 bits", "four.q8", ["--bits=4"]), ("q8x", "model.q8x", ["--platforms=cpu"]),
+        ("q8", "model.q8", []),
+        ("q8 static", "static.q8", [f"--calibrate={folder / 'inputs.npz'}"]),
+        ("4 bits", "four.q8", ["--bits=4"]), ("q8x", "model.q8x", ["--platforms=cpu"]),
     ):  # fmt: skip
         files[label] = folder / file
         line = [

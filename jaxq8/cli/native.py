@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxq8.cli.models import Model
 from jaxq8.cli.problems import Misuse, foreign
@@ -63,12 +64,13 @@ def packed(model: Model, inputs: Sequence[Any]) -> tuple[Model, str]:
         return model, f"no native regions: {status.reason}"
     if not is_usable():
         return model, f"no native regions: they are for CPUs, and programs run on {jax.default_backend()}"
-    shapes = [jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for x in inputs]
     try:
         with foreign(
             f"tracing {model.name}", "check that --params, inputs and --keyword belong to this model"
         ):
-            variables = pack(model.fn, model.variables, *shapes, config=model.config, ranges=model.ranges)
+            variables = pack(
+                model.fn, model.variables, *map(jnp.asarray, inputs), config=model.config, ranges=model.ranges
+            )
     except NativeError as error:
         return model, f"no native regions: {error}"
     count = packed_weights(variables)

@@ -35,8 +35,8 @@ examples:
   jaxq8 run net.py:Net --params net.q8 --input x.npy --batch 8 --output y.npy
   jaxq8 run bert.q8x --text lines.txt --preprocess bert.py:tokens
 
-Programs are compiled on each start; JAX_COMPILATION_CACHE_DIR=DIR keeps them. The weights of a .q8 with static ranges are packed
-for native regions where there are some; --kernels xla or JAXQ8_NATIVE=off switches that off.
+Programs are compiled on each start; JAX_COMPILATION_CACHE_DIR=DIR keeps them. The weights of a .q8 with static ranges are
+packed for native regions where there are some; --kernels xla or JAXQ8_NATIVE=off switches that off.
 """
 
 
