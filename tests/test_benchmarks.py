@@ -322,7 +322,7 @@ def test_tables_are_written_into_a_document(tmp_path, capsys):
     assert native_tables.main([str(file), str(document)]) == 0
     assert document.read_text() == first
     assert native_tables.main([str(file)]) == 0
-    assert "| net | 8 | float32 |" in capsys.readouterr().out
+    assert "| net | 8 | ORT |" in capsys.readouterr().out
     document.write_text("nothing")
     assert native_tables.main([str(file), str(document)]) == 1
     assert "the document has no place for the tables" in capsys.readouterr().err

@@ -45,6 +45,14 @@ def net(variables, x):
 def load():
     return net, {"w": np.random.default_rng(0).standard_normal((3, 3, 3, 16), np.float32)}
 
+def deep(variables, x):
+    y = jax.lax.conv_general_dilated(x, variables["v"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return net(variables, jax.nn.relu(y))
+
+def two():
+    random = np.random.default_rng(0)
+    return deep, {k: random.standard_normal((3, 3, n, 16), np.float32) for k, n in (("v", 3), ("w", 16))}
+
 def prepare(texts):
     time.sleep(float(os.environ.get("SLOW", 0)))
     seeds = [int(text) for text in texts]
@@ -259,12 +267,12 @@ def static(made, tmp_path_factory):
     """A .q8 of the model with static ranges, and the inputs that they come from."""
     folder = tmp_path_factory.mktemp("static")
     np.save(folder / "x.npy", np.random.default_rng(3).standard_normal((8, 8, 8, 3), np.float32))
-    line = f"quantize {made}/net.py:load --input-shape 1,8,8,3 --calibrate {folder}/x.npy --output {folder}/s.q8 --quiet"
+    line = f"quantize {made}/net.py:two --input-shape 1,8,8,3 --calibrate {folder}/x.npy --output {folder}/s.q8 --quiet"
     assert main(line.split()) == 0
     return folder
 
 
-STATIC = "run net.py:load --params {0}/s.q8 --input {0}/x.npy --batch 4"
+STATIC = "run net.py:two --params {0}/s.q8 --input {0}/x.npy --batch 4"
 
 
 @needs_native
@@ -273,9 +281,9 @@ def test_weights_of_static_ranges_are_packed(at, static, call):
     status, out, err = call(f"{line} --output n.jsonl --json")
     assert status == 0
     assert re.search(
-        r"jaxq8 run: native regions: 1 weight packed for oneDNN 3\S* \(\S+, \d+ threads?\); ", err
+        r"jaxq8 run: native regions: 2 weights packed for oneDNN 3\S* \(\S+, \d+ threads?\); ", err
     )
-    assert json.loads(out)["native"].startswith("native regions: 1 weight packed")
+    assert json.loads(out)["native"].startswith("native regions: 2 weights packed")
     assert call(f"{line} --output n.npy --quiet")[2] == ""
     status, out, err = call(f"{line} --kernels xla --output x.npy")
     assert (status, "native" in err) == (0, False)
@@ -303,16 +311,16 @@ def test_kernels_are_for_weights_of_a_q8(at, call):
 
 @needs_native
 def test_bench_has_a_row_for_native_regions(at, static, call):
-    line = f"bench net.py:load --params {static}/s.q8 --input-shape 1,8,8,3 --rounds 1 --json"
+    line = f"bench net.py:two --params {static}/s.q8 --input-shape 1,8,8,3 --rounds 1 --json"
     status, out, err = call(line)
     assert status == 0
     assert [row["model"].partition(", ")[2].rpartition("/")[2] for row in json.loads(out)["rows"]] == [
         "s.q8",
         "s.q8, native",
     ]
-    assert "native regions: 1 weight packed" in err
+    assert "native regions: 2 weights packed" in err
     assert len(json.loads(call(f"{line} --kernels xla")[1])["rows"]) == 1
-    status, out, _ = call("bench net.py:load --input-shape 1,8,8,3 --rounds 1 --native --json --quiet")
+    status, out, _ = call("bench net.py:two --input-shape 1,8,8,3 --rounds 1 --native --json --quiet")
     names = [row["model"].partition(", ")[2] for row in json.loads(out)["rows"]]
     assert names == ["float", "eightbit", "eightbit, static", "eightbit, static, native"]
 
