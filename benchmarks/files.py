@@ -3,7 +3,7 @@
 For each model: the files, relative to the float32 safetensors; the resident memory that loading adds in a process of its own;
 and `jaxq8 run` on one input, from the start of the process to its end: compiling, and with the program from JAX's cache of
 compiled programs. The least of several rounds, taking turns. "q8 static" has static ranges: where there are native regions, its
-weights are packed and it runs natively.
+weights are packed, which counts as loading, and it runs natively.
 """
 
 from __future__ import annotations

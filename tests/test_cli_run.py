@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ import jaxq8 as q8
 from examples import assets
 from jaxq8.cli import main, photos
 from jaxq8.cli.inputs import InputError, stacked
-from jaxq8.native import library
 from tests.fidelity import SAME_ANSWERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,9 +28,6 @@ needs_demo = pytest.mark.skipif(
     not assets.is_installed("demo"), reason="run `make assets`: weights are missing"
 )
 needs_full = pytest.mark.skipif(not assets.is_installed("full"), reason="run `make assets`: data are missing")
-needs_native = pytest.mark.skipif(
-    not library.status().available, reason=f"no native regions: {library.status().reason}"
-)
 # A conv keeps one range for a whole batch, so results tell which examples were together.
 MODEL = """
 import os, time
@@ -44,14 +39,6 @@ def net(variables, x):
 
 def load():
     return net, {"w": np.random.default_rng(0).standard_normal((3, 3, 3, 16), np.float32)}
-
-def deep(variables, x):
-    y = jax.lax.conv_general_dilated(x, variables["v"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return net(variables, jax.nn.relu(y))
-
-def two():
-    random = np.random.default_rng(0)
-    return deep, {k: random.standard_normal((3, 3, n, 16), np.float32) for k, n in (("v", 3), ("w", 16))}
 
 def prepare(texts):
     time.sleep(float(os.environ.get("SLOW", 0)))
@@ -260,69 +247,6 @@ def test_a_program_for_one_batch(at, call):
     status, _, err = call("run three.q8x --input x.npy --batch 4")
     assert status == 2
     assert "three.q8x was exported for batches of 3; leave out --batch" in err
-
-
-@pytest.fixture(scope="module")
-def static(made, tmp_path_factory):
-    """A .q8 of the model with static ranges, and the inputs that they come from."""
-    folder = tmp_path_factory.mktemp("static")
-    np.save(folder / "x.npy", np.random.default_rng(3).standard_normal((8, 8, 8, 3), np.float32))
-    line = f"quantize {made}/net.py:two --input-shape 1,8,8,3 --calibrate {folder}/x.npy --output {folder}/s.q8 --quiet"
-    assert main(line.split()) == 0
-    return folder
-
-
-STATIC = "run net.py:two --params {0}/s.q8 --input {0}/x.npy --batch 4"
-
-
-@needs_native
-def test_weights_of_static_ranges_are_packed(at, static, call):
-    line = STATIC.format(static)
-    status, out, err = call(f"{line} --output n.jsonl --json")
-    assert status == 0
-    assert re.search(
-        r"jaxq8 run: native regions: 2 weights packed for oneDNN 3\S* \(\S+, \d+ threads?\); ", err
-    )
-    assert json.loads(out)["native"].startswith("native regions: 2 weights packed")
-    assert call(f"{line} --output n.npy --quiet")[2] == ""
-    status, out, err = call(f"{line} --kernels xla --output x.npy")
-    assert (status, "native" in err) == (0, False)
-    native, xla = np.load("n.npy"), np.load("x.npy")
-    np.testing.assert_allclose(native, xla, atol=1e-2 * np.abs(xla).max())
-    # Results of one backend are not continued by another.
-    status, _, err = call(f"{line} --kernels xla --output n.jsonl")
-    assert status == 1
-    assert "is of another model or of other options" in err
-
-
-def test_without_native_regions_the_reason_is_said(at, static, call, monkeypatch):
-    monkeypatch.setattr(library, "status", lambda: q8.NativeStatus(False, "JAXQ8_NATIVE=off"))
-    status, out, err = call(f"{STATIC.format(static)} --output n.jsonl --json")
-    assert status == 0
-    assert "jaxq8 run: no native regions: JAXQ8_NATIVE=off" in err
-    assert json.loads(out)["native"] == "no native regions: JAXQ8_NATIVE=off"
-
-
-def test_kernels_are_for_weights_of_a_q8(at, call):
-    status, _, err = call(f"{RUN} --kernels xla")
-    assert status == 2
-    assert "--kernels chooses for the weights of a .q8" in err
-
-
-@needs_native
-def test_bench_has_a_row_for_native_regions(at, static, call):
-    line = f"bench net.py:two --params {static}/s.q8 --input-shape 1,8,8,3 --rounds 1 --json"
-    status, out, err = call(line)
-    assert status == 0
-    assert [row["model"].partition(", ")[2].rpartition("/")[2] for row in json.loads(out)["rows"]] == [
-        "s.q8",
-        "s.q8, native",
-    ]
-    assert "native regions: 2 weights packed" in err
-    assert len(json.loads(call(f"{line} --kernels xla")[1])["rows"]) == 1
-    status, out, _ = call("bench net.py:two --input-shape 1,8,8,3 --rounds 1 --native --json --quiet")
-    names = [row["model"].partition(", ")[2] for row in json.loads(out)["rows"]]
-    assert names == ["float", "eightbit", "eightbit, static", "eightbit, static, native"]
 
 
 def test_photos_need_pillow(at, call, monkeypatch):
