@@ -59,7 +59,7 @@ native-asan: $(VENV)/.test  ## random and damaged native programs under AddressS
 
 # What differs between versions is JAX's interface: the pretrained models are left out, most random cases, and the files of tests
 # whose subject is not JAX (the command line, the format of files, learned rounding, published rows of numbers).
-NO_JAX := benchmarks browser cli cli_errors cli_lists cli_run codebook conformance_onnx conformance_tf differential docs docstrings \
+NO_JAX := benchmarks browser cli cli_errors cli_lists cli_native cli_run codebook conformance_onnx conformance_tf differential docs docstrings \
   doctor examples_data examples_programs examples_readers files flax_state generate html joins laboratory learned notebooks observers \
   operands outliers reconstruct \
   repairs rounding rounding_lab simulation tuning

@@ -2,7 +2,8 @@
 
 For each model: the files, relative to the float32 safetensors; the resident memory that loading adds in a process of its own;
 and `jaxq8 run` on one input, from the start of the process to its end: compiling, and with the program from JAX's cache of
-compiled programs. The least of several rounds, taking turns.
+compiled programs. The least of several rounds, taking turns. "q8 static" has static ranges: where there are native regions, its
+weights are packed, which counts as loading, and it runs natively.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import jaxq8 as q8
+from benchmarks import machine
 from benchmarks.models import REAL
 from jaxq8.analysis.arguments import path_name
 from jaxq8.cli import main as jaxq8_main
@@ -39,6 +41,7 @@ import ctypes, json, re, sys
 import jax, numpy as np
 import jaxq8 as q8
 from jaxq8.cli.models import attribute, load_model
+from jaxq8.cli.native import packed
 def memory(field):
     return 1024 * int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 name, params, inputs = sys.argv[1], sys.argv[2], np.load(sys.argv[3])
@@ -50,7 +53,7 @@ if params:
 ctypes.CDLL(None).malloc_trim(0)
 open("/proc/self/clear_refs", "w").write("5")  # resets the high-water mark
 before = memory("VmRSS")
-runner = load_model(name, params or None).runner()
+runner = packed(load_model(name, params or None), inputs)[0].runner()
 found = [memory("VmRSS") - before, memory("VmHWM") - before]
 for _ in range(2):
     jax.block_until_ready(runner(*inputs))
@@ -69,7 +72,9 @@ def made(name: str, folder: Path) -> dict[str, Path]:
     save_file({path_name(path): np.asarray(x, np.float32) for path, x in leaves}, files["float"])
     shapes = [f"--input-shape={','.join(map(str, x.shape))}:{x.dtype}" for x in inputs]
     for label, file, more in (
-        ("q8", "model.q8", []), ("4 bits", "four.q8", ["--bits=4"]), ("q8x", "model.q8x", ["--platforms=cpu"]),
+        ("q8", "model.q8", []),
+        ("q8 static", "static.q8", [f"--calibrate={folder / 'inputs.npz'}"]),
+        ("4 bits", "four.q8", ["--bits=4"]), ("q8x", "model.q8x", ["--platforms=cpu"]),
     ):  # fmt: skip
         files[label] = folder / file
         line = [
@@ -88,11 +93,10 @@ def made(name: str, folder: Path) -> dict[str, Path]:
 
 
 def ways(name: str, files: dict[str, Path]) -> dict[str, tuple[str, str]]:
-    """(model, its weights) of each way to run it."""
+    """(model, its weights) of each way to run it; "q8 static" runs natively where there are native regions."""
     module = MODULES[name]
-    return {
-        "float": (module, str(files["float"])), "q8": (module, str(files["q8"])), "q8x": (str(files["q8x"]), ""),
-    }  # fmt: skip
+    weights = {label: (module, str(files[label])) for label in ("float", "q8", "q8 static")}
+    return {**weights, "q8x": (str(files["q8x"]), "")}
 
 
 def environment(cache: Path | None) -> dict[str, str]:
@@ -150,7 +154,9 @@ def report(name: str, rounds: int) -> dict[str, Any]:
             for (way, kind), case in cases.items()
         ]  # fmt: skip
         sizes = {label: path.stat().st_size for label, path in files.items()}
-        return {"model": name, "jaxq8": q8.__version__, "bytes": sizes, "rows": rows}
+        return {
+            "model": name, "jaxq8": q8.__version__, "native": machine.native(), "bytes": sizes, "rows": rows,
+        }  # fmt: skip
 
 
 def show(found: dict[str, Any]) -> str:
@@ -158,7 +164,7 @@ def show(found: dict[str, Any]) -> str:
     size = found["bytes"]
     lines = [f"\n{found['model']}: float32 safetensors {size['float'] / 1e6:.2f} MB; .q8 of 8 bits "
              f"{size['q8'] / size['float']:.1%}, of 4 bits {size['4 bits'] / size['float']:.1%}; .q8x "
-             f"{size['q8x'] / size['float']:.1%}", "",
+             f"{size['q8x'] / size['float']:.1%}; native regions of \"q8 static\": {found['native']}", "",
              "| file | program | MB | loading adds, MB (peak) | running adds, MB (peak) | cold start, s | its peak, MB |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in found["rows"]:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from benchmarks.contenders import Contender, Prepared, UnavailableError
 from benchmarks.models import Model
+from benchmarks.regions import Regions
 
 PAUSE = 0.02  # seconds between bursts: thread pools of the one before spin for a while
 
@@ -24,6 +25,8 @@ class Row:
         relative_error: |y - y_float| / |y_float| of the first output; y_float is XLA's float32.
         peak_bytes: memory of a process of its own, above one with a tiny model; None if not measured.
         temporary_bytes: XLA's temporary buffer.
+        lower_seconds: of `compile_seconds`, lowering and compiling alone.
+        regions: the native regions: calls, contractions in them, contractions of the model.
     """
 
     model: str
@@ -37,6 +40,8 @@ class Row:
     compile_seconds: float
     temporary_bytes: int | None = None
     peak_bytes: int | None = None
+    lower_seconds: float | None = None
+    regions: Regions | None = None
 
     @property
     def minimum(self) -> float:
@@ -94,6 +99,8 @@ def compare(
             prepared.weight_bytes,
             prepared.compile_seconds,
             prepared.temporary_bytes,
+            lower_seconds=prepared.lower_seconds,
+            regions=prepared.regions,
         )
         for contender in contenders
         if (prepared := ready.get(contender.name)) is not None

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import native_tables
 from benchmarks.measure import Row
+from benchmarks.native_tables import grouped, table
 
-Group = tuple[str, int]
 FLOAT = "xla"
-
-
-def grouped(rows: Sequence[Row]) -> dict[Group, list[Row]]:
-    """The rows of each (model, batch), in order."""
-    return {
-        key: list(group) for key, group in itertools.groupby(rows, key=lambda row: (row.model, row.batch))
-    }
 
 
 def speedup(row: Row, rows: Sequence[Row]) -> float:
@@ -53,19 +46,15 @@ COLUMNS: dict[str, Callable[[Row, Sequence[Row]], str]] = {
     "peak MB": lambda row, _: _megabytes(row.peak_bytes),
     "XLA temp MB": lambda row, _: _megabytes(row.temporary_bytes),
     "compile s": lambda row, _: f"{row.compile_seconds:.1f}",
+    "native regions": lambda row, _: "" if row.regions is None else str(row.regions),
 }
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
 
 
 def model_table(rows: Sequence[Row]) -> str:
     """All columns for one model; columns in which nothing was measured are left out."""
     cells = {name: [column(row, rows) for row in rows] for name, column in COLUMNS.items()}
     cells = {name: column for name, column in cells.items() if any(column)}
-    return _table(list(cells), list(zip(*cells.values(), strict=True)))
+    return table(list(cells), list(zip(*cells.values(), strict=True)))
 
 
 def summary_table(rows: Sequence[Row]) -> str:
@@ -75,13 +64,13 @@ def summary_table(rows: Sequence[Row]) -> str:
     for (model, batch), group in grouped(rows).items():
         times = {row.contender: f"{row.minimum:.2f}" for row in group}
         lines.append([f"{model}, batch {batch}", *(times.get(name, "") for name in labels)])
-    return _table(["min ms", *labels.values()], lines)
+    return table(["min ms", *labels.values()], lines)
 
 
 def markdown(rows: Sequence[Row], machine: dict[str, str], notes: Sequence[str], command: str) -> str:
     """The whole report."""
     parts = ["# Benchmark", f"`{command}`", "\n".join(f"- {k}: {v}" for k, v in machine.items() if v)]
-    parts += ["## All models", summary_table(rows)]
+    parts += ["## All models", summary_table(rows), *native_tables.sections(rows)]
     for (model, batch), group in grouped(rows).items():
         parts += [f"## {model}, batch {batch}", model_table(group)]
     if notes:

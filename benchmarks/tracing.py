@@ -116,18 +116,25 @@ def compare(name: str, rounds: int) -> list[str]:
     """The lines of one model of the zoo."""
     apply, variables, inputs = ZOO[name].build(jax.random.key(0), 1)
     arguments, fast = (variables, *inputs), q8.compiler_options()
-    static = q8.quantize(apply, ranges=q8.calibrate(apply, variables, [inputs]))
+    ranges = q8.calibrate(apply, variables, [inputs if len(inputs) > 1 else inputs[0]])
+    static = q8.quantize(apply, ranges=ranges)
     forms = {
         "float": steps(rounds, apply, arguments),
         "dynamic": steps(rounds, q8.quantize(apply), arguments, fast),
         "static": steps(rounds, static, arguments, fast),
     }
+    status = q8.native_status()
+    if status.available:
+        packed = q8.pack(apply, q8.quantize_weights(apply, variables, *inputs), *inputs, ranges=ranges)
+        forms["native"] = steps(rounds, static, (packed, *inputs), fast)
     lines = [f"{name}: seconds of processor time  trace   lower compile   all (times float)   by the clock"]
     for form, found in forms.items():
         lines.append(
             f"  {form:10s}{found.trace:26.2f} {found.lower:7.2f} {found.compile:7.2f} {found.processor:6.2f}"
             f" ({found.processor / forms['float'].processor:5.1f}x) {found.clock:15.2f}"
         )
+    if not status.available:
+        lines.append(f"  native: none: {status.reason}")
     return lines
 
 

@@ -3,20 +3,27 @@
 import json
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 pytest.importorskip("tqdm")
 
-from benchmarks import files, modes, picture, report, tracing
+import jaxq8 as q8
+from benchmarks import files, machine, modes, native_tables, picture, report, tracing
 from benchmarks.__main__ import main
 from benchmarks.contenders import CONTENDERS, Contender, UnavailableError
 from benchmarks.measure import Row, prepare_all, relative_error
-from benchmarks.models import MODELS
-from tests.zoo import TINY, ZOO
+from benchmarks.models import MODELS, Model
+from benchmarks.regions import Regions
+from jaxq8.native import library
+from tests.zoo import TINY
 
-EXPORTED = [name for name in TINY if name not in ("tiny_nnx", "tiny_transposed")]
+needs_native = pytest.mark.skipif(
+    not library.status().available, reason=f"no native regions: {library.status().reason}"
+)
+EXPORTED = [name for name in TINY if name != "tiny_nnx"]
 
 
 def _row(contender, side, times, error=0.01):
@@ -75,22 +82,51 @@ def test_table_of_files():
         "model": "net",
         "bytes": {"float": 8000, "q8": 2000, "4 bits": 1000, "q8x": 2400},
         "rows": [figures],
+        "native": "none: no compiler",
     }
     text = files.show(found)
-    assert ".q8 of 8 bits 25.0%, of 4 bits 12.5%; .q8x 30.0%" in text
+    assert ".q8 of 8 bits 25.0%, of 4 bits 12.5%; .q8x 30.0%; native regions of" in text
+    assert "none: no compiler" in text
     assert text.endswith("| q8 | cached | 0.0 | 24 (25) | 50 (51) | 1.3 | 300 |")
 
 
-def test_unknown_operation_is_named():
+class Sorting(nn.Module):
+    """An operation between layers that the exporter does not know."""
+
+    def __call__(self, x):
+        return jax.numpy.sort(x)
+
+
+class Cropping(nn.Module):
+    """A transposed convolution whose result is smaller than the padding SAME makes it."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.ConvTranspose(2, (3, 3), strides=(2, 2), padding="VALID")(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [(Sorting(), "no ONNX form for the JAX primitive sort"), (Cropping(), "only with padding SAME")],
+)
+def test_unknown_operation_is_named(module, text):
     pytest.importorskip("onnx")
     from benchmarks.onnx_export import UnsupportedModelError, export
 
-    entry = ZOO["tiny_transposed"]
-    _, variables, inputs = entry.build(jax.random.key(0))
-    with pytest.raises(
-        UnsupportedModelError, match="no ONNX form for the JAX primitive conv_general_dilated"
-    ):
-        export(entry.module, variables, inputs)
+    x = np.ones((1, 4, 4, 3), np.float32)
+    variables = module.init(jax.random.key(0), x)
+    with pytest.raises(UnsupportedModelError, match=text):
+        export(module, variables, (x,))
+
+
+@pytest.mark.parametrize(("kernel", "strides"), [(2, 2), (3, 2), (4, 2), (3, 1), (2, 3), (5, 3)])
+def test_transposed_convolution_is_exported(kernel, strides):
+    pytest.importorskip("onnxruntime")
+    module = nn.ConvTranspose(6, (kernel, 3), strides=(strides, 2))
+    x = np.random.default_rng(0).standard_normal((2, 5, 4, 3), np.float32)
+    variables = module.init(jax.random.key(0), x)
+    found = CONTENDERS["ort"].prepare(Model("up", module, variables, (x,), [])).outputs()
+    assert relative_error(found, [np.asarray(module.apply(variables, x))]) < 1e-5
 
 
 def test_command_writes_all_three_reports(tmp_path, capsys):
@@ -168,8 +204,15 @@ def test_compile_times_of_a_model(capsys):
     tracing.main(["tiny_cnn", "--rounds", "1"])
     title, *rows = capsys.readouterr().out.splitlines()
     assert title.startswith("tiny_cnn: seconds of processor time")
-    assert [row.split()[0] for row in rows] == ["float", "dynamic", "static"]
+    assert [row.split()[0].strip(":") for row in rows] == ["float", "dynamic", "static", "native"]
     assert "(  1.0x)" in rows[0]
+
+
+def test_compile_times_without_native_regions(capsys, monkeypatch):
+    monkeypatch.setattr(library, "status", lambda: q8.NativeStatus(False, "no compiler"))
+    monkeypatch.setattr(q8, "native_status", library.status)
+    tracing.main(["tiny_cnn", "--rounds", "1"])
+    assert capsys.readouterr().out.splitlines()[-1] == "  native: none: no compiler"
 
 
 def test_compile_times_of_no_model(capsys):
@@ -227,3 +270,95 @@ def test_the_picture_is_drawn_from_results_of_the_command(tmp_path, capsys):
     file.write_text("[]")
     assert picture.main([str(file), str(drawn)]) == 1
     assert "holds no results" in capsys.readouterr().err
+
+
+def _measured(model, batch, regions=None):
+    """Rows of a model: native is twice as fast as ONNX Runtime's best by minimum, 1.5 times by median."""
+    rows = [
+        _row("xla", "self", [8.0, 9.0], 0),
+        _row("jaxq8-static", "self", [4.0, 5.0]),
+        _row("jaxq8-native", "self", [1.0, 3.0]),
+        _row("ort", "peer", [2.0, 5.0]),
+        _row("ort-static", "peer", [2.5, 3.5]),
+    ]
+    for row, seconds in zip(rows, (2.0, 5.0, 2.5), strict=False):
+        row.lower_seconds = seconds
+    for row in rows:
+        row.model, row.batch = model, batch
+    rows[2].regions = regions
+    return rows
+
+
+def test_each_measure_has_a_best_form_of_its_own():
+    rows = _measured("net", 1, Regions(2, 8, 9))
+    assert native_tables.ratio(rows, "jaxq8-native", "minimum") == 2
+    assert native_tables.ratio(rows, "jaxq8-native", "median") == 1.5
+    assert native_tables.ratio(rows, "jaxq8-static", "minimum") == 0.5
+    assert native_tables.ratio(rows[:3], "jaxq8-native", "minimum") is None
+    assert "| 2.00x | 1.50x | 0.50x | 0.67x | 2 (8 of 9 contractions) |" in native_tables.speed_table(rows)
+    assert "| net | 1 | 2.00 | 5.00 | 2.50 | 2.50x | 1.25x |" in native_tables.compile_table(rows)
+    assert "## Native regions beside ONNX Runtime" in report.markdown(rows, {}, [], "command")
+    assert native_tables.sections(rows[:2]) == []
+
+
+def test_tables_are_written_into_a_document(tmp_path, capsys):
+    rows = [*_measured("net", 1, Regions(2, 8, 9)), *_measured("net", 8, Regions(2, 8, 9))]
+    facts = {
+        "processor": "P",
+        "cores": "2",
+        "threads": "XLA 2",
+        "native regions": "oneDNN 3.2.0, ISA, 2 threads",
+    }
+    file, document = tmp_path / "benchmark.json", tmp_path / "DOC.md"
+    file.write_text(report.as_json(rows, facts, [], "the command"))
+    document.write_text(f"before\n\n{native_tables.BEGIN}\nold\n{native_tables.END}\n\nafter\n")
+    assert native_tables.main([str(file), str(document)]) == 0
+    first = document.read_text()
+    assert "old" not in first
+    assert first.startswith("before\n")
+    assert first.endswith("\nafter\n")
+    assert "`the command`: P; 2 cores, threads: XLA 2; native regions: oneDNN 3.2.0, ISA, 2 threads." in first
+    assert first.count("2 (8 of 9 contractions)") == 2
+    assert native_tables.main([str(file), str(document)]) == 0
+    assert document.read_text() == first
+    assert native_tables.main([str(file)]) == 0
+    assert "| net | 8 | ORT |" in capsys.readouterr().out
+    document.write_text("nothing")
+    assert native_tables.main([str(file), str(document)]) == 1
+    assert "the document has no place for the tables" in capsys.readouterr().err
+    file.write_text(report.as_json(rows[:2], facts, ["skipped: jaxq8 native: no compiler"], "command"))
+    assert native_tables.main([str(file)]) == 1
+    assert "no row of jaxq8 native: skipped: jaxq8 native: no compiler" in capsys.readouterr().err
+
+
+def test_the_document_has_a_place_for_the_tables():
+    assert native_tables.put((DOCS / "PERFORMANCE.md").read_text(), "tables").count("tables") > 0
+
+
+@needs_native
+def test_native_contender_runs_in_regions():
+    model = MODELS["tiny_cnn"](1)
+    native, static = (CONTENDERS[name].prepare(model) for name in ("jaxq8-native", "jaxq8-static"))
+    assert native.regions.calls > 0
+    assert 0 < native.regions.contractions <= native.regions.all_contractions == 6
+    assert static.regions is None
+    assert 0 < native.lower_seconds <= native.compile_seconds
+    assert relative_error(native.outputs(), static.outputs()) < 0.05  # codes on a rounding boundary
+    assert "oneDNN" in machine.native()
+    assert "native regions" in machine.describe()["threads"]
+
+
+@needs_native
+def test_native_contender_is_absent_where_nothing_is_packed():
+    notes = []
+    assert prepare_all(MODELS["tiny_mlp"](1), [CONTENDERS["jaxq8-native"]], notes.append) == {}
+    assert notes == ["skipped: jaxq8 native on tiny_mlp: pack finds no weights that a native region can read"]
+
+
+def test_native_contender_is_absent_without_native_regions(monkeypatch):
+    monkeypatch.setattr(q8, "native_status", lambda: q8.NativeStatus(False, "no compiler"))
+    notes = []
+    assert prepare_all(MODELS["tiny_mlp"](1), [CONTENDERS["jaxq8-native"]], notes.append) == {}
+    assert notes == ["skipped: jaxq8 native on tiny_mlp: no native regions on this machine: no compiler"]
+    assert machine.native() == "none: no compiler"
+    assert machine.describe()["threads"].count(",") == 1

@@ -45,6 +45,8 @@ PARAMETERS = {
     "resnet152": 60_192_808,
     "mobilenet_v2": 3_504_872,
     "inception_v3": 23_817_352,
+    "convnext_tiny": 28_589_128,
+    "efficientnet_b0": 5_288_548,
 }
 
 

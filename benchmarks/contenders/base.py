@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from benchmarks.models import Model
+from benchmarks.regions import Regions
 
 
 class UnavailableError(RuntimeError):
@@ -25,6 +26,8 @@ class Prepared:
         weight_bytes: bytes of the weights as the contender keeps them.
         compile_seconds: time to compile or to load and optimize, without the quantization of the weights.
         temporary_bytes: bytes of XLA's temporary buffer; None for others.
+        lower_seconds: of `compile_seconds`, what lowering and compiling take, without tracing; None for others than JAX.
+        regions: the native regions; None where there are none.
     """
 
     run: Callable[[], Any]
@@ -32,6 +35,8 @@ class Prepared:
     weight_bytes: int
     compile_seconds: float
     temporary_bytes: int | None = None
+    lower_seconds: float | None = None
+    regions: Regions | None = None
 
 
 class Contender(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import helper
 
 from benchmarks.onnx_export.graph import Graph, Tensor, Value, channels_first
-from benchmarks.onnx_export.layers import FUSED, LAYERS
+from benchmarks.onnx_export.layers import FUSED, LAYERS, UnsupportedLayerError
 from benchmarks.onnx_export.primitives import PRIMITIVES
 from benchmarks.onnx_export.record import MARK, LayerCall, record
 
@@ -46,7 +46,10 @@ def export(module: nn.Module, variables: Any, inputs: Sequence[Any], *, fused: b
         infos.append(_info(name, var.aval.dtype, channels_first(shape) if first else shape))
     converter = Converter(graph, calls, layers)
     consts = [np.asarray(c) for c in closed.consts]
-    results = converter.run(closed.jaxpr, [*consts, *values])
+    try:
+        results = converter.run(closed.jaxpr, [*consts, *values])
+    except UnsupportedLayerError as error:
+        raise UnsupportedModelError(str(error)) from error
     avals = [var.aval for var in closed.jaxpr.outvars]
     outputs = [_output(graph, i, r, a) for i, (r, a) in enumerate(zip(results, avals, strict=True))]
     return graph.model(infos, outputs)

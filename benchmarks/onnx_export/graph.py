@@ -84,6 +84,9 @@ class Graph:
         if value.first:
             return value
         rank = len(value.shape)
+        if all(n == 1 for n in value.shape[1:-1]):  # the same numbers in the same order
+            target = self.constant(np.asarray(channels_first(value.shape), np.int64), "shape")
+            return Tensor(self.add("Reshape", [value.name, target]), value.shape, first=True)
         name = self.add("Transpose", [value.name], perm=[0, rank - 1, *range(1, rank - 1)])
         return Tensor(name, value.shape, first=True)
 

@@ -12,6 +12,11 @@ from jax import lax
 from benchmarks.onnx_export.graph import Graph, Tensor, Value
 from benchmarks.onnx_export.record import LayerCall
 
+
+class UnsupportedLayerError(ValueError):
+    """A layer has a setting that this exporter does not know."""
+
+
 Layer = Callable[[Graph, LayerCall, Sequence[Value], tuple[int, ...]], Tensor]
 MASKED = np.float32(np.finfo(np.float32).min)
 
@@ -58,6 +63,38 @@ def convolution(graph: Graph, call: LayerCall, inputs: Sequence[Value], shape: t
         kernel_shape=list(kernel.shape[:rank]),
         pads=explicit_padding(layer.padding, x.shape[1:-1], dilated, strides),
     )
+    return Tensor(output, shape, first=True)
+
+
+def transposed_convolution(
+    graph: Graph, call: LayerCall, inputs: Sequence[Value], shape: tuple[int, ...]
+) -> Tensor:
+    """`nn.ConvTranspose` with padding SAME: kernel (..., in, out), which Flax does not flip, to (in, out, ...), flipped."""
+    layer: Any = call.module
+    params = _params(call)
+    kernel = params["kernel"]
+    rank = kernel.ndim - 2
+    if layer.padding != "SAME" or layer.transpose_kernel or layer.kernel_dilation not in (None, 1):
+        raise UnsupportedLayerError(
+            "nn.ConvTranspose has an ONNX form here only with padding SAME, undilated"
+        )
+    x, strides = graph.first(inputs[0]), _per_axis(layer.strides, rank)
+    low, high, more = [], [], []
+    for size, stride in zip(kernel.shape, strides, strict=False):
+        # Flax pads the dilated image; ONNX says how much of the full result is cut off.
+        before = size - 1 if stride > size - 1 else -(-(size + stride - 2) // 2)
+        after = size + stride - 2 - before
+        low.append(size - 1 - before)
+        high.append(max(0, size - 1 - after))
+        more.append(max(0, after - size + 1))
+    flipped = np.flip(kernel, tuple(range(rank)))
+    names = [x.name, graph.constant(np.moveaxis(flipped, (-2, -1), (0, 1)), "kernel")]
+    if "bias" in params:
+        names.append(graph.constant(params["bias"], "bias"))
+    output = graph.add(
+        "ConvTranspose", names, strides=strides, kernel_shape=list(kernel.shape[:rank]), pads=[*low, *high],
+        output_padding=more,
+    )  # fmt: skip
     return Tensor(output, shape, first=True)
 
 
@@ -175,6 +212,7 @@ def recurrent(graph: Graph, call: LayerCall, inputs: Sequence[Value], shape: tup
 
 LAYERS: dict[type[nn.Module], Layer] = {
     nn.Conv: convolution,
+    nn.ConvTranspose: transposed_convolution,
     nn.BatchNorm: batch_norm,
     nn.LayerNorm: layer_norm,
     nn.Dense: dense,

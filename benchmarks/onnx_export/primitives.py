@@ -17,6 +17,7 @@ Primitive = Callable[..., Value]
 def _binary(op: str) -> Primitive:
     def convert(converter: Any, eqn: Any, x: Value, y: Value) -> Value:
         graph, shape = converter.graph, np.broadcast_shapes(x.shape, y.shape)
+        x, y = (_scales(graph, v, other) for v, other in ((x, y), (y, x)))
         tensors = [v for v in (x, y) if isinstance(v, Tensor)]
         if all(t.first for t in tensors) and len(shape) == max(len(t.shape) for t in tensors):
             names = [_first_operand(graph, v, len(shape)) for v in (x, y)]
@@ -24,6 +25,14 @@ def _binary(op: str) -> Primitive:
         return Tensor(graph.add(op, [graph.operand(v) for v in (x, y)]), shape)
 
     return convert
+
+
+def _scales(graph: Any, value: Value, other: Value) -> Value:
+    """A number for each channel, as squeeze-excite makes them, in the layout of the images that it stands beside."""
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor) or value.first or not other.first:
+        return value
+    alike = len(value.shape) == len(other.shape) > 2 and all(n == 1 for n in value.shape[1:-1])
+    return graph.first(value) if alike else value
 
 
 def _first_operand(graph: Any, value: Value, rank: int) -> str:

@@ -13,11 +13,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxq8.calibration.calibrate import calibrate
+from jaxq8.cli import native
 from jaxq8.cli import options as shared
 from jaxq8.cli.lists import add_list
 from jaxq8.cli.models import Model, fitted, load_model
 from jaxq8.cli.problems import Misuse, foreign
-from jaxq8.cli.text import print_json, show_progress
+from jaxq8.cli.text import note, print_json, show_progress
 from jaxq8.display.text_table import table
 from jaxq8.weights import quantize_weights
 
@@ -27,9 +29,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "bench", help="measure the time of a call, float beside eight bits",
         description="Times calls of each model, taking turns; a MODULE:FUNCTION with float weights is measured in float and in "
-        "eight bits. The fastest call counts: others shared the machine with something.",
+        "eight bits; with static ranges also with weights packed for native regions, where there are some (--kernels xla or "
+        "JAXQ8_NATIVE=off leaves that out). The fastest call counts: others shared the machine with something.",
         epilog="examples:\n"
         "  jaxq8 bench net.py:load --input-shape 1,224,224,3 --batches 1 8\n"
+        "  jaxq8 bench net.py:load --input-shape 1,224,224,3 --native\n"
         "  jaxq8 bench net.q8x four_bits.q8x --json\n",
     )  # fmt: skip
     command.add_argument("models", nargs="+", metavar="MODEL", help="FILE.q8x or MODULE:FUNCTION")
@@ -41,6 +45,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--rounds", type=shared.positive, default=20, metavar="N", help="calls of each (default 20)"
     )
+    command.add_argument(
+        "--native", action="store_true",
+        help="a float model also with static ranges, found on the inputs of the measurement, and natively",
+    )  # fmt: skip
     shared.add_output_form(command)
     return command
 
@@ -101,14 +109,34 @@ def _forms(
     model = fitted(model, inputs)
     if model.quantized:
         name = model.name if model.exported else f"{model.name}, {model.source}"
-        return [(name, model.runner())]
+        return [(name, model.runner()), *_native(options, model, name, inputs)]
     config = shared.config_of(options)
     with foreign(
         f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
     ):
         encoded = quantize_weights(model.fn, model.variables, *inputs, config=config)
     made = dataclasses.replace(model, variables=encoded, config=config, quantized=True)
-    return [(f"{model.name}, float", model.runner()), (f"{model.name}, {config.mode}", made.runner())]
+    forms = [(f"{model.name}, float", model.runner()), (f"{model.name}, {config.mode}", made.runner())]
+    if not options.native:
+        return forms
+    name = f"{model.name}, {config.mode}, static"
+    with foreign(f"calibrating {model.name}", "check that its results do not depend on the inputs' shapes"):
+        batch = tuple(inputs) if len(inputs) > 1 else inputs[0]
+        ranges = calibrate(model.fn, model.variables, [batch], config=config, progress=False)
+    static = dataclasses.replace(made, ranges=ranges)
+    return [*forms, (name, static.runner()), *_native(options, static, name, inputs)]
+
+
+def _native(
+    options: argparse.Namespace, model: Model, name: str, inputs: Sequence[Any]
+) -> list[tuple[str, Callable[..., Any]]]:
+    """A quantized model also with packed weights, if it can have native regions; a line says so or why not."""
+    if options.kernels != "auto":
+        return []
+    packed, text = native.packed(model, inputs)
+    if text and not options.quiet:
+        note(f"jaxq8 bench: {name}: {text}")
+    return [(f"{name}, native", packed.runner())] if native.packed_weights(packed.variables) else []
 
 
 def _measured(

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxq8.cli import native
 from jaxq8.cli import options as shared
 from jaxq8.cli.inputs import InputError, Item, Read, batches, read_ahead, stacked
 from jaxq8.cli.models import Model, fitted
@@ -34,7 +35,8 @@ examples:
   jaxq8 run net.py:Net --params net.q8 --input x.npy --batch 8 --output y.npy
   jaxq8 run bert.q8x --text lines.txt --preprocess bert.py:tokens
 
-Programs are compiled on each start; JAX_COMPILATION_CACHE_DIR=DIR keeps them.
+Programs are compiled on each start; JAX_COMPILATION_CACHE_DIR=DIR keeps them. The weights of a .q8 with static ranges are
+packed for native regions where there are some; --kernels xla or JAXQ8_NATIVE=off switches that off.
 """
 
 
@@ -49,6 +51,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )  # fmt: skip
     shared.add_model(command, "FILE.q8x, or MODULE:FUNCTION (with --params, which may be a .q8)")
     shared.add_inputs(command)
+    native.add_kernels(command)
     command.add_argument(
         "--output", metavar="OUT", help="results.jsonl or results.npy; default: lines on stdout"
     )
@@ -69,12 +72,12 @@ def execute(options: argparse.Namespace) -> int:
     """Runs the command."""
     started = time.monotonic()
     form = _form(options)
-    model = shared.model_of(options)
+    model = native.with_kernels(shared.model_of(options), options.kernels)
     expected = model.exported.inputs if model.exported is not None else ()
     items = shared.reader_of(options, expected).items(shared.files_of(options))
     if not items:
         raise Misuse("no inputs; give --image, --input or --text")
-    job = Job(model, expected, _batch(options, expected), form)
+    job = Job(model, expected, _batch(options, expected), form, quiet=options.quiet)
     run = _run_id(options, model, job.batch)
     done: set[str] = set()
     with contextlib.ExitStack() as stack:
@@ -105,6 +108,8 @@ class Job:
       failed: (input, reason) for the inputs that were left out.
       kept: The results of all examples so far.
       first: The time of the first result; None before it.
+      quiet: Whether to leave out the line about native regions.
+      native: That line; "" where there is none.
     """
 
     model: Model
@@ -114,6 +119,8 @@ class Job:
     failed: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     kept: list[Any] = dataclasses.field(default_factory=list)
     first: float | None = None
+    quiet: bool = False
+    native: str = ""
     _call: Callable[..., Any] | None = None
 
     def process(self, items: Sequence[Item], done: set[str], keep: Keep) -> None:
@@ -154,13 +161,21 @@ class Job:
         padded = [*named, *[named[0]] * (self.batch - len(named))]
         inputs = stacked(padded, self.expected, good[0][0].ragged)
         if self._call is None:
-            self._call = fitted(self.model, inputs).runner()
+            self._call = self._compiled(inputs)
         outputs = jax.device_get(self._call(*inputs))
         self.first = self.first or time.monotonic()
         _check_rows(outputs, self.batch, self.model.name)
         rows = [jax.tree_util.tree_map(lambda x, i=i: x[i], outputs) for i in range(len(named))]
         self.kept += rows
         return [{"input": name, **self.form(row)} for (name, _), row in zip(named, rows, strict=True)]
+
+    def _compiled(self, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """The model's function for inputs like these; the job keeps no weights beside those that it has."""
+        model, self.native = native.packed(fitted(self.model, inputs), inputs)
+        self.model = dataclasses.replace(self.model, variables=None)
+        if self.native and not self.quiet:
+            note(f"jaxq8 run: {self.native}")
+        return model.runner()
 
 
 def _check_rows(outputs: Any, batch: int, name: str) -> None:
@@ -187,6 +202,8 @@ def _run_id(options: argparse.Namespace, model: Model, batch: int) -> str:
     """A checksum of everything except the inputs that results depend on."""
     names = ("preprocess", "size", "mean", "std", "channels", "top", "labels", "keyword")
     chosen = [model.identity(), batch, *(getattr(options, name) for name in names)]
+    if native.backend(model) != "xla":
+        chosen.append(native.backend(model))
     return f"{zlib.crc32(json.dumps(chosen).encode()):08x}"
 
 
@@ -278,7 +295,7 @@ def _summary(
         "output": options.output, "inputs": count, "done_before": before, "done_now": count - before - len(job.failed),
         "failed": [{"input": name, "error": reason} for name, reason in job.failed],
         "seconds": round(seconds, 3), "first_result_seconds": None if job.first is None else round(job.first - started, 3),
-        "peak_memory_bytes": peak_memory(), "cores": os.cpu_count(),
+        "peak_memory_bytes": peak_memory(), "cores": os.cpu_count(), "native": job.native or None,
     }  # fmt: skip
     if options.json:
         print_json(found)

@@ -171,9 +171,12 @@ class Builder:
             old, new = self._views[step.residual], self._views[step.dst]
             source, target = self._root(old.buffer), self._root(new.buffer)
             lives = self._lifetimes()
+            # Where the residual is also what is convolved, its places are read after the results beside them are written.
+            others = [self._root(self._views[t].buffer) for t in step.reads]
             is_whole = all(self.is_dense(t) and self._is_whole(t) for t in (step.residual, step.dst))
             if (
                 source == target
+                or others.count(source) != 1
                 or old.dtype != new.dtype
                 or not is_whole
                 or source not in lives
