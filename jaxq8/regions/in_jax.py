@@ -30,10 +30,12 @@ def run(program: Program, arrays: Sequence[Any], unpack: Unpack) -> list[Any]:
       arrays: Its arguments.
       unpack: Makes the plain weights of a contraction, in canonical layout, from its packed bytes.
     """
-    return _Run(program, arrays, unpack).results()
+    return Execution(program, arrays, unpack).results()
 
 
-class _Run:
+class Execution:
+    """A program while it runs: `step` executes one step, `read` is the present content of a tensor."""
+
     def __init__(self, program: Program, arrays: Sequence[Any], unpack: Unpack) -> None:
         self.program, self.unpack = program, unpack
         made = [jnp.zeros((math.prod(shape),), dtype) for shape, dtype in program.results]
@@ -42,7 +44,7 @@ class _Run:
 
     def results(self) -> list[Any]:
         for step in self.program.steps:
-            self._step(step)
+            self.step(step)
         made = self.buffers[len(self.program.args) :]
         return [a.reshape(shape) for a, (shape, _) in zip(made, self.program.results, strict=True)]
 
@@ -80,7 +82,8 @@ class _Run:
         data = lax.bitcast_convert_type(buffer, jnp.uint8).reshape(-1)
         self.arena = lax.dynamic_update_slice(self.arena, data, (tensor.offset,))
 
-    def _step(self, step: p.Step) -> None:
+    def step(self, step: p.Step) -> None:
+        """Executes a step."""
         if isinstance(step, Contract):
             self._contract(step)
         elif isinstance(step, Elementwise):

@@ -279,8 +279,7 @@ class _Lowering:
         numbers: dict[int, int] = {}
         inputs: list[int] = []
         for leaf in ex.leaves(tree):
-            is_known = isinstance(leaf, ex.Known)
-            tensor = self.places.constant(leaf, leaf.shape) if is_known else self._stored_leaf(leaf)
+            tensor = self._stored_leaf(leaf)
             small = self.builder.shape(tensor)
             if flat:
                 tensor = self.builder.reshaped(self.places.dense(tensor), (math.prod(small),))
@@ -294,8 +293,10 @@ class _Lowering:
         code = ex.instructions(tree, numbers, store)
         self.places.add(Elementwise(shape, tuple(inputs), (home,), code))
 
-    def _stored_leaf(self, leaf: ex.Leaf) -> int:
+    def _stored_leaf(self, leaf: ex.Leaf | ex.Known) -> int:
         """The tensor of a leaf; the accumulator of a contraction is stored as int32 for it."""
+        if isinstance(leaf, ex.Known):
+            return self.places.constant(leaf, leaf.shape)
         if leaf.contraction is None:
             return self.places.tensor(leaf.variable)
         if leaf.variable not in self.places.tensors:
