@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,21 +76,26 @@ def pack(
 
 def _found(call: Call, config: Config, ranges: Ranges) -> dict[int, Packable]:
     """Which leaves of a call can be packed, and for what."""
-    leaves = call.arguments.given
-    codes = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, QTensor)}
+    flat, tree = jax.tree_util.tree_flatten(list(call.arguments.given))
+    places = [i for i, leaf in enumerate(flat) if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)]
     run = Run(config, ranges, call.analyse(config), Recorder())
 
-    def evaluated(values: dict[int, Any]) -> Any:
-        given = list(leaves)
-        for i, q in codes.items():
-            given[i] = dataclasses.replace(q, values=values[i])
-        return evaluate_leaves(call, call.consts, given, run)
+    def evaluated(*arrays: Any) -> Any:
+        full = list(flat)
+        for i, array in zip(places, arrays, strict=True):
+            full[i] = array
+        return evaluate_leaves(call, call.consts, jax.tree_util.tree_unflatten(tree, full), run)
 
-    jaxpr, _ = traced(evaluated, {i: q.values for i, q in codes.items()})
-    variables = dict(zip(jaxpr.invars, sorted(codes), strict=True))
-    return {
-        variables[v]: how for v, how in packable(jaxpr, least_contractions(config)).items() if v in variables
-    }
+    jaxpr, _ = traced(evaluated, *(flat[i] for i in places))
+    codes: dict[int, int] = {}  # position of the codes of a weight -> number of the leaf
+    position = 0
+    for number, leaf in enumerate(call.arguments.given):
+        if isinstance(leaf, QTensor):
+            codes[position] = number  # codes are the first part of a QTensor
+        position += len(jax.tree_util.tree_leaves(leaf))
+    found = packable(jaxpr, least_contractions(config))
+    pairs = zip(jaxpr.invars, places, strict=True)
+    return {codes[i]: found[v] for v, i in pairs if v in found and i in codes}
 
 
 def accepts(isa: str, problem: tuple[int, ...], layout: PackedLayout) -> bool:

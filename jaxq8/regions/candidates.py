@@ -103,7 +103,10 @@ def found(eqns: Sequence[Any], is_native: Callable[[int], bool], least: int) -> 
     merged: dict[int, list[int]] = {}
     for group in _connected(eqns, maker, candidate, levels):
         kept = _without_tails(group, eqns, readers)
-        if sum(eqns[i].primitive is contraction.primitive for i in kept) >= least:
+        inside = set(kept)
+        products = [i for i in kept if eqns[i].primitive is contraction.primitive]
+        # An int32 result that leaves the region, such as one whose range is to be measured, is better left to XLA.
+        if sum(all(r in inside for r in readers.get(i, ())) for i in products) >= least:
             merged.setdefault(levels[group[0]], []).extend(kept)
     groups = [Group(level, tuple(sorted(members))) for level, members in merged.items()]
     return groups, Levels(levels, candidate)

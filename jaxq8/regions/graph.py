@@ -94,7 +94,9 @@ class Graph:
         """The root of an equation that reads a variable; None if it reads it from memory."""
         (out,) = reader.outvars
         if is_elementwise(reader):
-            return roots[out] or out
+            return roots[
+                out
+            ]  # None if it is computed wherever it is read, so that what it reads has to be stored
         maker = self.maker(variable)
         if reader.primitive in VIEWS and maker is not None and maker.primitive is contraction.primitive:
             # The result of a product in the shape of the user's array: its channels stay the last axis.

@@ -301,6 +301,15 @@ class Program:
                 raise TensorError(f"a step of a region names a tensor that does not exist: {step}")
             if any(0 <= self.tensors[t].place < len(self.args) for t in step.writes):
                 raise TensorError(f"a step of a region writes into an argument: {step}")
+            if isinstance(step, Contract) and self._overlap(step.src, step.dst):
+                raise TensorError(f"a contraction of a region writes over what it reads: {step}")
+
+    def _overlap(self, first: int, second: int) -> bool:
+        """Whether two tensors lie in the same place of the same buffer."""
+        a, b = self.tensors[first], self.tensors[second]
+        if a.place != b.place:
+            return False
+        return a.offset < b.offset + b.extent and b.offset < a.offset + a.extent
 
     @property
     def contractions(self) -> tuple[Contract, ...]:
