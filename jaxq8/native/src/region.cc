@@ -1,5 +1,6 @@
 #include "region.h"
 
+#include "conductor.h"
 #include "onednn.h"
 #include "parallel.h"
 
@@ -65,6 +66,14 @@ void Region::GiveBack(std::unique_ptr<Lane> lane) {
 }
 
 void Region::Run(uint8_t* const* buffers) {
+  struct Work {
+    Region* region;
+    uint8_t* const* buffers;
+  } work{this, buffers};
+  Conduct([](void* w) { static_cast<Work*>(w)->region->RunHere(static_cast<Work*>(w)->buffers); }, &work);
+}
+
+void Region::RunHere(uint8_t* const* buffers) {
   const ThreadsScope scope(threads_);
   std::unique_ptr<Lane> lane = Take();
   const Call call = CallOf(*lane, buffers);

@@ -14,6 +14,7 @@ class Region {
 
   // Runs everything; the buffers have been compared with the program's needs. Throws ProgramError.
   void Run(uint8_t* const* buffers);
+  void RunHere(uint8_t* const* buffers);  // on the calling thread
 
   int threads() const { return threads_; }
   int64_t forks() const { return forks_; }
