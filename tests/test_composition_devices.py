@@ -68,6 +68,15 @@ with jax.set_mesh(jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.
 mapped = jax.shard_map(fast, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
 assert_equal(alone, jax.jit(mapped)(PAIR, X))  # rows have scales of their own: who holds them makes no difference
 """,
+    "shard_map around relu": """
+def clipped(variables, x):  # JAX makes the bound of a clip each device's own
+    return jax.nn.relu6(jax.nn.relu(x @ variables["w"]) @ variables["v"])
+run = q8.quantize(clipped, ALWAYS)
+mapped = jax.shard_map(run, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
+assert_equal(jax.jit(run)(PAIR, X), jax.jit(mapped)(PAIR, X))
+plan = q8.explain(jax.shard_map(clipped, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data")), PAIR, X, config=ALWAYS)
+assert [s.eight_bit for s in plan.sites if s.macs] == [True, True]
+""",
     "shard_map inside, data parallel": """
 mapped = jax.shard_map(dense, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
 assert q8.explain(mapped, PAIR, X, config=ALWAYS).eight_bit_share == 1.0
