@@ -28,8 +28,8 @@ _NAMES = [name for name in (*BINARY, *UNARY) if hasattr(primitives, f"{name}_p")
 NAME_OF = {getattr(primitives, f"{name}_p"): name for name in _NAMES}
 CONVERT, BROADCAST = primitives.convert_element_type_p, primitives.broadcast_in_dim_p
 # What only gives the same numbers another shape, and what gives them another dtype or more places.
-VIEWS = {primitives.reshape_p, primitives.squeeze_p, *primitive_named("stop_gradient_p")}
-SAME = {CONVERT, BROADCAST}
+VIEWS = {primitives.reshape_p, primitives.squeeze_p}
+SAME = {CONVERT, BROADCAST, *primitive_named("stop_gradient_p")}
 MOVES = {primitives.concatenate_p, primitives.slice_p, primitives.transpose_p, primitives.pad_p}
 POISONED = nan_if.primitive
 EXPRESSIONS = {real_numbers.primitive, numbers_of_codes.primitive, codes_of.primitive, POISONED}
@@ -73,6 +73,13 @@ def is_small(atom: Any) -> bool:
     shape = tuple(atom.aval.shape)
     size = math.prod(shape)
     return size <= SMALL and size in (1, *shape[-1:])
+
+
+def takes_first(eqn: Any) -> bool:
+    """Whether an equation takes the first number of a vector."""
+    if eqn.primitive is not primitives.slice_p or not is_small(eqn.invars[0]):
+        return False
+    return not any(eqn.params["start_indices"]) and math.prod(eqn.outvars[0].aval.shape) == 1
 
 
 def found(eqns: Sequence[Any], is_native: Callable[[int], bool], least: int) -> tuple[list[Group], Levels]:

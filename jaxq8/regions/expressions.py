@@ -43,12 +43,14 @@ class Leaf:
       shape: The shape in which the tree reads it.
       is_small: Whether it is a number or one number for each channel.
       contraction: The position of the contraction that makes it; None for a tensor that is stored.
+      is_first: Whether only the first number of a vector is read.
     """
 
     variable: Any
     shape: tuple[int, ...]
     is_small: bool = False
     contraction: int | None = None
+    is_first: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,6 +107,17 @@ def total(first: Tree, second: Tree) -> Tree:
     if known(first) == 0 and len(shape_of(first)) <= len(shape_of(second)):
         return second
     return Node("add", (first, second))
+
+
+def first(tree: Tree) -> Tree:
+    """The first number of what a small tree computes, in its rank."""
+    if isinstance(tree, Node):
+        return dataclasses.replace(tree, operands=tuple(map(first, tree.operands)))
+    if isinstance(tree, Known):
+        return Known(tree.array[..., :1] if tree.array.ndim else tree.array)
+    if math.prod(tree.shape) == 1:
+        return tree
+    return dataclasses.replace(tree, shape=(1,) * len(tree.shape), is_first=True)
 
 
 def is_small(tree: Tree) -> bool:
@@ -201,29 +214,36 @@ class TooLargeError(Exception):
     """A tree needs more registers than a step has."""
 
 
+Instruction = tuple[int, int, int, int]
+
+
 def instructions(
-    tree: Tree, inputs: dict[int, int], store: tuple[int, int]
-) -> tuple[tuple[int, int, int, int], ...]:
-    """The instructions that compute a tree and store its result.
+    trees: Sequence[Tree], inputs: dict[tuple[int, bool], int], store: int
+) -> tuple[Instruction, ...]:
+    """The instructions that compute trees and store their results.
 
     Args:
-      tree: The tree.
+      trees: The trees; each is an output of the step.
       inputs: ``key of a leaf -> number of the step's input`` (see `key`).
-      store: The instruction that stores (`program.STORE` or `program.ENCODE`) and the number of the output.
+      store: The instruction that stores: `program.STORE` or `program.ENCODE`.
 
     Raises:
-      TooLargeError: The tree needs too many registers.
+      TooLargeError: The trees need too many registers.
     """
-    order, uses = _ordered(tree)
+    order, uses = _ordered(trees)
     free, code = list(range(p.REGISTERS))[::-1], []
     made: dict[int, int] = {}
+
+    def used(node: Tree) -> None:
+        uses[id(node)] -= 1
+        if uses[id(node)] == 0:
+            free.append(made[id(node)])
+
     for node in order:
         operands: Sequence[Tree] = node.operands if isinstance(node, Node) else ()
         sources = [made[id(operand)] for operand in operands]
         for operand in operands:
-            uses[id(operand)] -= 1
-            if uses[id(operand)] == 0 and made[id(operand)] not in free:
-                free.append(made[id(operand)])
+            used(operand)
         if not free:
             raise TooLargeError
         made[id(node)] = target = free.pop()
@@ -234,26 +254,29 @@ def instructions(
             code.append((p.CONST, target, p.float_bits(known(node) or 0.0), 0))
         else:
             code.append((p.LOAD, target, inputs[key(node)], 0))
-    code.append((store[0], store[1], made[id(tree)], 0))
+        for number, tree in enumerate(trees):
+            if tree is node:
+                code.append((store, number, target, 0))
+                used(node)
     return tuple(code)
 
 
-def key(leaf: Leaf | Known) -> int:
+def key(leaf: Leaf | Known) -> tuple[int, bool]:
     """What tells leaves apart."""
-    return id(leaf.variable) if isinstance(leaf, Leaf) else id(leaf)
+    return (id(leaf.variable), leaf.is_first) if isinstance(leaf, Leaf) else (id(leaf), False)
 
 
-def leaves(tree: Tree) -> list[Leaf | Known]:
-    """The tensors that a tree reads, each once; known numbers are written into the instructions."""
-    found: dict[int, Leaf | Known] = {}
-    for node in _ordered(tree)[0]:
+def leaves(trees: Sequence[Tree]) -> list[Leaf | Known]:
+    """The tensors that trees read, each once; known numbers are written into the instructions."""
+    found: dict[tuple[int, bool], Leaf | Known] = {}
+    for node in _ordered(trees)[0]:
         if not isinstance(node, Node) and known(node) is None:
             found.setdefault(key(node), node)
     return list(found.values())
 
 
-def _ordered(tree: Tree) -> tuple[list[Tree], dict[int, int]]:
-    """The parts of a tree, operands first, and how often each is read."""
+def _ordered(trees: Sequence[Tree]) -> tuple[list[Tree], dict[int, int]]:
+    """The parts of trees, operands first, and how often each is read or stored."""
     order: list[Tree] = []
     uses: dict[int, int] = {}
 
@@ -266,5 +289,7 @@ def _ordered(tree: Tree) -> tuple[list[Tree], dict[int, int]]:
             uses[id(operand)] += 1
         order.append(node)
 
-    visit(tree)
+    for tree in trees:
+        visit(tree)
+        uses[id(tree)] += 1
     return order, uses

@@ -8,7 +8,10 @@ from typing import Any
 from jaxq8._compat import Literal
 from jaxq8.kernels.epilogue import codes_of, numbers_of_codes
 from jaxq8.kernels.registry import contraction
-from jaxq8.regions.candidates import VIEWS, is_elementwise, is_stored
+from jaxq8.regions.candidates import VIEWS, is_elementwise, is_small, is_stored, takes_first
+
+RECOMPUTED = 24  # a vector of so many operations is computed again for each of its readers rather than stored
+ANYWHERE = "anywhere"
 
 
 class Graph:
@@ -23,7 +26,8 @@ class Graph:
       consts: Variables of known value.
       position: The position of the member that makes a variable.
       readers: The members that read a variable.
-      roots: For each variable of the group the variable in whose step it is computed: itself if it is stored.
+      roots: For each variable of the group the variable in whose step it is computed: itself if it is stored, None if it is
+        computed in the step of each of its readers.
     """
 
     def __init__(
@@ -67,36 +71,51 @@ class Graph:
 
     def _roots(self) -> dict[Any, Any]:
         roots: dict[Any, Any] = {}
+        cost = self._costs()
         for i in reversed(self.members):
             eqn = self.eqns[i]
             if is_stored(eqn):
                 continue
             (out,) = eqn.outvars
             found = {self._root_of_reader(out, self.eqns[r], roots) for r in self.readers.get(out, [])}
-            if eqn.primitive is numbers_of_codes.primitive and out not in self.wanted and None not in found:
+            computed = out not in self.wanted and None not in found
+            reads_codes = eqn.primitive is numbers_of_codes.primitive
+            several = len(found) > 1 or ANYWHERE in found
+            if computed and (reads_codes or (several and cost.get(out, RECOMPUTED + 1) <= RECOMPUTED)):
                 roots[out] = None  # computed wherever it is read
-            elif len(found) == 1 and out not in self.wanted and self._is_inner(eqn):
-                (root,) = found
-                roots[out] = out if root is None else root
+            elif computed and len(found) == 1 and ANYWHERE not in found and self._is_inner(eqn):
+                (roots[out],) = found
             else:
                 roots[out] = out
         return roots
+
+    def _costs(self) -> dict[Any, int]:
+        """For each vector the number of operations that compute it from what the group reads, without stores between them."""
+        cost: dict[Any, int] = {}
+        for i in self.members:
+            eqn = self.eqns[i]
+            if len(eqn.outvars) == 1 and is_small(eqn.outvars[0]) and self._is_vector(eqn):
+                operands = (self.real(v) for v in eqn.invars)
+                cost[eqn.outvars[0]] = 1 + sum(cost.get(v, 0) for v in operands if not isinstance(v, Literal))
+        return cost
+
+    @staticmethod
+    def _is_vector(eqn: Any) -> bool:
+        """Whether an equation on vectors can be computed again for each of its readers."""
+        return (is_elementwise(eqn) and eqn.primitive is not codes_of.primitive) or takes_first(eqn)
 
     @staticmethod
     def _is_inner(eqn: Any) -> bool:
         """Whether an equation may be computed in the step of its reader."""
         p = eqn.primitive
-        return (
-            p is contraction.primitive or p in VIEWS or (is_elementwise(eqn) and p is not codes_of.primitive)
-        )
+        elementwise = is_elementwise(eqn) and p is not codes_of.primitive
+        return p is contraction.primitive or p in VIEWS or elementwise or takes_first(eqn)
 
     def _root_of_reader(self, variable: Any, reader: Any, roots: Mapping[Any, Any]) -> Any:
-        """The root of an equation that reads a variable; None if it reads it from memory."""
+        """The root of an equation that reads a variable, `ANYWHERE` if it has several; None if it reads it from memory."""
         (out,) = reader.outvars
-        if is_elementwise(reader):
-            return roots[
-                out
-            ]  # None if it is computed wherever it is read, so that what it reads has to be stored
+        if is_elementwise(reader) or takes_first(reader):
+            return ANYWHERE if roots[out] is None else roots[out]
         maker = self.maker(variable)
         if reader.primitive in VIEWS and maker is not None and maker.primitive is contraction.primitive:
             # The result of a product in the shape of the user's array: its channels stay the last axis.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxq8.kernels.pooling import max_pool, total
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions import expressions as ex
 from jaxq8.regions.builder import Builder, Recipe
-from jaxq8.regions.candidates import POOLS, VIEWS, is_stored
+from jaxq8.regions.candidates import POOLS, VIEWS, is_stored, takes_first
 from jaxq8.regions.graph import Graph
 from jaxq8.regions.places import Places, Shape
 from jaxq8.regions.program import ENCODE, NONE, STORE, Contract, Copy, Elementwise, Fill, Pool, Program
@@ -84,26 +84,32 @@ class _Lowering:
         names = tuple(tuple(self.graph.names[v]) for v in self.places.results)
         return Region(self.builder.build(), tuple(self.builder.recipes), names)
 
-    def _by_channel(self, tree: ex.Tree, channels: int) -> int:
-        """A small tree as a tensor of one number for each channel; `NONE` if it varies along another axis."""
-        shape = ex.shape_of(tree)
-        if math.prod(shape) not in (1, *shape[-1:]) or (shape and shape[-1] not in (1, channels)):
+    def _by_channel(self, trees: Sequence[ex.Tree], channels: int) -> list[int]:
+        """Small trees as tensors of one number for each channel, computed in one step; [] if one varies along another axis."""
+        shapes = [ex.shape_of(tree) for tree in trees]
+        if any(math.prod(s) not in (1, *s[-1:]) or (s and s[-1] not in (1, channels)) for s in shapes):
+            return []
+        tensors = [self._stored_vector(tree, channels) for tree in trees]
+        missing = [i for i, tensor in enumerate(tensors) if tensor == NONE]
+        for i in missing:
+            tensors[i] = self.builder.temporary((channels,), np.float32)
+        if missing:
+            self._computed([trees[i] for i in missing], [tensors[i] for i in missing], (channels,), flat=True)
+        return tensors
+
+    def _stored_vector(self, tree: ex.Tree, channels: int) -> int:
+        """The tensor of a tree that is nothing but a stored vector of this length; `NONE` for all other trees."""
+        if not isinstance(tree, ex.Leaf) or tree.is_first or math.prod(tree.shape) != channels:
             return NONE
-        if (
-            isinstance(tree, ex.Leaf)
-            and math.prod(shape) == channels
-            and tree.variable.aval.dtype == np.float32
-        ):
-            return self.builder.reshaped(self.places.dense(self.places.tensor(tree.variable)), (channels,))
-        home = self.builder.temporary((channels,), np.float32)
-        self._computed(tree, home, (channels,), flat=True)
-        return home
+        if tree.variable.aval.dtype != np.float32:
+            return NONE
+        return self.builder.reshaped(self.places.dense(self.places.tensor(tree.variable)), (channels,))
 
     def _emit(self, index: int) -> None:
         """Adds the steps that store the results of an equation, if they are stored at all."""
         eqn = self.graph.eqns[index]
         p = eqn.primitive
-        if is_stored(eqn) or p in VIEWS or p is primitives.slice_p:
+        if is_stored(eqn) or p in VIEWS or (p is primitives.slice_p and not takes_first(eqn)):
             return
         (out,) = eqn.outvars
         if p in POOLS:
@@ -187,26 +193,25 @@ class _Lowering:
                     if math.prod(ex.shape_of(coefficient)) != 1:
                         return False
                     # The sum is made in steps of the residual's codes, and then rescaled.
-                    rescale = self._by_channel(coefficient, 1)
+                    (rescale,) = self._by_channel([coefficient], 1)
                     factor, offset = (ex.Node("div", (t, coefficient)) for t in (factor, offset))
                 residual = self.places.tensor(leaf.variable)
             if residual == NONE:
                 return False
-        mult, shift = self._by_channel(factor, shape[-1]), self._by_channel(offset, shape[-1])
-        if NONE in (mult, shift):
+        vectors = self._by_channel([factor, offset], shape[-1])
+        if not vectors:
             return False
-        epilogue = Epilogue(mult, shift, residual, rescale, max(form.lo, lo), min(form.hi, hi))
+        epilogue = Epilogue(vectors[0], vectors[1], residual, rescale, max(form.lo, lo), min(form.hi, hi))
         self._contract(main.contraction, self.places.home(out), epilogue)  # type: ignore[arg-type]
         return True
 
     def _numbers_of(self, leaf: ex.Leaf, coefficient: ex.Tree) -> int:
         """The real numbers of another contraction, whose accumulator is multiplied by `coefficient`; `NONE` if impossible."""
-        channels = leaf.shape[-1]
-        mult = self._by_channel(coefficient, channels)
-        if mult == NONE:
+        vectors = self._by_channel([coefficient, ex.ZERO], leaf.shape[-1])
+        if not vectors:
             return NONE
         home = self.builder.temporary(leaf.shape, np.float32)
-        epilogue = Epilogue(mult, self._by_channel(ex.ZERO, channels))
+        epilogue = Epilogue(*vectors)
         self._contract(leaf.contraction, home, epilogue)  # type: ignore[arg-type]
         return home
 
@@ -272,33 +277,56 @@ class _Lowering:
                 tree = ex.Node("min", (tree, ex.number(hi)))
         home = self.places.home(out)
         shape = tuple(out.aval.shape)
-        self._computed(tree, self.builder.reshaped(home, (1,)) if shape == () else home, shape or (1,))
+        self._computed([tree], [self.builder.reshaped(home, (1,)) if shape == () else home], shape or (1,))
 
-    def _computed(self, tree: ex.Tree, home: int, shape: Shape, flat: bool = False) -> None:
-        """Adds the step that stores a tree; `flat`: what it reads is small and is read as vectors."""
-        numbers: dict[int, int] = {}
+    def _computed(self, trees: list[ex.Tree], homes: list[int], shape: Shape, flat: bool = False) -> None:
+        """Adds the step that stores trees; `flat`: what they read is small and is read as vectors."""
+        numbers: dict[tuple[int, bool], int] = {}
         inputs: list[int] = []
-        for leaf in ex.leaves(tree):
+        for leaf in ex.leaves(trees):
             tensor = self._stored_leaf(leaf)
             small = self.builder.shape(tensor)
             if flat:
                 tensor = self.builder.reshaped(self.places.dense(tensor), (math.prod(small),))
             elif len(small) < len(shape):
-                tensor = self.builder.reshaped(
-                    self.places.dense(tensor), (1,) * (len(shape) - len(small)) + small
-                )
+                rank = (1,) * (len(shape) - len(small))
+                tensor = self.builder.reshaped(self.places.dense(tensor), rank + small)
             numbers[ex.key(leaf)] = len(inputs)
             inputs.append(tensor)
-        store = (STORE if self.builder.dtype(home) == "float32" else ENCODE, 0)
-        code = ex.instructions(tree, numbers, store)
-        self.places.add(Elementwise(shape, tuple(inputs), (home,), code))
+        store = STORE if self.builder.dtype(homes[0]) == "float32" else ENCODE
+        try:
+            code = ex.instructions(trees, numbers, store)
+        except ex.TooLargeError:
+            self._in_parts(trees, homes, shape, flat)
+            return
+        self.places.add(Elementwise(shape, tuple(inputs), tuple(homes), code))
+
+    def _in_parts(self, trees: list[ex.Tree], homes: list[int], shape: Shape, flat: bool) -> None:
+        """Stores trees that need too many registers: the operands of each become tensors first."""
+        for tree, home in zip(trees, homes, strict=True):
+            assert isinstance(tree, ex.Node)
+            parts: list[ex.Tree] = []
+            for operand in tree.operands:
+                if not isinstance(operand, ex.Node):
+                    parts.append(operand)
+                    continue
+                held = self.builder.temporary(shape, np.float32)
+                self._computed([operand], [held], shape, flat)
+                part = ex.Leaf(object(), shape)
+                self.places.tensors[part.variable] = held
+                parts.append(part)
+            self._computed([dataclasses.replace(tree, operands=tuple(parts))], [home], shape, flat)
 
     def _stored_leaf(self, leaf: ex.Leaf | ex.Known) -> int:
         """The tensor of a leaf; the accumulator of a contraction is stored as int32 for it."""
         if isinstance(leaf, ex.Known):
             return self.places.constant(leaf, leaf.shape)
         if leaf.contraction is None:
-            return self.places.tensor(leaf.variable)
+            tensor = self.places.tensor(leaf.variable)
+            if not leaf.is_first:
+                return tensor
+            ones = (1,) * len(leaf.shape)
+            return self.builder.cut(tensor, (0,) * len(ones), ones)
         if leaf.variable not in self.places.tensors:
             aval = leaf.variable.aval
             self.places.tensors[leaf.variable] = self.builder.temporary(aval.shape, np.int32)

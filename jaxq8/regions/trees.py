@@ -11,7 +11,7 @@ from jaxq8._compat import Literal, primitives
 from jaxq8.kernels.epilogue import codes_of, numbers_of_codes, real_numbers
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions import expressions as ex
-from jaxq8.regions.candidates import NAME_OF, POISONED, SAME, VIEWS, is_small
+from jaxq8.regions.candidates import NAME_OF, POISONED, SAME, VIEWS, is_small, takes_first
 from jaxq8.regions.expressions import Known, Leaf, Node, Tree
 from jaxq8.regions.graph import Graph
 
@@ -24,7 +24,10 @@ class Trees:
 
     def of_root(self, variable: Any) -> Tree:
         """The tree that computes a variable, without the clips and the rounding of codes."""
-        return self._computed(self.graph.maker(variable), variable, {})
+        maker = self.graph.maker(variable)
+        if takes_first(maker):
+            return ex.first(self._tree(maker.invars[0], variable, {}))
+        return self._computed(maker, variable, {})
 
     def _tree(self, atom: Any, root: Any, done: dict[Any, Tree]) -> Tree:
         """What an equation of the tree of `root` reads."""
@@ -52,6 +55,8 @@ class Trees:
         if maker.primitive in VIEWS or self.graph.roots[variable] not in (root, None):
             constant = self.constant(variable)
             return Leaf(variable, shape, small) if constant is None else constant
+        if takes_first(maker):
+            return ex.first(self._tree(maker.invars[0], root, done))
         return self._computed(maker, root, done)
 
     def _computed(self, eqn: Any, root: Any, done: dict[Any, Tree]) -> Tree:
