@@ -320,7 +320,7 @@ def test_codes_where_the_function_indexes():
     ("field", "known"),
     [
         ("mode", "eightbit, weights, weights_rounded, round, simulate, off"),
-        ("kernels", "auto, xla, reference, simulate"),
+        ("kernels", "auto, xla, native, reference, simulate"),
         ("nonfinite", "propagate, saturate"),
     ],
 )
