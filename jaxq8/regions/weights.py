@@ -66,7 +66,7 @@ def weight_origin(eqn: Any, makers: Mapping[Any, Any]) -> Origin | None:
 
 def why_not(form: Form, x_dtype: Any) -> str:
     """Why a contraction has no native step, whatever its weight is; empty if it has one."""
-    if x_dtype not in ("uint8", "int8"):
+    if x_dtype != "uint8":  # for signed codes the library would lay the weights out anew in each call
         return f"codes of {x_dtype}"
     if isinstance(form, DotForm):
         return "several products at once" if form.batch else ""
