@@ -352,7 +352,7 @@ def test_it_is_a_pytree() -> None:
     shape = jax.eval_shape(FAST, jax.eval_shape(lambda: P_PAIR), X)
     assert shape.shape == X.shape
     plans = [q8.explain(dense, jax.eval_shape(lambda v=v: v), X, config=ALWAYS) for v in (P_PAIR, Q_PAIR)]
-    assert str(plans[0]) == str(plans[1])
+    assert plans[0].sites == plans[1].sites
 
 
 def test_replicated_over_a_mesh() -> None:
