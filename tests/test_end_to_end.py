@@ -11,6 +11,7 @@ import pytest
 import jaxq8 as q8
 from jaxq8.kernels import processor
 from tests.fidelity import LITE0, SAME_ANSWERS, SQUEEZENET
+from tests.xla_programs import products
 from tests.zoo import TINY, ZOO
 
 
@@ -97,12 +98,12 @@ def test_photos(name, bars, corrected_db):
     assert plan.eight_bit_share >= 0.99
     if processor.capability() == "avx512_vnni":
         text = fast.lower(weights, images[:1]).compile().as_text()
-        entry = text[text.index("ENTRY") :].splitlines()
-        integer = sum("ynn_fusion" in line and "= s32[" in line for line in entry)
+        made, by_kernels = products(text)
         dots = sum(
             site.eight_bit and site.macs > 0 and "multiply-adds" not in site.kernel for site in plan.sites
         )
-        assert integer >= dots
+        assert by_kernels == made
+        assert made >= dots
 
 
 class Small(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from typing import NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ from examples import assets, photos
 from examples.models import efficientnet_lite, squeezenet
 from jaxq8.kernels import processor
 from tests.fidelity import LITE0, SAME_ANSWERS, SQUEEZENET
+from tests.xla_programs import products
 from tests.zoo import ZOO
 
 pytestmark = pytest.mark.compiled
@@ -121,10 +121,8 @@ def test_logits_of_photos_are_near_those_of_float(name):
 def test_every_contraction_of_the_plan_is_an_integer_kernel_of_the_program():
     """XLA hands integer products to YNNPACK; one that stayed in a loop of its own would be slow and not show here."""
     _, _, plan, program = answers("squeezenet")
-    # Each product is a computation of its own, which XLA does not inline (`kernels.dot`).
-    products = re.findall(r"^%?_mixed_product\S* \(.*?^\}", program, re.MULTILINE | re.DOTALL)
-    fusions = [text for text in products if re.search(r"ROOT \S*ynn_fusion\S* = s32\[", text)]
+    made, by_kernels = products(program)
     contractions = [s for s in plan.sites if s.macs and s.eight_bit]
     assert len(contractions) == 26
-    assert len(fusions) == len(products)
-    assert len(fusions) >= len(contractions)
+    assert by_kernels == made
+    assert made >= len(contractions)
