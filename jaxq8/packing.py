@@ -12,7 +12,7 @@ from jaxq8.config import Config
 from jaxq8.errors import NativeError, TensorError
 from jaxq8.evaluation.calls import evaluate_leaves
 from jaxq8.evaluation.interpreter import Run
-from jaxq8.evaluation.native_evaluation import least_contractions
+from jaxq8.evaluation.native_evaluation import limits_of
 from jaxq8.native import calls, library
 from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.packed_here import set_acceptance
@@ -93,7 +93,7 @@ def _found(call: Call, config: Config, ranges: Ranges) -> dict[int, Packable]:
         if isinstance(leaf, QTensor):
             codes[position] = number  # codes are the first part of a QTensor
         position += len(jax.tree_util.tree_leaves(leaf))
-    found = packable(jaxpr, least_contractions(config))
+    found = packable(jaxpr, limits_of(config))
     pairs = zip(jaxpr.invars, places, strict=True)
     return {codes[i]: found[v] for v, i in pairs if v in found and i in codes}
 

@@ -22,6 +22,7 @@ from jaxq8.plan import Recorder
 from jaxq8.regions import in_jax
 from jaxq8.regions import program as rp
 from jaxq8.regions.batching import folded
+from jaxq8.regions.candidates import EVERY
 from jaxq8.regions.collect import arranged, traced
 
 STATUS = q8.native_status()
@@ -153,7 +154,7 @@ def program_of(c, x=None):
     def whole():
         return evaluate_leaves(call, call.consts, call.arguments.given, run)
 
-    return arranged(*traced(whole), 1)
+    return arranged(*traced(whole), EVERY)
 
 
 def arguments(collected):
@@ -408,6 +409,30 @@ def test_without_the_library_pack_says_why(run_python, monkeypatch):
     out = run_python(WITHOUT)
     assert out.startswith("False\n")
     assert out.count("JAXQ8_NATIVE") == 2
+
+
+@needs_native
+def test_many_small_regions_are_left_to_xla():
+    """Each sort ends a region of two products: "auto" packs for four regions, for five none; "native" packs for all."""
+    weights = {f"w{i}": jax.random.normal(jax.random.key(i), (64, 64)) / 8 for i in range(10)}
+
+    def chain(count):
+        def f(p, x):
+            for i in range(count):
+                x = jax.nn.relu(jax.nn.relu(x @ p[f"w{2 * i}"]) @ p[f"w{2 * i + 1}"])
+                x = jnp.sort(x, -1)
+            return x
+
+        return f
+
+    x = jax.random.normal(jax.random.key(20), (32, 64))
+    for count, kernels, expected in ((4, "auto", 4), (5, "auto", 0), (5, "native", 5)):
+        f, config = chain(count), q8.Config(kernels=kernels)
+        ranges = q8.calibrate(f, weights, [(x,)], config=config, progress=False)
+        packed = q8.pack(
+            f, q8.quantize_weights(f, weights, x, config=config), x, config=config, ranges=ranges
+        )
+        assert len(q8.explain(f, packed, x, config=config, ranges=ranges).native) == expected
 
 
 @needs_native

@@ -15,7 +15,7 @@ from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.ranges import Ranges
 from jaxq8.plan import Recorder
 from jaxq8.plan_native import NOTHING_PACKED
-from jaxq8.regions.candidates import LEAST_CONTRACTIONS
+from jaxq8.regions.candidates import AUTOMATIC, EVERY, Limits
 from jaxq8.regions.collect import Collected, in_regions
 from jaxq8.regions.native_call import is_usable, may_be_usable, why_not_usable
 from jaxq8.regions.notes import native_regions
@@ -30,12 +30,12 @@ def in_native_regions(
         new = [region for region in native_regions(program) if region not in recorder.native]
         recorder.native = (*recorder.native, *new)
 
-    return in_regions(function, inputs, record, least_contractions(config))
+    return in_regions(function, inputs, record, limits_of(config))
 
 
-def least_contractions(config: Config) -> int:
-    """How many contractions a region has at least."""
-    return 1 if config.kernels == "native" else LEAST_CONTRACTIONS
+def limits_of(config: Config) -> Limits:
+    """Which regions are taken: those that are worth their calls, or every one if the configuration asks for native regions."""
+    return EVERY if config.kernels == "native" else AUTOMATIC
 
 
 def runs_natively(config: Config, leaves: Sequence[Any]) -> bool:
@@ -65,7 +65,10 @@ def why_not_native(config: Config, leaves: Sequence[Any], ranges: Ranges) -> str
         return f"Config({against})"
     if not is_usable():
         return why_not_usable()
-    return "no two connected contractions with packed weights have ranges that are known before the run"
+    return (
+        "no two connected contractions with packed weights have ranges that are known before the run, or there would be more "
+        f"than {AUTOMATIC.most} regions, which is slower than XLA's forms"
+    )
 
 
 def _is_packed(leaves: Sequence[Any]) -> bool:

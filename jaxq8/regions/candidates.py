@@ -21,8 +21,6 @@ from jaxq8.kernels.pooling import max_pool, sum_pool, total
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions.program import BINARY, DTYPES, UNARY
 
-# With fewer contractions a call costs more than it saves: its threads have to be woken.
-LEAST_CONTRACTIONS = 2
 SMALL = 1 << 14  # a vector of more elements is a tensor like others
 _NAMES = [name for name in (*BINARY, *UNARY) if hasattr(primitives, f"{name}_p")]
 NAME_OF = {getattr(primitives, f"{name}_p"): name for name in _NAMES}
@@ -35,6 +33,24 @@ POISONED = nan_if.primitive
 EXPRESSIONS = {real_numbers.primitive, numbers_of_codes.primitive, codes_of.primitive, POISONED}
 POOLS = {max_pool.primitive, sum_pool.primitive, total.primitive}
 EXTREMES = {primitives.max_p, primitives.min_p}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Which regions are worth their calls.
+
+    Attributes:
+      least: How many contractions a region has at least: with fewer, waking the threads costs more than the call saves.
+      most: How many regions a function has at most, None for any number. Each call waits for the work of XLA around it, and XLA
+        for the call. With 17 regions EfficientNet-B0 took 1.6 times as long as in XLA's forms, and ConvNeXt 1.15 times; with 4
+        a U-Net took 0.55 times (Zen 4, batch 1, minima of `python -m benchmarks`).
+    """
+
+    least: int
+    most: int | None
+
+
+AUTOMATIC, EVERY = Limits(2, 4), Limits(1, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +98,15 @@ def takes_first(eqn: Any) -> bool:
     return not any(eqn.params["start_indices"]) and math.prod(eqn.outvars[0].aval.shape) == 1
 
 
-def found(eqns: Sequence[Any], is_native: Callable[[int], bool], least: int) -> tuple[list[Group], Levels]:
+def found(
+    eqns: Sequence[Any], is_native: Callable[[int], bool], limits: Limits
+) -> tuple[list[Group], Levels]:
     """The groups of equations that run natively, and the levels of all equations.
 
     Args:
       eqns: The equations of the program.
       is_native: Whether the contraction at a position has a native step.
-      least: How many contractions a group has at least.
+      limits: Which groups are taken.
     """
     maker: dict[Any, int] = {}
     candidate = [False] * len(eqns)
@@ -113,10 +131,11 @@ def found(eqns: Sequence[Any], is_native: Callable[[int], bool], least: int) -> 
         inside = set(kept)
         products = [i for i in kept if eqns[i].primitive is contraction.primitive]
         # An int32 result that leaves the region, such as one whose range is to be measured, is better left to XLA.
-        if sum(all(r in inside for r in readers.get(i, ())) for i in products) >= least:
+        if sum(all(r in inside for r in readers.get(i, ())) for i in products) >= limits.least:
             merged.setdefault(levels[group[0]], []).extend(kept)
     groups = [Group(level, tuple(sorted(members))) for level, members in merged.items()]
-    return groups, Levels(levels, candidate)
+    few = limits.most is None or len(groups) <= limits.most
+    return groups if few else [], Levels(levels, candidate)
 
 
 def _is_vector(eqn: Any) -> bool:

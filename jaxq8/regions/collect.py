@@ -15,7 +15,7 @@ from jaxq8.native import calls
 from jaxq8.numerics.packed_layout import PackedLayout
 from jaxq8.numerics.packed_tensor import unpacked_codes
 from jaxq8.operations import collected
-from jaxq8.regions.candidates import found
+from jaxq8.regions.candidates import Limits, found
 from jaxq8.regions.graph import Graph
 from jaxq8.regions.lowering import Region, Weight, lower
 from jaxq8.regions.native_call import call
@@ -87,7 +87,7 @@ class Collected:
 
 
 def in_regions(
-    function: Callable[[Any], Sequence[Any]], inputs: Any, record: Callable[[Collected], None], least: int
+    function: Callable[[Any], Sequence[Any]], inputs: Any, record: Callable[[Collected], None], limits: Limits
 ) -> list[Any]:
     """``function(inputs)``, with native calls in place of connected eight-bit operations.
 
@@ -95,7 +95,7 @@ def in_regions(
       function: A function of a pytree.
       inputs: The pytree. Its JAX arrays are inputs of the collected program; everything else in it stays as it is.
       record: Is given the program before it runs.
-      least: How many contractions a region has at least.
+      limits: Which regions are taken.
     """
     flat, tree = jax.tree_util.tree_flatten(inputs)
     places = [i for i, leaf in enumerate(flat) if isinstance(leaf, jax.Array)]
@@ -107,7 +107,7 @@ def in_regions(
         return function(jax.tree_util.tree_unflatten(tree, full))
 
     arrays = [flat[i] for i in places]
-    program = arranged(*traced(of_arrays, *arrays), least)
+    program = arranged(*traced(of_arrays, *arrays), limits)
     record(program)
     return program.run(arrays)
 
@@ -122,7 +122,7 @@ def traced(function: Callable[..., Sequence[Any]], *arguments: Any) -> tuple[Any
     return open_jaxpr(jax.make_jaxpr(whole)(*arguments))
 
 
-def packable(jaxpr: Any, least: int) -> dict[Any, Packable]:
+def packable(jaxpr: Any, limits: Limits) -> dict[Any, Packable]:
     """The inputs of a collected program that native contractions read, and how they have to be packed for these.
 
     An input is left out if several contractions read it in different forms, and if its contraction would be in no region.
@@ -138,7 +138,7 @@ def packable(jaxpr: Any, least: int) -> dict[Any, Packable]:
             if origin is not None and origin.maker is None and origin.variable in jaxpr.invars:
                 form = padded_form(eqn.params["form"], eqn.params["zero_border"])
                 ways[i] = (origin.variable, Packable(origin.moves, problem_of(form)))
-    groups, _ = found(eqns, ways.__contains__, least)
+    groups, _ = found(eqns, ways.__contains__, limits)
     taken = {i for group in groups for i in group.members}
     result: dict[Any, Packable] = {}
     refused = set()
@@ -148,8 +148,8 @@ def packable(jaxpr: Any, least: int) -> dict[Any, Packable]:
     return {variable: way for variable, way in result.items() if variable not in refused}
 
 
-def arranged(jaxpr: Any, consts: Sequence[Any], least: int) -> Collected:
-    """The units of a collected program, whose regions have at least so many contractions."""
+def arranged(jaxpr: Any, consts: Sequence[Any], limits: Limits) -> Collected:
+    """The units of a collected program."""
     known = dict(zip(jaxpr.constvars, consts, strict=True))
     makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     renamed = _sums(jaxpr.eqns, makers)
@@ -161,7 +161,7 @@ def arranged(jaxpr: Any, consts: Sequence[Any], least: int) -> Collected:
     eqns = _alive([Equation(eqn, tuple(map(named, eqn.invars))) for eqn in jaxpr.eqns], results)
     makers = {v: eqn for eqn in eqns for v in eqn.outvars}
     weights = {i: w for i, eqn in enumerate(eqns) if (w := _weight(eqn, makers)) is not None}
-    groups, levels = found(eqns, weights.__contains__, least)
+    groups, levels = found(eqns, weights.__contains__, limits)
     taken = {i: group for group in groups for i in group.members}
     readers: dict[Any, list[int]] = {}
     for index, eqn in enumerate(eqns):
