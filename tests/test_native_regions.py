@@ -436,6 +436,15 @@ def test_many_small_regions_are_left_to_xla():
 
 
 @needs_native
+def test_a_function_may_also_return_a_known_number():
+    c = case("residual")
+    run = jax.jit(q8.quantize(lambda p, x: (c.f(p, x), 2.5), NATIVE, ranges=c.ranges))
+    result, number = run(c.packed, c.x)
+    assert number == 2.5
+    np.testing.assert_array_equal(result, jax.jit(c.quantized())(c.packed, c.x))
+
+
+@needs_native
 def test_shapes_are_enough_to_pack_for():
     c = case("residual")
     shaped = q8.pack(c.f, c.codes, jax.ShapeDtypeStruct(c.x.shape, c.x.dtype), config=NATIVE, ranges=c.ranges)

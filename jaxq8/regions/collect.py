@@ -129,13 +129,14 @@ def packable(jaxpr: Any, limits: Limits) -> dict[Any, Packable]:
     """
     eqns = _alive([Equation(eqn, tuple(eqn.invars)) for eqn in jaxpr.eqns], jaxpr.outvars)
     makers = {v: eqn for eqn in eqns for v in eqn.outvars}
+    inputs = set(jaxpr.invars)
     ways: dict[int, tuple[Any, Packable]] = {}
     for i, eqn in enumerate(eqns):
         if eqn.primitive is contraction.primitive and not why_not(
             eqn.params["form"], eqn.invars[0].aval.dtype.name
         ):
             origin = weight_origin(eqn, makers)
-            if origin is not None and origin.maker is None and origin.variable in jaxpr.invars:
+            if origin is not None and origin.maker is None and origin.variable in inputs:
                 form = padded_form(eqn.params["form"], eqn.params["zero_border"])
                 ways[i] = (origin.variable, Packable(origin.moves, problem_of(form)))
     groups, _ = found(eqns, ways.__contains__, limits)
@@ -169,9 +170,9 @@ def arranged(jaxpr: Any, consts: Sequence[Any], limits: Limits) -> Collected:
             if not isinstance(v, Literal):
                 readers.setdefault(v, []).append(index)
     units: list[tuple[tuple[int, int, int], Equation | Region]] = []
+    ends = {v for v in results if not isinstance(v, Literal)}
     for group in groups:
         made = [v for i in group.members for v in eqns[i].outvars]
-        ends = set(results)
         wanted = [v for v in made if v in ends or any(taken.get(r) is not group for r in readers.get(v, ()))]
         graph = Graph(eqns, group.members, wanted, makers, known)
         region = lower(graph, {i: weights[i] for i in group.members if i in weights})

@@ -60,12 +60,7 @@ def lower(graph: Graph, weights: Mapping[int, Weight]) -> Region:
 
 
 class _Lowering:
-    """A program while it is made.
-
-    Attributes:
-      tensors: The tensor that holds, or is going to hold, a variable.
-      results: Variables whose tensor is a result of the program, in order.
-    """
+    """A program while it is made."""
 
     def __init__(self, graph: Graph, weights: Mapping[int, Weight]) -> None:
         self.graph, self.weights = graph, weights

@@ -12,7 +12,7 @@ import itertools
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -354,8 +354,3 @@ def float_bits(number: float) -> int:
 def float_of_bits(bits: int) -> float:
     """The number whose bits as float32 these are."""
     return float(struct.unpack("<f", struct.pack("<I", bits))[0])
-
-
-def buffer_of(array: Any) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype of an array, as `Program.args` has them."""
-    return tuple(array.shape), np.dtype(array.dtype).name
