@@ -21,6 +21,7 @@ from jaxq8.numerics.weight_moves import from_logical
 from jaxq8.plan import Recorder
 from jaxq8.regions import in_jax
 from jaxq8.regions import program as rp
+from jaxq8.regions import steps
 from jaxq8.regions.batching import folded
 from jaxq8.regions.candidates import EVERY
 from jaxq8.regions.collect import arranged, traced
@@ -212,7 +213,7 @@ def alone(program, step):
 def _compare(step, own, want):
     if want.dtype == np.float32:
         np.testing.assert_allclose(own, want, rtol=3e-6, atol=1e-5 * np.abs(want).max())
-    elif want.dtype == np.int32 or not isinstance(step, rp.Contract | rp.Elementwise):
+    elif want.dtype == np.int32 or not isinstance(step, steps.Contract | steps.Elementwise):
         np.testing.assert_array_equal(own, want)
     else:
         off = own.astype(int) - want.astype(int)
@@ -463,6 +464,6 @@ def test_a_program_is_checked_when_it_is_made():
         with pytest.raises(TensorError, match=text):
             rp.Program((((4,), "uint8"),), (((4,), "uint8"),), (bad,), (), 0)
     with pytest.raises(TensorError, match="does not exist"):
-        rp.Program((((4,), "uint8"),), (((4,), "uint8"),), (tensor,), (rp.Copy(0, 1),), 0)
+        rp.Program((((4,), "uint8"),), (((4,), "uint8"),), (tensor,), (steps.Copy(0, 1),), 0)
     with pytest.raises(TensorError, match="into an argument"):
-        rp.Program((((4,), "uint8"),), (((4,), "uint8"),), (tensor,), (rp.Copy(0, 0),), 0)
+        rp.Program((((4,), "uint8"),), (((4,), "uint8"),), (tensor,), (steps.Copy(0, 0),), 0)

@@ -20,7 +20,7 @@ from jaxq8.numerics.packed_layout import PackedLayout
 from jaxq8.numerics.weight_moves import from_logical, to_logical
 from jaxq8.regions import in_jax, native_call
 from jaxq8.regions.builder import Builder
-from jaxq8.regions.program import ENCODE, LOAD, NONE, Contract, Elementwise, Pool
+from jaxq8.regions.steps import ENCODE, LOAD, NONE, Contract, Elementwise, Pool
 from jaxq8.regions.weights import problem_of
 
 ONE, TWO, NO = (1, 1), (2, 2), (0, 0)
@@ -146,7 +146,7 @@ def _pools() -> _Net:
     net.builder.steps.append(
         Elementwise(
             (2, 1, 1, 32), (sums,), (net.builder.result((2, 1, 1, 32), np.uint8),),
-            ((LOAD, 0, 0, 0), (ENCODE, 0, 0, 0)),
+            ((LOAD, 0, 0, 0, 0), (ENCODE, 0, 0, 0, 0)),
         )
     )  # fmt: skip
     return net

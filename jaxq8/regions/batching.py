@@ -7,18 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxq8.regions.program import (
-    ARENA,
-    NONE,
-    Contract,
-    Copy,
-    Elementwise,
-    Fill,
-    Pool,
-    Program,
-    Step,
-    Tensor,
-)
+from jaxq8.regions.program import ARENA, Program, Tensor
+from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Pool, Step
 
 
 class _CannotError(Exception):

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxq8.regions.program import ARENA, NONE, Contract, Program, Step, Tensor, dense
+from jaxq8.regions.program import ARENA, Program, Tensor, dense
+from jaxq8.regions.steps import NONE, Contract, Step
 
 ALIGNMENT = 64
 

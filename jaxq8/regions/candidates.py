@@ -19,7 +19,8 @@ from jaxq8.analysis.inner_functions import JIT
 from jaxq8.kernels.epilogue import codes_of, nan_if, numbers_of_codes, real_numbers
 from jaxq8.kernels.pooling import max_pool, sum_pool, total
 from jaxq8.kernels.registry import contraction
-from jaxq8.regions.program import BINARY, DTYPES, UNARY
+from jaxq8.regions.program import DTYPES
+from jaxq8.regions.steps import BINARY, UNARY
 
 SMALL = 1 << 14  # a vector of more elements is a tensor like others
 _NAMES = [name for name in (*BINARY, *UNARY) if hasattr(primitives, f"{name}_p")]

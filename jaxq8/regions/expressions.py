@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq8.regions import program as p
+from jaxq8.regions import steps as p
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -214,7 +214,7 @@ class TooLargeError(Exception):
     """A tree needs more registers than a step has."""
 
 
-Instruction = tuple[int, int, int, int]
+Instruction = tuple[int, int, int, int, int]
 
 
 def instructions(

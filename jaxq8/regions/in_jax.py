@@ -16,8 +16,9 @@ from jax import lax
 from jaxq8.kernels import pooling
 from jaxq8.kernels.forms import ConvForm, DotForm, Form
 from jaxq8.kernels.reference import plain
-from jaxq8.regions import program as p
-from jaxq8.regions.program import NONE, Contract, Copy, Elementwise, Fill, Pool, Program, Tensor
+from jaxq8.regions import steps as s
+from jaxq8.regions.program import ARENA, Program, Tensor
+from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Pool, Product, Reduce
 
 Unpack = Callable[[Contract, Any], Any]
 
@@ -60,7 +61,7 @@ class Execution:
     def _buffer(self, tensor: Tensor) -> tuple[Any, int]:
         """The flat buffer of a tensor in its dtype, and where in it the tensor begins."""
         first = tensor.offset // tensor.itemsize
-        if tensor.place != p.ARENA:
+        if tensor.place != ARENA:
             return self.buffers[tensor.place], first
         count = (tensor.extent // tensor.itemsize) * tensor.itemsize
         part = self.arena[tensor.offset : tensor.offset + count]
@@ -76,13 +77,13 @@ class Execution:
         tensor = self.program.tensors[number]
         buffer, first = self._buffer(tensor)
         buffer = buffer.at[first + self._indices(tensor)].set(array.astype(tensor.dtype))
-        if tensor.place != p.ARENA:
+        if tensor.place != ARENA:
             self.buffers[tensor.place] = buffer
             return
         data = lax.bitcast_convert_type(buffer, jnp.uint8).reshape(-1)
         self.arena = lax.dynamic_update_slice(self.arena, data, (tensor.offset,))
 
-    def step(self, step: p.Step) -> None:
+    def step(self, step: s.Step) -> None:
         """Executes a step."""
         if isinstance(step, Contract):
             self._contract(step)
@@ -93,6 +94,10 @@ class Execution:
         elif isinstance(step, Fill):
             number = self.read(step.value).reshape(()) if step.value != NONE else jnp.int32(step.number)
             self.write(step.dst, jnp.broadcast_to(number, self.program.tensors[step.dst].shape))
+        elif isinstance(step, Reduce):
+            self._reduce(step)
+        elif isinstance(step, Product):
+            self._product(step)
         else:
             self._pool(step)
 
@@ -120,17 +125,37 @@ class Execution:
 
     def _elementwise(self, step: Elementwise) -> None:
         registers: dict[int, Any] = {}
-        for operation, a, b, c in step.instructions:
-            if operation == p.LOAD:
-                registers[a] = jnp.broadcast_to(self.read(step.inputs[b]), step.shape).astype(jnp.float32)
-            elif operation == p.CONST:
-                registers[a] = jnp.full(step.shape, p.float_of_bits(b), jnp.float32)
-            elif operation in (p.STORE, p.ENCODE):
+        for operation, a, b, c, d in step.instructions:
+            if operation in (s.LOAD, s.LOAD_INT):
+                dtype = jnp.float32 if operation == s.LOAD else jnp.int32
+                registers[a] = jnp.broadcast_to(self.read(step.inputs[b]), step.shape).astype(dtype)
+            elif operation == s.CONST:
+                registers[a] = jnp.full(step.shape, s.float_of_bits(b), jnp.float32)
+            elif operation == s.CONST_INT:
+                registers[a] = jnp.full(step.shape, b, jnp.int32)
+            elif operation == s.SELECT:
+                registers[a] = jnp.where(registers[b] != 0, registers[c], registers[d])
+            elif operation == s.STORE_INT:
+                self.write(step.outputs[a], registers[b])
+            elif operation in (s.STORE, s.ENCODE):
                 self._store(step.outputs[a], registers[b])
             else:
-                name = p.NAMES[operation]
-                operands = (registers[b], registers[c]) if name in p.BINARY else (registers[b],)
-                registers[a] = _nan_if(*operands) if name == "nan_if" else getattr(lax, name)(*operands)
+                name = s.NAMES[operation]
+                operands = (registers[b], registers[c]) if name in s.BINARY else (registers[b],)
+                registers[a] = computed(name, *operands)
+
+    def _reduce(self, step: Reduce) -> None:
+        src, shape = self.read(step.src), self.program.tensors[step.dst].shape
+        axes = tuple(i for i, (n, m) in enumerate(zip(src.shape, shape, strict=True)) if n != m)
+        reduce = {"sum": jnp.sum, "max": jnp.max, "min": jnp.min}[step.kind]
+        if step.kind == "sum" and jnp.issubdtype(src.dtype, jnp.integer):
+            src = src.astype(jnp.int32)
+        self.write(step.dst, reduce(src, axis=axes, keepdims=True))
+
+    def _product(self, step: Product) -> None:
+        dtype = self.program.tensors[step.dst].dtype
+        a, b = (self.read(t).astype(dtype) for t in (step.a, step.b))
+        self.write(step.dst, jnp.matmul(a, b, precision=lax.Precision.HIGHEST))
 
     def _pool(self, step: Pool) -> None:
         src = self.read(step.src)
@@ -150,8 +175,20 @@ class Execution:
         self.write(step.dst, pooling.sum_pool.run(src, border, **window))
 
 
-def _nan_if(first: Any, second: Any) -> Any:
-    return jnp.where(jnp.isnan(first), jnp.nan, second)
+def computed(name: str, *operands: Any) -> Any:
+    """What an instruction makes of its registers."""
+    if name == "nan_if":
+        return jnp.where(jnp.isnan(operands[0]), jnp.nan, operands[1])
+    if name.startswith("int_"):
+        return getattr(lax, name.removeprefix("int_"))(*operands)
+    if name in ("to_int", "to_float"):
+        return lax.convert_element_type(operands[0], jnp.int32 if name == "to_int" else jnp.float32)
+    if name == "round":
+        return lax.round(operands[0], lax.RoundingMethod.TO_NEAREST_EVEN)
+    if name in ("and", "or", "not"):
+        truths = [x != 0 for x in operands]
+        return (~truths[0] if name == "not" else getattr(jnp, f"logical_{name}")(*truths)).astype(jnp.float32)
+    return getattr(lax, name)(*operands).astype(jnp.float32)
 
 
 def form_of(step: Contract, src: tuple[int, ...], dst: tuple[int, ...]) -> Form:

@@ -20,7 +20,8 @@ from jaxq8.regions.builder import Builder, Recipe
 from jaxq8.regions.candidates import POOLS, VIEWS, is_stored, takes_first
 from jaxq8.regions.graph import Graph
 from jaxq8.regions.places import Places, Shape
-from jaxq8.regions.program import ENCODE, NONE, STORE, Contract, Copy, Elementwise, Fill, Pool, Program
+from jaxq8.regions.program import Program
+from jaxq8.regions.steps import ENCODE, NONE, STORE, Contract, Copy, Elementwise, Fill, Pool
 from jaxq8.regions.trees import Trees
 from jaxq8.regions.weights import padded_form
 

@@ -14,7 +14,7 @@ from jaxq8.regions import expressions as ex
 from jaxq8.regions.builder import Builder
 from jaxq8.regions.candidates import VIEWS
 from jaxq8.regions.graph import Graph
-from jaxq8.regions.program import Copy, Fill
+from jaxq8.regions.steps import Copy, Fill
 from jaxq8.regions.weights import padded_form
 
 Shape = tuple[int, ...]
