@@ -11,6 +11,7 @@ from jax import lax
 from jaxq8._compat import stored
 from jaxq8.evaluation.values import INF, Accumulator, Array, decode
 from jaxq8.numerics.qtensor import extremes
+from jaxq8.operations import is_collecting
 
 
 def per_channel(acc: Accumulator) -> bool:
@@ -58,6 +59,8 @@ def _extremes(low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
     where the joint reduction is one. Both results are stored, because XLA would drop a result that nobody reads and turn the
     rest into an ordinary reduction.
     """
+    if is_collecting():  # a region has a step for each
+        return lax.reduce_min(low, (0,)), lax.reduce_max(high, (0,))
 
     def both(x: Any, y: Any) -> Any:
         return lax.min(x[0], y[0]), lax.max(x[1], y[1])

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxq8._compat import primitive_named, stored
 from jaxq8.evaluation.values import Accumulator, Array, Origin, Value, origins
-from jaxq8.kernels.epilogue import nan_if
+from jaxq8.kernels.epilogue import nan_among, nan_if
 from jaxq8.numerics.sizes import certainly_less
 
 # NaN in an operand is NaN in the result. Operations that may lose it (slices, comparisons, x ** 0) are not listed.
@@ -73,7 +73,7 @@ def poisoned(scale: jax.Array, witness: jax.Array | None) -> jax.Array:
 def in_data(array: Any, keep: tuple[int, ...]) -> jax.Array:
     """NaN for each slice along the axes `keep` that holds NaN or infinity, else 0: a bad row does not affect other rows."""
     shared = tuple(axis for axis in range(jnp.ndim(array)) if axis not in keep)
-    return jnp.sum(array * 0, axis=shared, keepdims=True)
+    return nan_among(array, axes=shared)
 
 
 def behind(value: Array, keep: tuple[int, ...], measured: bool) -> jax.Array | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxq8.kernels.barred import is_barred
 from jaxq8.numerics.qtensor import QTensor
-from jaxq8.operations import like_first, operation
+from jaxq8.operations import is_collecting, like_first, operation
 
 # Adding 1.5 * 2**23 to a float32 below 2**22 in magnitude rounds it to the nearest integer, ties to even, and leaves that
 # integer in the low bits of the sum. XLA:CPU vectorises this; a rounding and two conversions are slower.
@@ -37,12 +38,26 @@ def encode(
     """
     if rounding is None and isinstance(lo, float | np.floating) and isinstance(hi, float | np.floating):
         return codes_of(values, multiplier, offset, lo=float(lo), hi=float(hi), dtype=np.dtype(dtype))
+    if rounding is None and is_collecting():
+        return codes_between(values, multiplier, offset, lo, hi, dtype=np.dtype(dtype))
     return _encoded(values, multiplier, offset, lo, hi, dtype, rounding)
+
+
+def _kept(values: Any, *, axes: tuple[int, ...]) -> Any:
+    """The result of a reduction that keeps its axes."""
+    shape = [1 if axis in axes else n for axis, n in enumerate(values.shape)]
+    return jax.ShapeDtypeStruct(tuple(shape), values.dtype)
 
 
 @operation(like_first)
 def codes_of(values: Any, multiplier: Any, offset: Any, *, lo: float, hi: float, dtype: Any) -> Any:
     """`encode` with rounding half to even and bounds that are known while tracing."""
+    return _encoded(values, multiplier, offset, lo, hi, dtype, None)
+
+
+@operation(like_first)
+def codes_between(values: Any, multiplier: Any, offset: Any, lo: Any, hi: Any, *, dtype: Any) -> Any:
+    """`encode` with rounding half to even and bounds that are arrays."""
     return _encoded(values, multiplier, offset, lo, hi, dtype, None)
 
 
@@ -71,6 +86,12 @@ def real_numbers(values: Any, scale: Any, offset: Any, *, lo: float, hi: float) 
 def numbers_of_codes(values: Any, scale: Any, zero_point: Any) -> Any:
     """``(values - zero_point) * scale`` in float32, for codes whose scales are shared along whole axes."""
     return QTensor(values, scale, zero_point).dequantize()
+
+
+@operation(_kept)
+def nan_among(values: Any, *, axes: tuple[int, ...]) -> Any:
+    """NaN for each slice across `axes` that holds NaN or infinity, else 0; these axes stay with size 1."""
+    return jnp.sum(values * 0, axis=axes, keepdims=True)
 
 
 @operation(like_first)

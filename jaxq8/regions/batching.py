@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxq8.regions.program import ARENA, Program, Tensor
-from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Pool, Step
+from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Pool, Product, Reduce, Step
 
 
 class _CannotError(Exception):
@@ -101,7 +101,11 @@ class _Folding:
             return step
         if isinstance(step, Elementwise):
             return self._elementwise(step)
-        same, longer = _operands(step)
+        if isinstance(step, Reduce) and any(
+            self.before.tensors[t].shape[:1] != self.before.tensors[step.src].shape[:1] for t in step.writes
+        ):
+            raise _CannotError  # it reduces the first axis
+        same, longer = _operands(step, len(self.before.tensors[step.writes[0]].shape))
         if any(t != NONE and self.is_batched(t) for t in same):
             raise _CannotError
         if any(t != NONE and not self.is_batched(t) for t in longer):
@@ -117,8 +121,12 @@ class _Folding:
         return dataclasses.replace(step, shape=self._longer(step.shape))
 
 
-def _operands(step: Contract | Copy | Fill | Pool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tensors that must be the same for all batches, and those that must be longer where the result is."""
+def _operands(
+    step: Contract | Copy | Fill | Pool | Reduce | Product, rank: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tensors that must be the same for all batches, and those that must be longer where the result, of this rank, is."""
+    if isinstance(step, Product):
+        return ((step.b,), (step.a,)) if rank == 2 else ((), (step.a, step.b))
     if isinstance(step, Contract):
         return (step.weights, step.mult, step.offset, step.rescale), (step.src, step.residual)
     if isinstance(step, Pool):

@@ -113,6 +113,18 @@ class Builder:
             return tensor
         return self._viewed(dataclasses.replace(view, shape=tuple(shape), strides=dense(shape)))
 
+    def strides(self, tensor: int) -> tuple[int, ...]:
+        return self._views[tensor].strides
+
+    def expanded(self, tensor: int, shape: Sequence[int]) -> int:
+        """The same memory with axes of size 1 more or less; any other shape of as many elements if the tensor is dense."""
+        view = self._views[tensor]
+        if view.shape == tuple(shape) or self.is_dense(tensor):
+            return self.reshaped(tensor, shape)
+        steps = iter([s for n, s in zip(view.shape, view.strides, strict=True) if n != 1])
+        strides = tuple(1 if n == 1 else next(steps) for n in shape)
+        return self._viewed(dataclasses.replace(view, shape=tuple(shape), strides=strides))
+
     def cut(
         self, tensor: int, starts: Sequence[int], shape: Sequence[int], steps: Sequence[int] | None = None
     ) -> int:

@@ -14,26 +14,26 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxq8._compat import Literal, primitive_named, primitives
+from jaxq8._compat import Literal, primitives
 from jaxq8.analysis.inner_functions import JIT
-from jaxq8.kernels.epilogue import codes_of, nan_if, numbers_of_codes, real_numbers
+from jaxq8.kernels.epilogue import nan_among, real_numbers
 from jaxq8.kernels.pooling import max_pool, sum_pool, total
 from jaxq8.kernels.registry import contraction
+from jaxq8.regions.arithmetic import ENCODINGS, is_arithmetic, kind
 from jaxq8.regions.program import DTYPES
-from jaxq8.regions.steps import BINARY, UNARY
 
 SMALL = 1 << 14  # a vector of more elements is a tensor like others
-_NAMES = [name for name in (*BINARY, *UNARY) if hasattr(primitives, f"{name}_p")]
-NAME_OF = {getattr(primitives, f"{name}_p"): name for name in _NAMES}
-CONVERT, BROADCAST = primitives.convert_element_type_p, primitives.broadcast_in_dim_p
-# What only gives the same numbers another shape, and what gives them another dtype or more places.
+# What only gives the same numbers another shape.
 VIEWS = {primitives.reshape_p, primitives.squeeze_p}
-SAME = {CONVERT, BROADCAST, *primitive_named("stop_gradient_p")}
 MOVES = {primitives.concatenate_p, primitives.slice_p, primitives.transpose_p, primitives.pad_p}
-POISONED = nan_if.primitive
-EXPRESSIONS = {real_numbers.primitive, numbers_of_codes.primitive, codes_of.primitive, POISONED}
 POOLS = {max_pool.primitive, sum_pool.primitive, total.primitive}
-EXTREMES = {primitives.max_p, primitives.min_p}
+REDUCTIONS = {
+    primitives.reduce_sum_p: "sum",
+    primitives.reduce_max_p: "max",
+    primitives.reduce_min_p: "min",
+    nan_among.primitive: "nan",
+}
+DOT = primitives.dot_general_p
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +80,6 @@ def is_stored(eqn: Any) -> bool:
     return eqn.primitive in JIT and eqn.params.get("name") in ("stored", "stop_gradient")
 
 
-def is_elementwise(eqn: Any) -> bool:
-    """Whether an equation is float32 arithmetic on each element, or makes or reads codes."""
-    return eqn.primitive in NAME_OF or eqn.primitive in EXPRESSIONS or eqn.primitive in SAME
-
-
 def is_small(atom: Any) -> bool:
     """Whether a variable holds one number, or one number for each channel."""
     shape = tuple(atom.aval.shape)
@@ -111,14 +106,13 @@ def found(
     """
     maker: dict[Any, int] = {}
     candidate = [False] * len(eqns)
-    large = [False] * len(eqns)  # candidates that make data, rather than vectors
+    data = [False] * len(eqns)  # candidates whose results depend on codes, rather than on parameters alone
     levels = [0] * len(eqns)
     for index, eqn in enumerate(eqns):
         made = [maker[v] for v in eqn.invars if not isinstance(v, Literal) and v in maker]
-        born = any(candidate[i] and large[i] for i in made)
-        vector = _is_vector(eqn)
-        candidate[index] = vector or _is_candidate(eqn, born, index, is_native)
-        large[index] = not vector
+        born = any(candidate[i] and data[i] for i in made)
+        candidate[index] = _is_vector(eqn) or _is_candidate(eqn, born, index, is_native)
+        data[index] = born or eqn.primitive in (contraction.primitive, *ENCODINGS)
         levels[index] = max((levels[i] + (candidate[i] and not candidate[index]) for i in made), default=0)
         maker.update(dict.fromkeys(eqn.outvars, index))
     readers: dict[int, list[int]] = {}
@@ -140,46 +134,57 @@ def found(
 
 
 def _is_vector(eqn: Any) -> bool:
-    """Whether an equation is float32 arithmetic on numbers or on one number for each channel."""
+    """Whether an equation is arithmetic on numbers or on one number for each channel."""
     p = eqn.primitive
     if is_stored(eqn):
         return all(_has_place(v) and is_small(v) for v in eqn.outvars)
     if len(eqn.outvars) != 1 or not all(_has_place(v) and is_small(v) for v in (*eqn.invars, *eqn.outvars)):
         return False
-    if eqn.outvars[0].aval.dtype != jnp.float32 or p is codes_of.primitive:
+    if kind(eqn.outvars[0]) not in ("float", "int", "bool") or p in ENCODINGS:
         return False
-    if p is BROADCAST:
-        # More places for one number, or an axis more for the same numbers.
-        sizes = [math.prod(v.aval.shape) for v in (eqn.invars[0], eqn.outvars[0])]
-        return len(eqn.invars) == 1 and (sizes[0] == 1 or sizes[0] == sizes[1])
-    return p in VIEWS or p is primitives.slice_p or is_elementwise(eqn)
+    return p in VIEWS or p is primitives.slice_p or is_arithmetic(eqn)
 
 
 def _is_candidate(eqn: Any, born: bool, index: int, is_native: Callable[[int], bool]) -> bool:
-    """Whether a region has a step for an equation; `born` says that one of its operands is data made by a candidate."""
+    """Whether a region has a step for an equation; `born` says that one of its operands depends on codes."""
     if not all(_has_place(v) for v in (*eqn.invars, *eqn.outvars)):
         return False
     p = eqn.primitive
     if p is contraction.primitive:
         return is_native(index)
-    if p is codes_of.primitive:
+    if p in ENCODINGS:
         return True
-    if not born or not all(v.aval.shape for v in eqn.outvars):
+    if not born:
+        return False
+    if p in REDUCTIONS:
+        return _is_plain_reduction(eqn)
+    if not all(v.aval.shape for v in eqn.outvars):
         return False
     if p in POOLS:
         return _is_plain_pool(eqn)
+    if p is DOT:
+        return is_product(eqn)
     if p in VIEWS or is_stored(eqn):
         return True
     if p in MOVES:
         return p is not primitives.pad_p or all(
             hole == 0 <= min(a, b) for a, b, hole in eqn.params["padding_config"]
         )
-    dtype = eqn.outvars[0].aval.dtype
-    if p is BROADCAST:
+    return is_arithmetic(eqn)
+
+
+def is_product(eqn: Any) -> bool:
+    """Whether a `dot_general` is one product of float32 matrices for each place of some axes."""
+    if any(v.aval.dtype != jnp.float32 for v in (*eqn.invars, *eqn.outvars)):
         return False
-    return is_elementwise(eqn) and (
-        dtype == jnp.float32 or (p in EXTREMES and dtype in (jnp.int8, jnp.uint8))
-    )
+    (first, second), _ = eqn.params["dimension_numbers"]
+    return len(first) == len(second) == 1 and max(len(v.aval.shape) for v in eqn.invars) <= 6
+
+
+def _is_plain_reduction(eqn: Any) -> bool:
+    """Whether a reduction is of float32 or int32 numbers."""
+    kinds = ("float",) if REDUCTIONS[eqn.primitive] == "nan" else ("float", "int")
+    return kind(eqn.invars[0]) in kinds and len(eqn.invars[0].aval.shape) >= 1
 
 
 def _is_plain_pool(eqn: Any) -> bool:
@@ -201,7 +206,7 @@ def _has_place(atom: Any) -> bool:
     sizes = getattr(aval, "shape", None)
     if sizes is None or not all(isinstance(n, int) for n in sizes) or 0 in sizes or len(sizes) > 8:
         return False
-    return isinstance(atom, Literal) or jnp.dtype(aval.dtype).name in DTYPES
+    return isinstance(atom, Literal) or jnp.dtype(aval.dtype).name in (*DTYPES, "bool")
 
 
 def _connected(
@@ -236,7 +241,7 @@ def _without_tails(group: Sequence[int], eqns: Sequence[Any], readers: dict[int,
     The numbers of a contraction stay, because its own step makes them.
     """
     kept = set(group)
-    work = {*POOLS, contraction.primitive, codes_of.primitive, real_numbers.primitive}
+    work = {*POOLS, *REDUCTIONS, DOT, contraction.primitive, *ENCODINGS, real_numbers.primitive}
     for index in reversed(group):
         if eqns[index].primitive not in work and not any(r in kept for r in readers.get(index, ())):
             kept.discard(index)

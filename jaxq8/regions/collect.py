@@ -9,44 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxq8._compat import Literal, bind, equation_context, open_jaxpr, user_source
+from jaxq8._compat import Literal, open_jaxpr
 from jaxq8.kernels.registry import contraction, sums_of_weights
 from jaxq8.native import calls
 from jaxq8.numerics.packed_layout import PackedLayout
 from jaxq8.numerics.packed_tensor import unpacked_codes
 from jaxq8.operations import collected
 from jaxq8.regions.candidates import Limits, found
+from jaxq8.regions.equations import Equation, flat
 from jaxq8.regions.graph import Graph
 from jaxq8.regions.lowering import Region, Weight, lower
 from jaxq8.regions.native_call import call
 from jaxq8.regions.weights import Packable, padded_form, problem_of, weight_origin, why_not
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Equation:
-    """An equation of a collected program; what it reads is named by variables of the program."""
-
-    eqn: Any
-    invars: tuple[Any, ...]
-
-    @property
-    def primitive(self) -> Any:
-        return self.eqn.primitive
-
-    @property
-    def params(self) -> Any:
-        return self.eqn.params
-
-    @property
-    def outvars(self) -> Any:
-        return self.eqn.outvars
-
-    def run(self, arrays: Sequence[Any]) -> list[Any]:
-        """Its results, as ordinary arithmetic."""
-        with user_source(self.eqn), equation_context(self.eqn):
-            if hasattr(self.primitive, "jaxq8_operation"):
-                return [self.primitive.jaxq8_operation.run(*arrays, **self.params)]
-            return bind(self.eqn, arrays)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +54,7 @@ class Collected:
             if isinstance(unit, Region):
                 made = call(unit.program, [jnp.asarray(r.compute(read)) for r in unit.recipes])
                 for variables, array in zip(unit.outputs, made, strict=True):
-                    values.update(dict.fromkeys(variables, array))
+                    values.update((v, array.astype(v.aval.dtype)) for v in variables)
             else:
                 values.update(zip(unit.outvars, unit.run([read(v) for v in unit.invars]), strict=True))
         return [read(v) for v in self.results]
@@ -107,7 +81,8 @@ def in_regions(
         return function(jax.tree_util.tree_unflatten(tree, full))
 
     arrays = [flat[i] for i in places]
-    program = arranged(*traced(of_arrays, *arrays), limits)
+    jaxpr, consts = traced(of_arrays, *arrays)
+    program = arranged(jaxpr, consts, limits)
     record(program)
     return program.run(arrays)
 
@@ -127,7 +102,8 @@ def packable(jaxpr: Any, limits: Limits) -> dict[Any, Packable]:
 
     An input is left out if several contractions read it in different forms, and if its contraction would be in no region.
     """
-    eqns = _alive([Equation(eqn, tuple(eqn.invars)) for eqn in jaxpr.eqns], jaxpr.outvars)
+    program = flat(jaxpr, [None] * len(jaxpr.constvars))
+    eqns = _alive(program.equations, program.results)
     makers = {v: eqn for eqn in eqns for v in eqn.outvars}
     inputs = set(jaxpr.invars)
     ways: dict[int, tuple[Any, Packable]] = {}
@@ -151,15 +127,11 @@ def packable(jaxpr: Any, limits: Limits) -> dict[Any, Packable]:
 
 def arranged(jaxpr: Any, consts: Sequence[Any], limits: Limits) -> Collected:
     """The units of a collected program."""
-    known = dict(zip(jaxpr.constvars, consts, strict=True))
-    makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
-    renamed = _sums(jaxpr.eqns, makers)
-
-    def named(atom: Any) -> Any:
-        return atom if isinstance(atom, Literal) else renamed.get(atom, atom)
-
-    results = tuple(map(named, jaxpr.outvars))
-    eqns = _alive([Equation(eqn, tuple(map(named, eqn.invars))) for eqn in jaxpr.eqns], results)
+    program = flat(jaxpr, consts)
+    known = program.consts
+    renamed = _sums(program.equations, {v: eqn for eqn in program.equations for v in eqn.outvars})
+    results = tuple(v if isinstance(v, Literal) else renamed.get(v, v) for v in program.results)
+    eqns = _alive([eqn.reading(renamed) for eqn in program.equations], results)
     makers = {v: eqn for eqn in eqns for v in eqn.outvars}
     weights = {i: w for i, eqn in enumerate(eqns) if (w := _weight(eqn, makers)) is not None}
     groups, levels = found(eqns, weights.__contains__, limits)
@@ -219,7 +191,7 @@ def _weight(eqn: Any, makers: Mapping[Any, Any]) -> Weight | None:
     return Weight(origin.maker.invars[0], params["problem"])
 
 
-def _alive(eqns: list[Equation], results: Sequence[Any]) -> list[Equation]:
+def _alive(eqns: Sequence[Equation], results: Sequence[Any]) -> list[Equation]:
     """The equations that the results depend on."""
     needed, alive = {v for v in results if not isinstance(v, Literal)}, []
     for eqn in reversed(eqns):

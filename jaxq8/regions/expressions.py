@@ -1,8 +1,8 @@
-"""Float arithmetic on elements as a tree, and the linear form of a tree.
+"""Arithmetic on elements as trees.
 
-A tree is built from the equations between a contraction and the codes that follow it. Where the tree is linear in the
-contraction's result, the contraction's own step computes it (`linear`); any other tree becomes a step of its own
-(`instructions`).
+A tree is built from the equations between what a region stores. It computes float32 numbers, or int32 numbers where `is_int`
+says so; truths are the numbers 1.0 and 0.0. What is linear in a contraction's result becomes part of the contraction's own step
+(`jaxq8.regions.linear`); any other tree becomes a step of its own (`jaxq8.regions.instructions`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from jaxq8.regions import steps as p
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Known:
-    """A small array of numbers that are known while tracing."""
+    """A small array of numbers that are known while tracing, float32 or int32."""
 
     array: np.ndarray
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         return self.array.shape
+
+    @property
+    def is_int(self) -> bool:
+        return self.array.dtype == np.int32
 
     @property
     def number(self) -> float | None:
@@ -44,13 +48,15 @@ class Leaf:
       is_small: Whether it is a number or one number for each channel.
       contraction: The position of the contraction that makes it; None for a tensor that is stored.
       is_first: Whether only the first number of a vector is read.
+      is_int: Whether its numbers are read as int32.
     """
 
     variable: Any
-    shape: tuple[int, ...]
+    shape: Shape
     is_small: bool = False
     contraction: int | None = None
     is_first: bool = False
+    is_int: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +64,8 @@ class Node:
     """An operation of a tree.
 
     Attributes:
-      name: A name of `program.BINARY` or `program.UNARY`.
+      name: A name of `steps.BINARY` or `steps.UNARY`, or "select": the second operand where the first is not
+        0.0, else the third.
       operands: What it is applied to.
       positive: Whether the second factor of a product is known to be positive, or NaN.
     """
@@ -67,8 +74,39 @@ class Node:
     operands: tuple[Tree, ...]
     positive: bool = False
 
+    @property
+    def is_int(self) -> bool:
+        if self.name == "select":
+            return is_int(self.operands[1])
+        return self.name.startswith("int_") or self.name == "to_int"
+
 
 Tree = Node | Leaf | Known
+
+
+def is_int(tree: Tree) -> bool:
+    """Whether a tree computes int32 numbers."""
+    return tree.is_int
+
+
+def as_float(tree: Tree) -> Tree:
+    """The same numbers as float32."""
+    if not tree.is_int:
+        return tree
+    if isinstance(tree, Known):
+        return Known(tree.array.astype(np.float32))
+    return Node("to_float", (tree,)) if isinstance(tree, Node) else dataclasses.replace(tree, is_int=False)
+
+
+def as_int(tree: Tree) -> Tree:
+    """The same numbers as int32; fractions are cut off."""
+    if tree.is_int:
+        return tree
+    if isinstance(tree, Known):
+        return Known(tree.array.astype(np.int32))
+    if isinstance(tree, Leaf) and np.dtype(tree.variable.aval.dtype).kind in "iu":
+        return dataclasses.replace(tree, is_int=True)
+    return Node("to_int", (tree,))
 
 
 def number(value: float) -> Known:
@@ -84,7 +122,7 @@ def known(tree: Tree) -> float | None:
     return tree.number if isinstance(tree, Known) else None
 
 
-def shape_of(tree: Tree) -> tuple[int, ...]:
+def shape_of(tree: Tree) -> Shape:
     """The shape of what a tree computes."""
     if isinstance(tree, Node):
         return tuple(np.broadcast_shapes(*map(shape_of, tree.operands)))
@@ -120,6 +158,31 @@ def first(tree: Tree) -> Tree:
     return dataclasses.replace(tree, shape=(1,) * len(tree.shape), is_first=True)
 
 
+def placed(tree: Tree, axes: Sequence[int], rank: int) -> Tree:
+    """What a tree computes with other axes: axis i becomes axis ``axes[i]`` of `rank` axes, the others have size 1."""
+    if not axes:
+        return tree  # one number is broadcast as it is
+
+    def moved(shape: Shape) -> Shape:
+        sizes = [1] * rank
+        for axis, n in zip(axes, (1,) * (len(axes) - len(shape)) + shape, strict=True):
+            sizes[axis] = n
+        return tuple(sizes)
+
+    if isinstance(tree, Node):
+        operands = tuple(placed(operand, axes, rank) for operand in tree.operands)
+        return dataclasses.replace(tree, operands=operands)
+    shape = moved(tree.shape)
+    if isinstance(tree, Known):
+        return Known(tree.array.reshape(shape))
+    return dataclasses.replace(tree, shape=shape, is_small=tree.is_small and has_small_shape(shape))
+
+
+def has_small_shape(shape: Shape) -> bool:
+    """Whether an array of this shape is one number, or numbers along the last axis."""
+    return math.prod(shape) in (1, *shape[-1:])
+
+
 def is_small(tree: Tree) -> bool:
     """Whether a tree reads only what is small."""
     if isinstance(tree, Node):
@@ -127,169 +190,15 @@ def is_small(tree: Tree) -> bool:
     return isinstance(tree, Known) or tree.is_small
 
 
-@dataclasses.dataclass
-class Linear:
-    """``clip(sum of coefficient * leaf + constant, lo, hi)``; coefficients and constant are small trees."""
+def count_of_nodes(tree: Tree) -> int:
+    """How many operations a tree has; parts that are read several times count once."""
+    seen: set[int] = set()
 
-    coefficients: dict[int, tuple[Leaf, Tree]]
-    constant: Tree
-    lo: float = -math.inf
-    hi: float = math.inf
+    def visit(part: Tree) -> None:
+        if isinstance(part, Node) and id(part) not in seen:
+            seen.add(id(part))
+            for operand in part.operands:
+                visit(operand)
 
-    @property
-    def is_clipped(self) -> bool:
-        return self.lo > -math.inf or self.hi < math.inf
-
-
-def linear(tree: Tree) -> Linear | None:
-    """The linear form of a tree; None if it has none."""
-    if is_small(tree):
-        return Linear({}, tree)
-    if isinstance(tree, Leaf):
-        return Linear({id(tree.variable): (tree, ONE)}, ZERO)
-    assert isinstance(tree, Node)
-    forms = [linear(operand) for operand in tree.operands]
-    if any(form is None for form in forms):
-        return None
-    if tree.name == "neg":
-        return _scaled(forms[0], number(-1.0), False)  # type: ignore[arg-type]
-    if len(forms) != 2:
-        return None
-    first, second = forms
-    assert first is not None
-    assert second is not None
-    if tree.name in ("add", "sub"):
-        return _summed(first, second if tree.name == "add" else _scaled(second, number(-1.0), False))
-    if tree.name == "mul":
-        for form, factor in ((first, second), (second, first)):
-            if not factor.coefficients:
-                return _scaled(form, factor.constant, tree.positive)
-    if tree.name == "div" and not second.coefficients:
-        return _scaled(first, Node("div", (ONE, second.constant)), False)
-    if tree.name in ("max", "min"):
-        for form, bound in ((first, second), (second, first)):
-            clip = None if bound.coefficients else known(bound.constant)
-            if clip is not None:
-                return _clipped(form, clip, tree.name == "max")
-    return None
-
-
-def _summed(first: Linear, second: Linear | None) -> Linear | None:
-    if second is None:
-        return None
-    if first.is_clipped or second.is_clipped:
-        # A number can be added behind clips that it leaves where they are.
-        for form, other in ((first, second), (second, first)):
-            if not other.coefficients and known(other.constant) == 0:
-                return form
-        return None
-    coefficients = dict(first.coefficients)
-    for key, (leaf, factor) in second.coefficients.items():
-        before = coefficients.get(key)
-        coefficients[key] = (leaf, factor if before is None else total(before[1], factor))
-    return Linear(coefficients, total(first.constant, second.constant))
-
-
-def _scaled(form: Linear, factor: Tree, positive: bool) -> Linear | None:
-    lo, hi = form.lo, form.hi
-    if form.is_clipped:
-        fixed = known(factor)
-        if fixed is not None and fixed > 0:
-            lo, hi = lo * fixed, hi * fixed
-        elif not (positive and lo == 0 and hi == math.inf):  # the clip at 0 stays where it is
-            return None
-    coefficients = {key: (leaf, product(c, factor)) for key, (leaf, c) in form.coefficients.items()}
-    return Linear(coefficients, product(form.constant, factor), lo, hi)
-
-
-def _clipped(form: Linear, bound: float, lower: bool) -> Linear:
-    if lower:
-        lo, hi = max(form.lo, bound), max(form.hi, bound)
-    else:
-        lo, hi = min(form.lo, bound), min(form.hi, bound)
-    return dataclasses.replace(form, lo=lo, hi=hi)
-
-
-class TooLargeError(Exception):
-    """A tree needs more registers than a step has."""
-
-
-Instruction = tuple[int, int, int, int, int]
-
-
-def instructions(
-    trees: Sequence[Tree], inputs: dict[tuple[int, bool], int], store: int
-) -> tuple[Instruction, ...]:
-    """The instructions that compute trees and store their results.
-
-    Args:
-      trees: The trees; each is an output of the step.
-      inputs: ``key of a leaf -> number of the step's input`` (see `key`).
-      store: The instruction that stores: `program.STORE` or `program.ENCODE`.
-
-    Raises:
-      TooLargeError: The trees need too many registers.
-    """
-    order, uses = _ordered(trees)
-    free, code = list(range(p.REGISTERS))[::-1], []
-    made: dict[int, int] = {}
-
-    def used(node: Tree) -> None:
-        uses[id(node)] -= 1
-        if uses[id(node)] == 0:
-            free.append(made[id(node)])
-
-    for node in order:
-        operands: Sequence[Tree] = node.operands if isinstance(node, Node) else ()
-        sources = [made[id(operand)] for operand in operands]
-        for operand in operands:
-            used(operand)
-        if not free:
-            raise TooLargeError
-        made[id(node)] = target = free.pop()
-        if isinstance(node, Node):
-            operation = (p.BINARY | p.UNARY)[node.name]
-            code.append((operation, target, sources[0], sources[1] if len(sources) > 1 else 0))
-        elif known(node) is not None:
-            code.append((p.CONST, target, p.float_bits(known(node) or 0.0), 0))
-        else:
-            code.append((p.LOAD, target, inputs[key(node)], 0))
-        for number, tree in enumerate(trees):
-            if tree is node:
-                code.append((store, number, target, 0))
-                used(node)
-    return tuple(code)
-
-
-def key(leaf: Leaf | Known) -> tuple[int, bool]:
-    """What tells leaves apart."""
-    return (id(leaf.variable), leaf.is_first) if isinstance(leaf, Leaf) else (id(leaf), False)
-
-
-def leaves(trees: Sequence[Tree]) -> list[Leaf | Known]:
-    """The tensors that trees read, each once; known numbers are written into the instructions."""
-    found: dict[tuple[int, bool], Leaf | Known] = {}
-    for node in _ordered(trees)[0]:
-        if not isinstance(node, Node) and known(node) is None:
-            found.setdefault(key(node), node)
-    return list(found.values())
-
-
-def _ordered(trees: Sequence[Tree]) -> tuple[list[Tree], dict[int, int]]:
-    """The parts of trees, operands first, and how often each is read or stored."""
-    order: list[Tree] = []
-    uses: dict[int, int] = {}
-
-    def visit(node: Tree) -> None:
-        if id(node) in uses:
-            return
-        uses[id(node)] = 0
-        for operand in node.operands if isinstance(node, Node) else ():
-            visit(operand)
-            uses[id(operand)] += 1
-        order.append(node)
-
-    for tree in trees:
-        visit(tree)
-        uses[id(tree)] += 1
-    return order, uses
+    visit(tree)
+    return len(seen)

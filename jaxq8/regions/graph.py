@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxq8._compat import Literal
-from jaxq8.kernels.epilogue import codes_of, numbers_of_codes
+from jaxq8.kernels.epilogue import numbers_of_codes
 from jaxq8.kernels.registry import contraction
-from jaxq8.regions.candidates import VIEWS, is_elementwise, is_small, is_stored, takes_first
+from jaxq8.regions.arithmetic import ENCODINGS, is_arithmetic
+from jaxq8.regions.candidates import VIEWS, is_small, is_stored, takes_first
 
 RECOMPUTED = 24  # a vector of so many operations is computed again for each of its readers rather than stored
 ANYWHERE = "anywhere"
@@ -102,19 +103,19 @@ class Graph:
     @staticmethod
     def _is_vector(eqn: Any) -> bool:
         """Whether an equation on vectors can be computed again for each of its readers."""
-        return (is_elementwise(eqn) and eqn.primitive is not codes_of.primitive) or takes_first(eqn)
+        return (is_arithmetic(eqn) and eqn.primitive not in ENCODINGS) or takes_first(eqn)
 
     @staticmethod
     def _is_inner(eqn: Any) -> bool:
         """Whether an equation may be computed in the step of its reader."""
         p = eqn.primitive
-        elementwise = is_elementwise(eqn) and p is not codes_of.primitive
+        elementwise = is_arithmetic(eqn) and p not in ENCODINGS
         return p is contraction.primitive or p in VIEWS or elementwise or takes_first(eqn)
 
     def _root_of_reader(self, variable: Any, reader: Any, roots: Mapping[Any, Any]) -> Any:
         """The root of an equation that reads a variable, `ANYWHERE` if it has several; None if it reads it from memory."""
         (out,) = reader.outvars
-        if is_elementwise(reader) or takes_first(reader):
+        if is_arithmetic(reader) or takes_first(reader):
             return ANYWHERE if roots[out] is None else roots[out]
         maker = self.maker(variable)
         if reader.primitive in VIEWS and maker is not None and maker.primitive is contraction.primitive:

@@ -13,15 +13,17 @@ import numpy as np
 from jaxq8._compat import primitives
 from jaxq8.kernels.epilogue import codes_of
 from jaxq8.kernels.forms import ConvForm
-from jaxq8.kernels.pooling import max_pool, total
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions import expressions as ex
 from jaxq8.regions.builder import Builder, Recipe
-from jaxq8.regions.candidates import POOLS, VIEWS, is_stored, takes_first
+from jaxq8.regions.candidates import VIEWS, is_stored, takes_first
+from jaxq8.regions.data_steps import DataSteps
+from jaxq8.regions.element_steps import ElementSteps
 from jaxq8.regions.graph import Graph
-from jaxq8.regions.places import Places, Shape
+from jaxq8.regions.linear import linear
+from jaxq8.regions.places import Places, stored_dtype
 from jaxq8.regions.program import Program
-from jaxq8.regions.steps import ENCODE, NONE, STORE, Contract, Copy, Elementwise, Fill, Pool
+from jaxq8.regions.steps import NONE, Contract, Copy
 from jaxq8.regions.trees import Trees
 from jaxq8.regions.weights import padded_form
 
@@ -68,6 +70,8 @@ class _Lowering:
         self.builder = Builder()
         self.trees = Trees(graph)
         self.places = Places(graph, self.builder)
+        self.elements = ElementSteps(self.places, self._accumulator)
+        self.data = DataSteps(graph, self.places)
 
     def region(self) -> Region:
         for index in self.graph.members:
@@ -75,7 +79,7 @@ class _Lowering:
         for variable in self.graph.wanted:
             if variable not in self.places.results:
                 self.places.results.append(variable)
-                target = self.builder.result(variable.aval.shape, variable.aval.dtype)
+                target = self.builder.result(variable.aval.shape, stored_dtype(variable.aval.dtype))
                 self.places.add(Copy(self.places.tensor(variable), target))
         names = tuple(tuple(self.graph.names[v]) for v in self.places.results)
         return Region(self.builder.build(), tuple(self.builder.recipes), names)
@@ -90,7 +94,7 @@ class _Lowering:
         for i in missing:
             tensors[i] = self.builder.temporary((channels,), np.float32)
         if missing:
-            self._computed([trees[i] for i in missing], [tensors[i] for i in missing], (channels,), flat=True)
+            self.elements.add_flat([trees[i] for i in missing], [tensors[i] for i in missing], (channels,))
         return tensors
 
     def _stored_vector(self, tree: ex.Tree, channels: int) -> int:
@@ -108,56 +112,13 @@ class _Lowering:
         if is_stored(eqn) or p in VIEWS or (p is primitives.slice_p and not takes_first(eqn)):
             return
         (out,) = eqn.outvars
-        if p in POOLS:
-            self._pool(eqn, out)
-        elif p is primitives.concatenate_p:
-            home = self.places.home(out)
-            for number, operand in enumerate(eqn.invars):
-                part, source = self.places.part(eqn, number), self.places.tensor(operand)
-                if not self.builder.is_same(part, source):
-                    self.places.add(Copy(source, part))
-            assert home == self.places.tensors[out]
-        elif p is primitives.transpose_p:
-            source = self.builder.transposed(self.places.tensor(eqn.invars[0]), eqn.params["permutation"])
-            self.places.add(Copy(source, self.places.home(out)))
-        elif p is primitives.pad_p:
-            home = self.places.home(out)
-            self.places.add(Fill(home, self.places.one_number(eqn.invars[1])))
-            starts = [low for low, _, _ in eqn.params["padding_config"]]
-            self.places.add(
-                Copy(
-                    self.places.tensor(eqn.invars[0]),
-                    self.builder.cut(home, starts, eqn.invars[0].aval.shape),
-                )
-            )
-        elif self.graph.roots[out] is out:
+        if self.data.emit(eqn, out):
+            return
+        if self.graph.roots[out] is out:
             if p is contraction.primitive:
                 self._contract(index, self.places.home(out), Epilogue())
             else:
                 self._elementwise(eqn, out)
-
-    def _pool(self, eqn: Any, out: Any) -> None:
-        source, params = self.places.tensor(eqn.invars[0]), eqn.params
-        if eqn.primitive is total.primitive:
-            shape = self.builder.shape(source)
-            window = shape[1:-1]
-            ones, none = (1,) * len(window), (0,) * len(window)
-            home = self.places.home(out)
-            sums = home if self.builder.is_dense(home) else self.builder.temporary(out.aval.shape, np.int32)
-            target = self.builder.reshaped(sums, (shape[0], *ones, shape[-1]))
-            self.places.add(Pool(source, target, window, ones, ones, none, none))
-            if sums != home:
-                self.places.add(Copy(sums, home))
-            return
-        low, high = zip(*params["padding"][1:-1], strict=True)
-        window, strides, dilation = (tuple(params[n][1:-1]) for n in ("window", "strides", "window_dilation"))
-        lowest, border = None, NONE
-        if eqn.primitive is max_pool.primitive:
-            lowest = params["lowest"]
-        elif any((*low, *high)):
-            border = self.places.one_number(eqn.invars[1])
-        home = self.places.home(out)
-        self.places.add(Pool(source, home, window, strides, dilation, low, high, lowest, border))
 
     def _elementwise(self, eqn: Any, out: Any) -> None:
         """Stores what a tree computes: in the step of its last contraction if it is linear in that, else in its own step."""
@@ -165,12 +126,12 @@ class _Lowering:
         lo, hi = -math.inf, math.inf
         if eqn.primitive is codes_of.primitive:
             lo, hi = eqn.params["lo"], eqn.params["hi"]
-        if not self._in_contraction(tree, out, lo, hi):
+        if out.aval.dtype in (bool, np.int32) or not self._in_contraction(tree, out, lo, hi):
             self._own_step(tree, out, lo, hi)
 
     def _in_contraction(self, tree: ex.Tree, out: Any, lo: float, hi: float) -> bool:
         """Whether the last contraction of a tree could compute all of it."""
-        form = ex.linear(tree)
+        form = linear(tree)
         leaves = [] if form is None else [leaf for leaf, _ in form.coefficients.values()]
         made = [leaf for leaf in leaves if leaf.contraction is not None]
         shape = tuple(out.aval.shape)
@@ -265,66 +226,19 @@ class _Lowering:
     def _own_step(self, tree: ex.Tree, out: Any, lo: float, hi: float) -> None:
         """A tree as a step of its own."""
         dtype = np.dtype(out.aval.dtype)
-        if dtype.kind in "iu":
+        if dtype.itemsize == 1 and dtype.kind in "iu":
             info = np.iinfo(dtype)
             if lo > info.min:
-                tree = ex.Node("max", (tree, ex.number(lo)))
+                tree = ex.Node("max", (ex.as_float(tree), ex.number(lo)))
             if hi < info.max:
-                tree = ex.Node("min", (tree, ex.number(hi)))
+                tree = ex.Node("min", (ex.as_float(tree), ex.number(hi)))
         home = self.places.home(out)
-        shape = tuple(out.aval.shape)
-        self._computed([tree], [self.builder.reshaped(home, (1,)) if shape == () else home], shape or (1,))
+        shape = tuple(out.aval.shape) or (1,)
+        self.elements.add([tree], [self.builder.expanded(home, shape)], shape)
 
-    def _computed(self, trees: list[ex.Tree], homes: list[int], shape: Shape, flat: bool = False) -> None:
-        """Adds the step that stores trees; `flat`: what they read is small and is read as vectors."""
-        numbers: dict[tuple[int, bool], int] = {}
-        inputs: list[int] = []
-        for leaf in ex.leaves(trees):
-            tensor = self._stored_leaf(leaf)
-            small = self.builder.shape(tensor)
-            if flat:
-                tensor = self.builder.reshaped(self.places.dense(tensor), (math.prod(small),))
-            elif len(small) < len(shape):
-                rank = (1,) * (len(shape) - len(small))
-                tensor = self.builder.reshaped(self.places.dense(tensor), rank + small)
-            numbers[ex.key(leaf)] = len(inputs)
-            inputs.append(tensor)
-        store = STORE if self.builder.dtype(homes[0]) == "float32" else ENCODE
-        try:
-            code = ex.instructions(trees, numbers, store)
-        except ex.TooLargeError:
-            self._in_parts(trees, homes, shape, flat)
-            return
-        self.places.add(Elementwise(shape, tuple(inputs), tuple(homes), code))
-
-    def _in_parts(self, trees: list[ex.Tree], homes: list[int], shape: Shape, flat: bool) -> None:
-        """Stores trees that need too many registers: the operands of each become tensors first."""
-        for tree, home in zip(trees, homes, strict=True):
-            assert isinstance(tree, ex.Node)
-            parts: list[ex.Tree] = []
-            for operand in tree.operands:
-                if not isinstance(operand, ex.Node):
-                    parts.append(operand)
-                    continue
-                held = self.builder.temporary(shape, np.float32)
-                self._computed([operand], [held], shape, flat)
-                part = ex.Leaf(object(), shape)
-                self.places.tensors[part.variable] = held
-                parts.append(part)
-            self._computed([dataclasses.replace(tree, operands=tuple(parts))], [home], shape, flat)
-
-    def _stored_leaf(self, leaf: ex.Leaf | ex.Known) -> int:
-        """The tensor of a leaf; the accumulator of a contraction is stored as int32 for it."""
-        if isinstance(leaf, ex.Known):
-            return self.places.constant(leaf, leaf.shape)
-        if leaf.contraction is None:
-            tensor = self.places.tensor(leaf.variable)
-            if not leaf.is_first:
-                return tensor
-            ones = (1,) * len(leaf.shape)
-            return self.builder.cut(tensor, (0,) * len(ones), ones)
+    def _accumulator(self, leaf: ex.Leaf) -> int:
+        """The stored int32 result of a leaf's contraction."""
         if leaf.variable not in self.places.tensors:
-            aval = leaf.variable.aval
-            self.places.tensors[leaf.variable] = self.builder.temporary(aval.shape, np.int32)
-            self._contract(leaf.contraction, self.places.tensors[leaf.variable], Epilogue())
-        return self.builder.reshaped(self.places.tensors[leaf.variable], leaf.shape)
+            self.places.tensors[leaf.variable] = self.builder.temporary(leaf.variable.aval.shape, np.int32)
+            self._contract(leaf.contraction, self.places.tensors[leaf.variable], Epilogue())  # type: ignore[arg-type]
+        return self.places.tensors[leaf.variable]

@@ -8,8 +8,10 @@ from typing import Any
 from jaxq8._compat import Literal
 from jaxq8.kernels.registry import contraction
 from jaxq8.plan_native import NativeRegion
-from jaxq8.regions.candidates import SAME, VIEWS, is_elementwise, is_stored
-from jaxq8.regions.collect import Collected, Equation
+from jaxq8.regions.arithmetic import is_arithmetic
+from jaxq8.regions.candidates import VIEWS, is_stored
+from jaxq8.regions.collect import Collected
+from jaxq8.regions.equations import Equation
 from jaxq8.regions.lowering import Region
 from jaxq8.regions.weights import why_not
 
@@ -57,7 +59,7 @@ def _reads(unit: Equation | Region) -> list[Any]:
 
 
 def _is_light(eqn: Equation) -> bool:
-    return eqn.primitive in VIEWS | SAME or is_stored(eqn) or is_elementwise(eqn)
+    return eqn.primitive in VIEWS or is_stored(eqn) or is_arithmetic(eqn)
 
 
 def _named(eqn: Equation) -> str:

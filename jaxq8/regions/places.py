@@ -52,6 +52,9 @@ class Places:
                 starts, steps = maker.params["start_indices"], maker.params["strides"]
                 source = self.tensor(maker.invars[0])
                 self.tensors[variable] = self.builder.cut(source, starts, variable.aval.shape, steps)
+            elif maker.primitive is primitives.transpose_p:
+                source = self.tensor(maker.invars[0])
+                self.tensors[variable] = self.builder.transposed(source, maker.params["permutation"])
             elif maker.primitive in VIEWS:
                 source = self.dense(self.tensor(maker.invars[0]))
                 self.tensors[variable] = self.builder.reshaped(source, variable.aval.shape)
@@ -64,6 +67,10 @@ class Places:
             value = np.asarray(variable.val)
             return self.builder.argument(value.shape, value.dtype, lambda read: value)
         aval = variable.aval
+        if aval.dtype == bool:
+            return self.builder.argument(
+                aval.shape, np.uint8, lambda read: jnp.asarray(read(variable)).astype(jnp.uint8), [variable]
+            )
         return self.builder.argument(aval.shape, aval.dtype, lambda read: read(variable), [variable])
 
     def dense(self, tensor: int) -> int:
@@ -75,7 +82,9 @@ class Places:
         return copy
 
     def one_number(self, atom: Any) -> int:
-        """An argument of one int32 number, such as the code that fills borders."""
+        """A tensor of one int32 number, such as the code that fills borders."""
+        if self.graph.maker(self.graph.real(atom)) is not None:
+            return self.builder.reshaped(self.tensor(atom), (1,))
         if isinstance(atom, Literal):
             value = np.asarray(atom.val, np.int32).reshape(1)
             return self.builder.argument((1,), np.int32, lambda read: value)
@@ -85,11 +94,11 @@ class Places:
 
     def constant(self, known: ex.Known, shape: Shape) -> int:
         """An argument that holds known numbers."""
-        array = np.ascontiguousarray(known.array, np.float32)
-        content = array.tobytes()
+        array = np.ascontiguousarray(known.array)
+        content = array.dtype.kind.encode() + array.tobytes()
         if content not in self._constants:
             flat = array.reshape(-1)
-            self._constants[content] = self.builder.argument(flat.shape, np.float32, lambda read: flat)
+            self._constants[content] = self.builder.argument(flat.shape, flat.dtype, lambda read: flat)
         return self.builder.reshaped(self._constants[content], shape)
 
     def home(self, variable: Any) -> int:
@@ -99,10 +108,10 @@ class Places:
         aval = variable.aval
         if variable in self.graph.wanted:
             self.results.append(variable)
-            home = self.builder.result(aval.shape, aval.dtype)
+            home = self.builder.result(aval.shape, stored_dtype(aval.dtype))
         else:
             inner = self._home_in_reader(variable)
-            home = self.builder.temporary(aval.shape, aval.dtype) if inner is None else inner
+            home = self.builder.temporary(aval.shape, stored_dtype(aval.dtype)) if inner is None else inner
         self.tensors[variable] = home
         return home
 
@@ -115,6 +124,10 @@ class Places:
             places = [i for i, v in enumerate(eqn.invars) if self.graph.real(v) is variable]
             if len(places) == 1:
                 return self.part(eqn, places[0])
+        if eqn.primitive is primitives.transpose_p:
+            return self.builder.transposed(
+                self.home(eqn.outvars[0]), np.argsort(eqn.params["permutation"]).tolist()
+            )
         if (
             eqn.primitive is contraction.primitive
             and self.is_filled(eqn)
@@ -150,3 +163,8 @@ class Places:
         inside = self.builder.cut(bordered, starts, (form.batch, *form.spatial, form.c_in))
         self.whole[inside] = bordered
         return inside
+
+
+def stored_dtype(dtype: Any) -> Any:
+    """The dtype in which a region keeps numbers: truths are the numbers 1.0 and 0.0."""
+    return np.float32 if np.dtype(dtype) == np.dtype(bool) else dtype

@@ -81,7 +81,7 @@ class Contract:
 # The instructions of `Elementwise`, by the names of their jax.lax functions where there is one. Registers hold float32 numbers,
 # or int32 numbers where a name begins with "int_".
 LOAD, CONST, STORE, ENCODE, LOAD_INT, STORE_INT, CONST_INT, SELECT = 0, 1, 16, 17, 19, 20, 21, 22
-# "nan_if" is NaN where its first operand is NaN, else its second. Comparisons give 1.0 or 0.0; "and" and "or" take such numbers.
+# "nan_if" is NaN where its first operand is NaN, else its second. Comparisons give 1.0 or 0.0; "and" and "or" take those.
 BINARY = {
     "add": 2, "sub": 3, "mul": 4, "div": 5, "max": 6, "min": 7, "nan_if": 18,
     "eq": 23, "ne": 24, "lt": 25, "le": 26, "gt": 27, "ge": 28, "and": 29, "or": 30, "pow": 31,
@@ -213,7 +213,7 @@ class Pool:
         ]  # fmt: skip
 
 
-REDUCTIONS = ("sum", "max", "min")
+REDUCTIONS = ("sum", "max", "min", "nan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,8 @@ class Reduce:
     Attributes:
       src: What is reduced.
       dst: The result: size 1 along the axes that are reduced, else of the sizes of `src`. Extremes have the dtype of `src`, and
-        are NaN where it has a NaN; sums of integers are int32 and exact, sums of float32 are float32, in any order.
+        are NaN where it has a NaN; sums of integers are int32 and exact, sums of float32 are float32, in any order. "nan" is NaN
+        where float32 numbers hold a NaN or an infinity, else 0.
       kind: One of `REDUCTIONS`.
     """
 
