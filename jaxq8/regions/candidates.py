@@ -22,7 +22,7 @@ from jaxq8.kernels.registry import contraction
 from jaxq8.regions.arithmetic import ENCODINGS, is_arithmetic, kind
 from jaxq8.regions.program import DTYPES
 
-SMALL = 1 << 14  # a vector of more elements is a tensor like others
+SMALL = 1 << 14  # an array of more elements is data
 # What only gives the same numbers another shape.
 VIEWS = {primitives.reshape_p, primitives.squeeze_p}
 MOVES = {primitives.concatenate_p, primitives.slice_p, primitives.transpose_p, primitives.pad_p}
@@ -104,42 +104,83 @@ def found(
       is_native: Whether the contraction at a position has a native step.
       limits: Which groups are taken.
     """
-    maker: dict[Any, int] = {}
-    candidate = [False] * len(eqns)
-    data = [False] * len(eqns)  # candidates whose results depend on codes, rather than on parameters alone
+    makers = _makers(eqns)
+    readers: list[list[int]] = [[] for _ in eqns]
+    for index, made in enumerate(makers):
+        for i in made:
+            readers[i].append(index)
+    candidate = _candidates(eqns, makers, readers, is_native)
     levels = [0] * len(eqns)
-    for index, eqn in enumerate(eqns):
-        made = [maker[v] for v in eqn.invars if not isinstance(v, Literal) and v in maker]
-        born = any(candidate[i] and data[i] for i in made)
-        candidate[index] = _is_vector(eqn) or _is_candidate(eqn, born, index, is_native)
-        data[index] = born or eqn.primitive in (contraction.primitive, *ENCODINGS)
+    for index, made in enumerate(makers):
         levels[index] = max((levels[i] + (candidate[i] and not candidate[index]) for i in made), default=0)
-        maker.update(dict.fromkeys(eqn.outvars, index))
-    readers: dict[int, list[int]] = {}
-    for index, eqn in enumerate(eqns):
-        for v in eqn.invars:
-            if not isinstance(v, Literal) and v in maker:
-                readers.setdefault(maker[v], []).append(index)
     merged: dict[int, list[int]] = {}
-    for group in _connected(eqns, maker, candidate, levels):
+    for group in _connected(makers, candidate, levels):
         kept = _without_tails(group, eqns, readers)
         inside = set(kept)
         products = [i for i in kept if eqns[i].primitive is contraction.primitive]
         # An int32 result that leaves the region, such as one whose range is to be measured, is better left to XLA.
-        if sum(all(r in inside for r in readers.get(i, ())) for i in products) >= limits.least:
+        if sum(all(r in inside for r in readers[i]) for i in products) >= limits.least:
             merged.setdefault(levels[group[0]], []).extend(kept)
     groups = [Group(level, tuple(sorted(members))) for level, members in merged.items()]
     few = limits.most is None or len(groups) <= limits.most
     return groups if few else [], Levels(levels, candidate)
 
 
+def _makers(eqns: Sequence[Any]) -> list[list[int]]:
+    """For each equation the positions of those that make what it reads."""
+    maker: dict[Any, int] = {}
+    found = []
+    for index, eqn in enumerate(eqns):
+        found.append([maker[v] for v in eqn.invars if not isinstance(v, Literal) and v in maker])
+        maker.update(dict.fromkeys(eqn.outvars, index))
+    return found
+
+
+def _candidates(
+    eqns: Sequence[Any], makers: Sequence[Sequence[int]], readers: Sequence[Sequence[int]],
+    is_native: Callable[[int], bool],
+) -> list[bool]:  # fmt: skip
+    """Which equations are candidates."""
+    candidate = [False] * len(eqns)
+    data = [False] * len(eqns)  # candidates whose results depend on codes, rather than on parameters alone
+    for index, eqn in enumerate(eqns):
+        born = any(candidate[i] and data[i] for i in makers[index])
+        candidate[index] = _is_vector(eqn) or _is_candidate(eqn, born, index, is_native)
+        data[index] = born or eqn.primitive in (contraction.primitive, *ENCODINGS)
+    for index in reversed(range(len(eqns))):
+        if not candidate[index]:
+            # What grows in it, such as a mask that is broadcast to all heads, need not exist outside.
+            inside = bool(readers[index]) and all(candidate[i] for i in readers[index])
+            candidate[index] = inside and _grows(eqns[index])
+        if not candidate[index]:
+            # Few numbers for something outside are computed outside, and need not separate what is before from what is behind.
+            for i in makers[index]:
+                candidate[i] = candidate[i] and data[i]
+    return candidate
+
+
+def _grows(eqn: Any) -> bool:
+    """Whether an equation is arithmetic whose result has more numbers than its operands together."""
+    atoms = (*eqn.invars, *eqn.outvars)
+    if len(eqn.outvars) != 1 or not all(map(_has_place, atoms)) or not is_arithmetic(eqn):
+        return False
+    return 2 * sum(math.prod(v.aval.shape) for v in eqn.invars) <= math.prod(eqn.outvars[0].aval.shape)
+
+
+def _is_little(atom: Any) -> bool:
+    """Whether an array has so few numbers that it does not matter where they are computed."""
+    return _has_place(atom) and math.prod(atom.aval.shape) <= SMALL
+
+
 def _is_vector(eqn: Any) -> bool:
-    """Whether an equation is arithmetic on numbers or on one number for each channel."""
+    """Whether an equation is arithmetic on few numbers, such as one for each channel."""
     p = eqn.primitive
     if is_stored(eqn):
-        return all(_has_place(v) and is_small(v) for v in eqn.outvars)
-    if len(eqn.outvars) != 1 or not all(_has_place(v) and is_small(v) for v in (*eqn.invars, *eqn.outvars)):
+        return all(map(_is_little, eqn.outvars))
+    if len(eqn.outvars) != 1 or not all(map(_is_little, (*eqn.invars, *eqn.outvars))):
         return False
+    if p in REDUCTIONS:
+        return _is_plain_reduction(eqn)
     if kind(eqn.outvars[0]) not in ("float", "int", "bool") or p in ENCODINGS:
         return False
     return p in VIEWS or p is primitives.slice_p or is_arithmetic(eqn)
@@ -184,7 +225,7 @@ def is_product(eqn: Any) -> bool:
 def _is_plain_reduction(eqn: Any) -> bool:
     """Whether a reduction is of float32 or int32 numbers."""
     kinds = ("float",) if REDUCTIONS[eqn.primitive] == "nan" else ("float", "int")
-    return kind(eqn.invars[0]) in kinds and len(eqn.invars[0].aval.shape) >= 1
+    return kind(eqn.invars[0]) in kinds
 
 
 def _is_plain_pool(eqn: Any) -> bool:
@@ -210,10 +251,10 @@ def _has_place(atom: Any) -> bool:
 
 
 def _connected(
-    eqns: Sequence[Any], maker: dict[Any, int], candidate: Sequence[bool], levels: Sequence[int]
+    makers: Sequence[Sequence[int]], candidate: Sequence[bool], levels: Sequence[int]
 ) -> list[list[int]]:
     """Candidates of one level that are connected through what they read from each other."""
-    leader = list(range(len(eqns)))
+    leader = list(range(len(makers)))
 
     def root(i: int) -> int:
         while leader[i] != i:
@@ -221,21 +262,18 @@ def _connected(
             i = leader[i]
         return i
 
-    for index, eqn in enumerate(eqns):
-        for v in eqn.invars:
-            if isinstance(v, Literal) or v not in maker or not candidate[index]:
-                continue
-            other = maker[v]
-            if candidate[other] and levels[other] == levels[index]:
+    for index, made in enumerate(makers):
+        for other in made:
+            if candidate[index] and candidate[other] and levels[other] == levels[index]:
                 leader[root(index)] = root(other)
     groups: dict[int, list[int]] = {}
-    for index in range(len(eqns)):
+    for index in range(len(makers)):
         if candidate[index]:
             groups.setdefault(root(index), []).append(index)
     return list(groups.values())
 
 
-def _without_tails(group: Sequence[int], eqns: Sequence[Any], readers: dict[int, list[int]]) -> list[int]:
+def _without_tails(group: Sequence[int], eqns: Sequence[Any], readers: Sequence[Sequence[int]]) -> list[int]:
     """A group without float arithmetic and moves at its end, which XLA fuses with what follows.
 
     The numbers of a contraction stay, because its own step makes them.
@@ -243,6 +281,6 @@ def _without_tails(group: Sequence[int], eqns: Sequence[Any], readers: dict[int,
     kept = set(group)
     work = {*POOLS, *REDUCTIONS, DOT, contraction.primitive, *ENCODINGS, real_numbers.primitive}
     for index in reversed(group):
-        if eqns[index].primitive not in work and not any(r in kept for r in readers.get(index, ())):
+        if eqns[index].primitive not in work and not any(r in kept for r in readers[index]):
             kept.discard(index)
     return [i for i in group if i in kept]

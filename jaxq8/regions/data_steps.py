@@ -70,7 +70,8 @@ class DataSteps:
 
     def _reduce(self, eqn: Any, out: Any) -> None:
         source, axes = self.places.tensor(eqn.invars[0]), eqn.params["axes"]
-        sizes = [1 if axis in axes else n for axis, n in enumerate(self.builder.shape(source))]
+        sizes = [1 if axis in axes else n for axis, n in enumerate(self.builder.shape(source))] or [1]
+        source = source if self.builder.shape(source) else self.builder.reshaped(source, (1,))
         home = self.places.home(out)
         self.places.add(Reduce(source, self.builder.expanded(home, sizes), REDUCTIONS[eqn.primitive]))
 
