@@ -1,17 +1,34 @@
 """Region programs for tests: a builder of their words, what they mean in NumPy, and a packer of weights."""
 
 import itertools
+import math
 
 import numpy as np
 
-MAGIC, VERSION = 0x6A61787138, 1
+MAGIC, VERSION = 0x6A61787138, 2
 DTYPES = [np.uint8, np.int8, np.int32, np.float32]
-CONTRACT, ELEMENTWISE, COPY, FILL, MAXPOOL, SUMPOOL = range(1, 7)
+CONTRACT, ELEMENTWISE, COPY, FILL, MAXPOOL, SUMPOOL, REDUCE, PRODUCT = range(1, 9)
 OPERATIONS = [
     "load", "const", "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "logistic", "tanh", "erf", "sqrt",
-    "rsqrt", "store", "encode",
+    "rsqrt", "store", "encode", "nan_if", "load_int", "store_int", "const_int", "select", "eq", "ne", "lt", "le", "gt", "ge",
+    "and", "or", "pow", "int_add", "int_sub", "int_mul", "int_max", "int_min", "round", "floor", "ceil", "sign", "log",
+    "log1p", "expm1", "is_finite", "not", "to_int", "to_float",
 ]  # fmt: skip
+REDUCTIONS = {"sum": np.sum, "max": np.max, "min": np.min}
 ARENA = -1
+# What the instructions mean in NumPy. Where float32 would round, float64 does not: tests allow for the difference.
+MEANINGS = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum,
+    "nan_if": lambda x, y: np.where(np.isnan(x), np.nan, y), "select": lambda x, y, z: np.where(x != 0, y, z),
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+    "and": np.logical_and, "or": np.logical_or, "not": np.logical_not, "is_finite": np.isfinite, "pow": np.power,
+    "int_add": np.add, "int_sub": np.subtract, "int_mul": np.multiply, "int_max": np.maximum, "int_min": np.minimum,
+    "neg": np.negative, "abs": np.abs, "exp": np.exp, "logistic": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh,
+    "erf": np.vectorize(math.erf), "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "round": np.rint, "floor": np.floor,
+    "ceil": np.ceil, "sign": lambda x: np.where(x == 0, x, np.sign(x)), "log": np.log, "log1p": np.log1p,
+    "expm1": np.expm1, "to_float": lambda x: x.astype(np.float32),
+    "to_int": lambda x: np.clip(np.nan_to_num(np.trunc(x.astype(np.float64)), nan=0.0), -(2.0**31), 2.0**31 - 1).astype(np.int64).astype(np.int32),
+}  # fmt: skip
 
 
 def bits(number):
@@ -57,16 +74,29 @@ class Program:
         self.step(CONTRACT, *head, kind, len(kernel), *window, groups, *packed)
 
     def elementwise(self, dims, inputs, outputs, code):
-        instructions = [(OPERATIONS.index(op), *[*rest, 0, 0, 0][:3]) for op, *rest in code]
+        instructions = [(OPERATIONS.index(op), *[*rest, 0, 0, 0, 0][:4]) for op, *rest in code]
         flat = [word for instruction in instructions for word in instruction]
         self.step(
             ELEMENTWISE, len(dims), *dims, len(inputs), *inputs, len(outputs), *outputs, len(code), *flat
         )
 
+    def reduce(self, kind, src, dst):
+        self.step(REDUCE, src, dst, list(REDUCTIONS).index(kind))
+
     def words(self):
         head = [MAGIC, VERSION, len(self.args), len(self.results), self.arena, len(self.tensors)]
         parts = [head, *self.tensors, [len(self.steps)], *self.steps]
         return np.array([word for part in parts for word in part], np.int64)
+
+
+def reduced(kind, x, shape):
+    """What a reduction to a shape gives; sums of floats in float64."""
+    axes = tuple(i for i, (n, m) in enumerate(zip(x.shape, shape, strict=True)) if n != m)
+    if kind == "sum":
+        whole = np.issubdtype(x.dtype, np.integer)
+        total = x.astype(np.int64 if whole else np.float64).sum(axis=axes, keepdims=True)
+        return total.astype(np.int32) if whole else total
+    return REDUCTIONS[kind](x, axis=axes, keepdims=True)
 
 
 def places(size, low, high, window, dilation, stride):

@@ -195,26 +195,297 @@ def test_strided_source():
     np.testing.assert_array_equal(got, programs.accumulator(image[..., 16:48], w, **geometry))
 
 
-REAL = {
-    "neg": np.negative, "abs": np.abs, "exp": np.exp, "logistic": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh,
-    "erf": np.vectorize(math.erf), "sqrt": lambda x: np.sqrt(np.abs(x)), "rsqrt": lambda x: 1 / np.sqrt(np.abs(x)),
-}  # fmt: skip
+SPECIAL = [
+    0.0,
+    -0.0,
+    INF,
+    -INF,
+    math.nan,
+    1.0,
+    -1.0,
+    0.5,
+    -0.5,
+    1.5,
+    2.5,
+    2.0**31,
+    -(2.0**31),
+    2.0**31 - 128,
+    1e-30,
+    3e38,
+]
 
 
-@pytest.mark.parametrize("name", REAL)
+def unary(name, x):
+    """An instruction of one float32 operand over a vector."""
+    program = Program(x, results=[np.zeros(x.shape, np.int32 if name == "to_int" else np.float32)])
+    store = "store_int" if name == "to_int" else "store"
+    program.elementwise(x.shape, [0], [1], [("load", 0, 0), (name, 1, 0), (store, 0, 1)])
+    return run(program)[0]
+
+
+def floats():
+    """Numbers over the whole range of floats."""
+    exponents = np.linspace(-126, 127.9, 4001)
+    positive = np.concatenate([np.exp2(exponents), np.linspace(0.001, 110, 20001)])
+    return np.concatenate([SPECIAL, positive, -positive]).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "name", ["neg", "abs", "exp", "logistic", "tanh", "erf", "sqrt", "rsqrt", "log", "log1p", "expm1"]
+)
 def test_functions(name):
     """Over the whole range of floats, each function is the real one but for a few units of the last place."""
-    exponents = np.linspace(-100, 127.9, 4001)
-    positive = np.concatenate([np.exp2(exponents), np.linspace(0.001, 110, 20001)])
-    x = np.concatenate([[0.0], positive, -positive]).astype(np.float32)
-    program = Program(x, results=[np.zeros_like(x)])
-    takes = [("abs", 0, 0)] if "sqrt" in name else []
-    program.elementwise(x.shape, [0], [1], [("load", 0, 0), *takes, (name, 1, 0), ("store", 0, 1)])
+    x = floats()
+    got = unary(name, x)
+    with np.errstate(all="ignore"):
+        expected = programs.MEANINGS[name](x.astype(np.float64)).astype(np.float32)
+    # What lies below the smallest normal float may be 0, as it is in XLA.
+    near = 3e-38 if name in ("sqrt", "rsqrt", "log", "log1p", "expm1") else 1e-7
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=near)
+
+
+@pytest.mark.parametrize("name", ["round", "floor", "ceil", "sign", "is_finite", "not", "to_int"])
+def test_exact_functions(name):
+    x = np.concatenate([floats(), np.arange(-40, 40, dtype=np.float32) / 4])
+    with np.errstate(all="ignore"):
+        expected = programs.MEANINGS[name](x)
+    got = unary(name, x)
+    np.testing.assert_array_equal(got, expected)
+    if name in ("round", "floor", "ceil", "sign"):
+        there = ~np.isnan(x)
+        np.testing.assert_array_equal(np.signbit(got)[there], np.signbit(expected)[there])
+
+
+@pytest.mark.parametrize(
+    "name", ["add", "max", "min", "nan_if", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "pow"]
+)
+def test_pairs_of_floats(name):
+    some = np.array(
+        [*SPECIAL, 3.0, -3.0, -2.0, 0.1, -0.1, 7.3, -1e-3, 16777215.0, 33.7, -40.0, 1.0001], np.float32
+    )
+    x, y = (np.ascontiguousarray(a) for a in np.meshgrid(some, some))
+    if name == "pow":
+        rng = np.random.default_rng(8)
+        more = np.exp(rng.normal(0, 20, (60, x.shape[1]))).astype(np.float32)
+        x, y = np.concatenate([x, more]), np.concatenate([y, rng.normal(0, 3, more.shape).astype(np.float32)])
+    program = Program(x, y, results=[np.zeros(x.shape, np.float32)])
+    program.elementwise(
+        x.shape, [0, 1], [2], [("load", 0, 0), ("load", 1, 1), (name, 2, 0, 1), ("store", 0, 2)]
+    )
     (got,) = run(program)
     with np.errstate(all="ignore"):
-        expected = REAL[name](x.astype(np.float64))
-        expected = np.where(expected > np.finfo(np.float32).max, np.inf, expected)
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+        expected = programs.MEANINGS[name](x.astype(np.float64), y.astype(np.float64)).astype(np.float32)
+    np.testing.assert_allclose(got, expected, rtol=2e-7, atol=2e-38)
+    if name == "pow":
+        there = ~np.isnan(expected)
+        np.testing.assert_array_equal(np.signbit(got)[there], np.signbit(expected)[there])
+
+
+@pytest.mark.parametrize("name", ["int_add", "int_sub", "int_mul", "int_max", "int_min"])
+def test_pairs_of_integers(name):
+    rng = np.random.default_rng(9)
+    x, y = (rng.integers(-(2**31), 2**31, (7, 331)).astype(np.int32) for _ in range(2))
+    program = Program(x, y, results=[np.zeros(x.shape, np.int32)])
+    load = [("load_int", 0, 0), ("load_int", 1, 1)]
+    program.elementwise(x.shape, [0, 1], [2], [*load, (name, 2, 0, 1), ("store_int", 0, 2)])
+    np.testing.assert_array_equal(run(program)[0], programs.MEANINGS[name](x, y))
+
+
+def test_integers_and_choices():
+    """Registers of integers: loads of every dtype, constants, choices, and outputs of two dtypes at once."""
+    rng = np.random.default_rng(10)
+    dims = (5, 1300)
+    a, b = codes(rng, dims, np.uint8), codes(rng, (5, 1), np.int8)
+    c = rng.integers(-(2**31), 2**31, (1, 1300)).astype(np.int32)
+    results = [np.zeros(dims, np.int32), np.zeros(dims, np.float32), np.zeros(dims, np.int8)]
+    program = Program(a, b, c, results=results)
+    code = [
+        ("load_int", 0, 0), ("load_int", 1, 1), ("load_int", 2, 2), ("const_int", 3, -7), ("int_mul", 4, 0, 3),
+        ("int_add", 4, 4, 2), ("to_float", 5, 4), ("load", 6, 0), ("const", 7, programs.bits(100)), ("lt", 8, 6, 7),
+        ("select", 9, 8, 4, 1), ("select", 10, 8, 5, 6), ("store_int", 0, 9), ("store", 1, 10), ("encode", 2, 5),
+    ]  # fmt: skip
+    program.elementwise(dims, program.ids[:3], program.ids[3:], code)
+    whole, real, code = run(program)
+    sums = (a.astype(np.int64) * -7 + c).astype(np.int32)
+    np.testing.assert_array_equal(whole, np.where(a < 100, sums, b))
+    np.testing.assert_array_equal(real, np.where(a < 100, sums.astype(np.float32), a))
+    np.testing.assert_array_equal(code, programs.encoded(sums.astype(np.float64), np.int8))
+
+
+# shape, shape of the result, and the order of axes in memory
+REDUCTIONS = {
+    "rows": ((37, 768), (37, 1), (0, 1)),
+    "short rows": ((300, 7), (300, 1), (0, 1)),
+    "one long row": ((1, 100003), (1, 1), (0, 1)),
+    "columns": ((3001, 96), (1, 96), (0, 1)),
+    "many columns": ((65, 3333), (1, 3333), (0, 1)),
+    "few columns": ((4001, 3), (1, 3), (0, 1)),
+    "image": ((2, 9, 11, 40), (2, 1, 1, 40), (0, 1, 2, 3)),
+    "one image": ((1, 30, 31, 130), (1, 1, 1, 130), (0, 1, 2, 3)),
+    "everything": ((6, 7, 8, 90), (1, 1, 1, 1), (0, 1, 2, 3)),
+    "nothing": ((4, 5, 6), (4, 5, 6), (0, 1, 2)),
+    "outer and inner": ((5, 6, 7, 33), (1, 6, 1, 1), (0, 1, 2, 3)),
+    "turned": ((40, 50, 60), (40, 1, 60), (2, 0, 1)),
+    "turned columns": ((40, 50, 60), (1, 50, 60), (1, 2, 0)),
+    "one number": ((), (), ()),
+    "all axes": ((2, 3, 1, 2, 3, 2, 2, 3), (1, 3, 1, 2, 1, 2, 1, 3), (0, 1, 2, 3, 4, 5, 6, 7)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.float32])
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_reductions(name, dtype):
+    shape, to, order = REDUCTIONS[name]
+    rng = np.random.default_rng(11)
+    stored = tuple(shape[i] for i in order)
+    x = rng.normal(3, 9, stored).astype(dtype) if dtype == np.float32 else codes(rng, stored, dtype)
+    view = x.transpose(np.argsort(order))
+    for kind in programs.REDUCTIONS:
+        out = np.int32 if kind == "sum" and dtype != np.float32 else dtype
+        program = Program(x, results=[np.zeros(to, out)])
+        src = program.tensor(dtype, 0, shape, 0, [s // x.itemsize for s in view.strides])
+        program.reduce(kind, src, 1)
+        (got,) = run(program)
+        expected = programs.reduced(kind, view, to)
+        if kind == "sum" and dtype == np.float32:
+            most = programs.reduced("sum", np.abs(view), to)
+            assert (np.abs(got - expected) <= 3e-7 * most).all()
+        else:
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_reductions_of_parts():
+    """Sources and results with gaps, with gaps within rows, and broadcast along an axis."""
+    rng = np.random.default_rng(12)
+    x = codes(rng, (30, 40, 50), np.int8)
+    for kind in programs.REDUCTIONS:
+        out = np.int32 if kind == "sum" else np.int8
+        results = [np.full((30, 3), 5, out), np.full((2, 20, 3), 5, out), np.full((1, 40, 1), 5, out)]
+        program = Program(x, results=results)
+        first = program.tensor(np.int8, 0, (30, 40, 25), 1, (2000, 50, 2))
+        program.reduce(kind, first, program.tensor(out, 1, (30, 1, 1), results[0].itemsize, (3, 0, 0)))
+        second = program.tensor(np.int8, 0, (15, 20, 50), 50, (4000, 100, 1))
+        program.reduce(kind, second, program.tensor(out, 2, (1, 20, 1), 62 * results[0].itemsize, (0, 3, 0)))
+        third = program.tensor(np.int8, 0, (30, 40, 9), 3, (2000, 50, 0))
+        program.reduce(kind, third, 3)
+        got = run(program)
+        np.testing.assert_array_equal(
+            got[0][:, 1:2], programs.reduced(kind, x[:, :, 1::2], (30, 1, 1))[..., 0]
+        )
+        expected = programs.reduced(kind, x[::2, 1::2], (1, 20, 1))[0]
+        np.testing.assert_array_equal(got[1][1, :, 2:], expected)
+        third = np.broadcast_to(x[:, :, 3:4], (30, 40, 9))
+        np.testing.assert_array_equal(got[2], programs.reduced(kind, third, (1, 40, 1)))
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3), (70, 1), (1, 70), (5, 700), (700, 5)])
+def test_extremes_of_special_numbers(shape):
+    """NaN wherever there is one, and infinities."""
+    rng = np.random.default_rng(13)
+    for special in (math.nan, INF, -INF):
+        for _ in range(8):
+            x = rng.normal(size=shape).astype(np.float32)
+            x[tuple(int(rng.integers(n)) for n in shape)] = special
+            x[tuple(int(rng.integers(n)) for n in shape)] = rng.choice([math.nan, INF, -INF])
+            for to in ((shape[0], 1), (1, shape[1]), (1, 1)):
+                program = Program(x, results=[np.zeros(to, np.float32)] * 3)
+                for i, kind in enumerate(programs.REDUCTIONS):
+                    program.reduce(kind, 0, i + 1)
+                with np.errstate(all="ignore"):
+                    for kind, got in zip(programs.REDUCTIONS, run(program), strict=True):
+                        np.testing.assert_allclose(got, programs.reduced(kind, x, to), rtol=1e-3, atol=1e-5)
+
+
+def test_sums_do_not_drift():
+    """The error of a long sum does not grow with its length, and integers wrap."""
+    x = np.full((1 << 20, 3), 0.1, np.float32)
+    program = Program(x, results=[np.zeros(s, np.float32) for s in ((1, 1), (1, 3))])
+    program.reduce("sum", 0, 1)
+    program.reduce("sum", 0, 2)
+    for got in run(program):
+        np.testing.assert_allclose(got, x.astype(np.float64).sum() / (3 if got.size > 1 else 1), rtol=1e-6)
+    y = np.full((5, 7), 2**30, np.int32)
+    program = Program(y, results=[np.zeros(s, np.int32) for s in ((5, 1), (1, 7), (1, 1))])
+    for i in (1, 2, 3):
+        program.reduce("sum", 0, i)
+    for got in run(program):
+        np.testing.assert_array_equal(got, programs.reduced("sum", y, got.shape))
+
+
+def test_sums_of_nothing():
+    program = Program(np.zeros((3, 0), np.uint8), results=[np.full((3, 1), 7, np.int32)])
+    program.reduce("sum", 0, 1)
+    assert (run(program)[0] == 0).all()
+    program = Program(np.zeros((3, 0), np.uint8), results=[np.full((3, 1), 7, np.uint8)])
+    program.reduce("max", 0, 1)
+    with pytest.raises(NativeError, match="nothing has no extreme"):
+        calls.implementations(program.words())
+
+
+PRODUCTS = {
+    "matrices": ((33, 17), (17, 65)),
+    "one row": ((1, 64), (64, 100)),
+    "one column": ((64, 100), (100, 1)),
+    "one number": ((1, 1), (1, 1)),
+    "batches": ((4, 3, 50, 64), (4, 3, 64, 48)),
+    "one matrix for all": ((5, 6, 40, 24), (1, 1, 24, 32)),
+    "one each": ((5, 1, 40, 24), (1, 6, 24, 32)),
+    "rank 8": ((2, 1, 2, 1, 3, 2, 6, 9), (2, 1, 2, 2, 1, 2, 9, 7)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.float32])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_of_data(name, dtype):
+    """Each of a and b as it is, with its matrix turned, or with its axes in another order in memory."""
+    rng = np.random.default_rng(14)
+    shapes, real = PRODUCTS[name], dtype == np.float32
+    a, b = (
+        rng.normal(size=s).astype(t) if real else codes(rng, s, t)
+        for s, t in zip(shapes, (dtype, np.float32 if real else np.int8), strict=True)
+    )
+    expected = a.astype(np.float64) @ b.astype(np.float64)
+    out, rank = np.float32 if real else np.int32, a.ndim
+
+    def laid(x, order):
+        """An array in memory, and the strides with which it is x."""
+        stored = np.ascontiguousarray(x.transpose(order))
+        return stored, [s // x.itemsize for s in stored.transpose(np.argsort(order)).strides]
+
+    last = [*range(rank - 2), rank - 1, rank - 2]
+    orders = [list(range(rank)), last, [rank - 2, *range(rank - 2), rank - 1], list(range(rank))[::-1]]
+    for i, j, k in ((0, 0, 0), (0, 1, 0), (1, 0, 2), (2, 2, 2), (3, 3, 3), (2, 1, 0), (1, 2, 1)):
+        (x, xs), (y, ys), (z, zs) = (
+            laid(a, orders[i]),
+            laid(b, orders[j]),
+            laid(expected.astype(out), orders[k]),
+        )
+        program = Program(x, y, results=[np.zeros_like(z)])
+        ids = [program.tensor(t.dtype, n, t.shape, 0, s) for n, (t, s) in enumerate(((a, xs), (b, ys)))]
+        dst = program.tensor(out, 2, expected.shape, 0, zs)
+        program.step(programs.PRODUCT, *ids, dst)
+        (got,) = run(program)
+        if real:
+            np.testing.assert_allclose(got, z, rtol=1e-5, atol=1e-4)
+        else:
+            np.testing.assert_array_equal(got, z)
+        assert ": ref" not in calls.implementations(program.words())[0]
+
+
+def test_product_of_broadcast_views():
+    """Matrices whose strides are 0, and slices of wider ones."""
+    rng = np.random.default_rng(15)
+    x, y = rng.normal(size=(6, 40, 64)).astype(np.float32), rng.normal(size=(48,)).astype(np.float32)
+    program = Program(x, y, results=[np.zeros((6, 40, 30), np.float32)])
+    a = program.tensor(np.float32, 0, (6, 40, 32), 64, (2560, 64, 1))
+    b = program.tensor(np.float32, 1, (6, 32, 20), 0, (0, 0, 1))
+    dst = program.tensor(np.float32, 2, (6, 40, 20), 20, (1200, 30, 1))
+    program.step(programs.FILL, 2, -1, 3)
+    program.step(programs.PRODUCT, a, b, dst)
+    (got,) = run(program)
+    expected = np.full(got.shape, 3, np.float32)
+    expected[..., 5:25] = x[..., 16:48] @ np.broadcast_to(y[:20], (6, 32, 20))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_arithmetic_and_broadcasting():
@@ -324,7 +595,33 @@ def small():
         ("max", 0, 0, 1),
     ]
     program.elementwise((1, 3, 3, 16), [sums, 4], [4], [*code, ("encode", 0, 0)])
+    most, products = program.in_arena(np.int32, (1, 1, 1, 16)), program.in_arena(np.int32, (1, 3, 3, 16))
+    program.reduce("max", sums, most)
+    program.step(
+        programs.PRODUCT,
+        0,
+        program.tensor(np.int8, 1, (1, 6, 8, 6), 0),
+        program.in_arena(np.int32, (1, 6, 6, 6)),
+    )
+    code = [("load_int", 0, 0), ("load_int", 1, 1), ("int_add", 0, 0, 1), ("to_float", 2, 0), ("log1p", 2, 2)]
+    code = [
+        *code,
+        ("const", 3, programs.bits(2)),
+        ("lt", 4, 2, 3),
+        ("select", 5, 4, 0, 1),
+        ("store_int", 0, 5),
+    ]
+    program.elementwise((1, 3, 3, 16), [sums, most], [products], code)
     return program
+
+
+def product(program, a, b, dst, dtype=np.int8):
+    ids = [program.in_arena(t, s) for t, s in ((np.uint8, a), (dtype, b), (np.int32, dst))]
+    program.step(programs.PRODUCT, *ids)
+
+
+def code(program, *instructions):
+    program.elementwise((1, 3, 3, 16), [], [4], instructions)
 
 
 def test_truncated_programs_are_errors():
@@ -340,18 +637,45 @@ def test_truncated_programs_are_errors():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.step(programs.COPY, 4, 0), "step 6: it writes to an argument"),
+        (lambda p: p.step(programs.COPY, 4, 0), "step 9: it writes to an argument"),
         (lambda p: p.step(programs.COPY, 0, 4), "differ in dtype or dimensions"),
         (lambda p: p.step(programs.FILL, 4, -1, 256), "does not fit"),
         (lambda p: p.tensor(np.uint8, 0, (9,), 300), None),
         (
             lambda p: p.tensor(np.int32, -1, (2,), 6),
-            "tensor 8: its offset is not a multiple of its item size",
+            "tensor 12: its offset is not a multiple of its item size",
         ),
-        (lambda p: p.tensor(np.uint8, -1, (65,), p.arena - 64), "tensor 8: it reaches beyond the arena"),
-        (lambda p: p.tensor(np.uint8, -1, (2**31, 2**31), 0, (0, 0)), "tensor 8: it has too many elements"),
+        (lambda p: p.tensor(np.uint8, -1, (65,), p.arena - 64), "tensor 12: it reaches beyond the arena"),
+        (lambda p: p.tensor(np.uint8, -1, (2**31, 2**31), 0, (0, 0)), "tensor 12: it has too many elements"),
         (lambda p: p.tensor(np.int32, 0, (2,), 0), "dtype differs"),
-        (lambda p: p.step(7), "opcode is 7"),
+        (lambda p: p.step(9), "opcode is 9"),
+        (lambda p: p.step(programs.REDUCE, 4, 5, 3), "kind is 3"),
+        (lambda p: p.reduce("sum", 4, 5), "neither size 1 nor src's size"),
+        (lambda p: p.reduce("sum", 4, p.in_arena(np.uint8, (1, 3, 1, 16))), "sums of integers are not int32"),
+        (lambda p: p.reduce("max", 4, p.in_arena(np.int32, (1, 3, 1, 16))), "src and dst differ in dtype"),
+        (lambda p: p.reduce("max", 4, p.in_arena(np.uint8, (3, 16))), "src and dst differ in rank"),
+        (lambda p: p.reduce("max", 5, p.tensor(np.uint8, -1, (1, 6, 1, 16), 64)), "dst lies over src"),
+        (lambda p: p.step(programs.PRODUCT, 0, 0, 4), "do not fit"),
+        (lambda p: product(p, (3,), (3,), (3,)), "the same rank of 2 or more"),
+        (lambda p: product(p, (2, 3), (3, 4), (2, 4), np.uint8), "signed codes and int32"),
+        (lambda p: product(p, (2, 2, 3), (3, 3, 4), (3, 2, 4)), "the first axes"),
+        (lambda p: product(p, (2, 0), (0, 4), (2, 4)), "is empty"),
+        (lambda p: code(p, ("add", 0, 0, 1)), "instruction 0 reads a register that nothing has written"),
+        (
+            lambda p: code(p, ("const", 0, 0), ("int_add", 1, 0, 0)),
+            "instruction 1 reads a register of the other type",
+        ),
+        (lambda p: code(p, ("const", 0, 0), ("const_int", 1, 0), ("select", 2, 0, 0, 1)), "of two types"),
+        (lambda p: code(p, ("const_int", 0, 2**31)), "constant is 2147483648"),
+        (
+            lambda p: code(p, ("const_int", 0, 3), ("store_int", 0, 0)),
+            "STORE_INT to an output that is not int32",
+        ),
+        (lambda p: code(p, ("const", 0, 3), ("store", 0, 0)), "STORE to an output that is not float32"),
+        (
+            lambda p: p.elementwise((16,), [2], [p.in_arena(np.int32, (16,))], [("load_int", 0, 0)]),
+            "is float32",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(change, message):

@@ -81,11 +81,16 @@ class Checker {
       const Tensor& t = Written(id);
       Require(t.rank == s.rank && std::equal(s.dims, s.dims + s.rank, t.dims), "an output has other dimensions");
     }
+    CheckCode(s.code);
     for (const Instruction& c : s.code) {
-      if (c.op != kStore && c.op != kEncode) continue;
+      if (c.op == kLoadInt) {
+        Require(At(s.inputs[static_cast<size_t>(c.b)]).dtype != Dtype::kF32, "LOAD_INT of an input that is float32");
+      }
+      if (InfoOf(c.op).result != OpInfo::kOutput) continue;
       const Tensor& output = At(s.outputs[static_cast<size_t>(c.a)]);
-      Require(c.op == kEncode || output.dtype == Dtype::kF32, "STORE to an output that is not float32");
-      Require(c.op == kStore || Eight(output), "ENCODE to an output that is not eight-bit");
+      Require(c.op != kStore || output.dtype == Dtype::kF32, "STORE to an output that is not float32");
+      Require(c.op != kEncode || Eight(output), "ENCODE to an output that is not eight-bit");
+      Require(c.op != kStoreInt || output.dtype == Dtype::kS32, "STORE_INT to an output that is not int32");
     }
   }
 
@@ -131,6 +136,41 @@ class Checker {
     }
   }
 
+  void operator()(const Reduce& s) const {
+    const Tensor &src = At(s.src), &dst = Written(s.dst);
+    Require(src.rank == dst.rank, "src and dst differ in rank");
+    for (int i = 0; i < src.rank; ++i) {
+      Require(dst.dims[i] == src.dims[i] || dst.dims[i] == 1, "dst has neither size 1 nor src's size along an axis");
+    }
+    const bool sums_integers = s.kind == ReduceKind::kSum && src.dtype != Dtype::kF32;
+    Require(dst.dtype == (sums_integers ? Dtype::kS32 : src.dtype),
+            sums_integers ? "sums of integers are not int32" : "src and dst differ in dtype");
+    Require(s.kind == ReduceKind::kSum || src.count() > 0 || dst.count() == 0, "nothing has no extreme");
+    Require(!dst.overlaps(src), "dst lies over src");
+  }
+
+  void operator()(const Product& s) const {
+    const Tensor &a = At(s.a), &b = At(s.b), &dst = Written(s.dst);
+    const int rank = dst.rank;
+    Require(rank >= 2 && a.rank == rank && b.rank == rank, "a, b and dst have not the same rank of 2 or more");
+    for (int i = 0; i < rank - 2; ++i) {
+      const int64_t x = a.dims[i], y = b.dims[i];
+      Require((x == y || x == 1 || y == 1) && dst.dims[i] == (x == 1 ? y : x), "the first axes of a, b and dst do not fit");
+    }
+    Require(a.dims[rank - 2] == dst.dims[rank - 2] && b.dims[rank - 1] == dst.dims[rank - 1] &&
+                a.dims[rank - 1] == b.dims[rank - 2],
+            "the matrices of a, b and dst do not fit");
+    if (a.dtype == Dtype::kF32) {
+      Require(b.dtype == Dtype::kF32 && dst.dtype == Dtype::kF32, "b or dst is not float32 as a is");
+    } else {
+      Require(Eight(a) && b.dtype == Dtype::kS8 && dst.dtype == Dtype::kS32, "a, b and dst are not codes, signed codes and int32");
+    }
+    for (const Tensor* t : {&a, &b, &dst}) {
+      Require(t->count() > 0 && t->count() < kMost, "a tensor of the product is empty or has 2**31 elements or more");
+      Require(t == &dst || !dst.overlaps(*t), "dst lies over a or b");
+    }
+  }
+
  private:
   const Tensor& At(int id) const { return program_.tensors[static_cast<size_t>(id)]; }
 
@@ -157,7 +197,7 @@ void CheckStep(const Program& program, const Step& step) { std::visit(Checker(pr
 
 const char* NameOf(const Step& step) {
   if (const Pool* pool = std::get_if<Pool>(&step)) return pool->largest ? "MAXPOOL" : "SUMPOOL";
-  constexpr const char* names[] = {"CONTRACT", "ELEMENTWISE", "COPY", "FILL"};
+  constexpr const char* names[] = {"CONTRACT", "ELEMENTWISE", "COPY", "FILL", "POOL", "REDUCE", "PRODUCT"};
   return names[step.index()];
 }
 

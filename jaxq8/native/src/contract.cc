@@ -44,14 +44,6 @@ struct Made {
   int badness;
 };
 
-bool Contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
-
-// 0 for kernels of the instruction set, 1 for products by way of an unfolded image, 2 for plain loops.
-int BadnessOf(const std::string& name) {
-  if (Contains(name, "ref") || Contains(name, "simple")) return 2;
-  return Contains(name, "gemm") && !Contains(name, "brg") ? 1 : 0;
-}
-
 class Contraction {
  public:
   Contraction(Collector& collector, const Contract& step)

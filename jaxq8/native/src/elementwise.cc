@@ -84,6 +84,17 @@ void Load(const Walk& walk, const uint8_t* base, int64_t begin, int64_t n, float
   });
 }
 
+// Integers as they are: registers hold their bits.
+template <typename T>
+void LoadInt(const Walk& walk, const uint8_t* base, int64_t begin, int64_t n, float* to) {
+  const T* data = reinterpret_cast<const T*>(base);
+  walk.Rows(begin, n, [&](int64_t at, int64_t stride, int64_t position, int64_t piece) {
+    float* out = to + position;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < piece; ++i) out[i] = FloatOf(static_cast<int32_t>(data[at + i * stride]));
+  });
+}
+
 void LoadAny(const Walk& walk, const uint8_t* base, int64_t begin, int64_t n, float* to) {
   switch (walk.tensor.dtype) {
     case Dtype::kU8: return Load<uint8_t>(walk, base, begin, n, to);
@@ -96,7 +107,7 @@ void LoadAny(const Walk& walk, const uint8_t* base, int64_t begin, int64_t n, fl
 // The item that is stored for a number: itself, or its code.
 template <typename T>
 inline T ItemOf(float x) {
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<T, float>) {  // int32 comes here, too: its bits are stored
     return x;
   } else {
     constexpr float least = std::is_signed_v<T> ? -128.f : 0.f, most = std::is_signed_v<T> ? 127.f : 255.f;
@@ -136,11 +147,28 @@ inline void Two(float* a, const float* b, const float* c, int64_t n, const F& f)
   for (int64_t i = 0; i < n; ++i) a[i] = f(b[i], c[i]);
 }
 
+template <typename F>
+inline void Three(float* a, const float* b, const float* c, const float* d, int64_t n, const F& f) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) a[i] = f(b[i], c[i], d[i]);
+}
+
+// A function of integers, on the bits of registers; without a sign, so that it wraps.
+template <typename F>
+inline void TwoInts(float* a, const float* b, const float* c, int64_t n, const F& f) {
+  Two(a, b, c, n, [&](float x, float y) {
+    return FloatOf(static_cast<int32_t>(f(static_cast<uint32_t>(BitsOf(x)), static_cast<uint32_t>(BitsOf(y)))));
+  });
+}
+
+inline int32_t Signed(uint32_t x) { return static_cast<int32_t>(x); }
+
 void Compute(const Instruction& code, Register* r, int64_t n) {
   float *a = r[code.a];
-  const float *b = r[code.b], *c = r[code.c];
+  const float *b = r[code.b], *c = r[code.c], *d = r[code.d];
   switch (code.op) {
-    case kConst: std::fill(a, a + n, code.value); break;
+    case kConst:
+    case kConstInt: std::fill(a, a + n, FloatOf(code.value)); break;
     case kAdd: Two(a, b, c, n, [](float x, float y) { return x + y; }); break;
     case kSub: Two(a, b, c, n, [](float x, float y) { return x - y; }); break;
     case kMul: Two(a, b, c, n, [](float x, float y) { return x * y; }); break;
@@ -156,8 +184,40 @@ void Compute(const Instruction& code, Register* r, int64_t n) {
     case kSqrt: One(a, b, n, [](float x) { return std::sqrt(x); }); break;
     case kRsqrt: One(a, b, n, [](float x) { return 1.f / std::sqrt(x); }); break;
     case kNanIf: Two(a, b, c, n, [](float x, float y) { return x != x ? x : y; }); break;
+    case kSelect: Three(a, b, c, d, n, [](float x, float y, float z) { return x != 0.f ? y : z; }); break;
+    case kEq: Two(a, b, c, n, [](float x, float y) { return x == y ? 1.f : 0.f; }); break;
+    case kNe: Two(a, b, c, n, [](float x, float y) { return x != y ? 1.f : 0.f; }); break;
+    case kLt: Two(a, b, c, n, [](float x, float y) { return x < y ? 1.f : 0.f; }); break;
+    case kLe: Two(a, b, c, n, [](float x, float y) { return x <= y ? 1.f : 0.f; }); break;
+    case kGt: Two(a, b, c, n, [](float x, float y) { return x > y ? 1.f : 0.f; }); break;
+    case kGe: Two(a, b, c, n, [](float x, float y) { return x >= y ? 1.f : 0.f; }); break;
+    case kAnd: Two(a, b, c, n, [](float x, float y) { return (x != 0.f) & (y != 0.f) ? 1.f : 0.f; }); break;
+    case kOr: Two(a, b, c, n, [](float x, float y) { return (x != 0.f) | (y != 0.f) ? 1.f : 0.f; }); break;
+    case kPow: Two(a, b, c, n, [](float x, float y) { return Pow(x, y); }); break;
+    case kIntAdd: TwoInts(a, b, c, n, [](uint32_t x, uint32_t y) { return x + y; }); break;
+    case kIntSub: TwoInts(a, b, c, n, [](uint32_t x, uint32_t y) { return x - y; }); break;
+    case kIntMul: TwoInts(a, b, c, n, [](uint32_t x, uint32_t y) { return x * y; }); break;
+    case kIntMax: TwoInts(a, b, c, n, [](uint32_t x, uint32_t y) { return Signed(x) > Signed(y) ? x : y; }); break;
+    case kIntMin: TwoInts(a, b, c, n, [](uint32_t x, uint32_t y) { return Signed(x) < Signed(y) ? x : y; }); break;
+    case kRound: One(a, b, n, [](float x) { return std::nearbyint(x); }); break;
+    case kFloor: One(a, b, n, [](float x) { return std::floor(x); }); break;
+    case kCeil: One(a, b, n, [](float x) { return std::ceil(x); }); break;
+    case kSign: One(a, b, n, [](float x) { return x != x || x == 0.f ? x : x > 0.f ? 1.f : -1.f; }); break;
+    case kLog: One(a, b, n, [](float x) { return Log(x); }); break;
+    case kLog1p: One(a, b, n, [](float x) { return Log1p(x); }); break;
+    case kExpm1: One(a, b, n, [](float x) { return Expm1(x); }); break;
+    case kIsFinite: One(a, b, n, [](float x) { return std::fabs(x) <= 3.4028234e38f ? 1.f : 0.f; }); break;
+    case kNot: One(a, b, n, [](float x) { return x == 0.f ? 1.f : 0.f; }); break;
+    case kToInt: One(a, b, n, [](float x) { return FloatOf(ToInt(x)); }); break;
+    case kToFloat: One(a, b, n, [](float x) { return static_cast<float>(BitsOf(x)); }); break;
     default: break;
   }
+}
+
+// In bytes that move in the same time.
+int64_t CostOf(Op op) {
+  if (op == kPow) return 128;
+  return (op >= kExp && op <= kErf) || (op >= kLog && op <= kExpm1) ? 32 : 2;
 }
 
 class ElementwiseAction final : public Action {
@@ -166,8 +226,8 @@ class ElementwiseAction final : public Action {
     count_ = program.tensors[static_cast<size_t>(step.outputs[0])].count();
     for (int id : step.inputs) inputs_.emplace_back(program.tensors[static_cast<size_t>(id)], step.dims);
     for (int id : step.outputs) outputs_.emplace_back(program.tensors[static_cast<size_t>(id)], step.dims);
-    // What a block costs beside its loads and stores, in bytes that move in the same time.
-    for (const Instruction& c : code_) bytes_ += c.op >= kExp && c.op <= kErf ? 32 : 2;
+    // What a block costs beside its loads and stores.
+    for (const Instruction& c : code_) bytes_ += CostOf(c.op);
     for (const auto* walks : {&inputs_, &outputs_}) {
       for (const Walk& walk : *walks) bytes_ += SizeOf(walk.tensor.dtype);
     }
@@ -178,7 +238,6 @@ class ElementwiseAction final : public Action {
     const int64_t blocks = (count_ + kBlock - 1) / kBlock;
     Parallel(blocks, count_ * bytes_, [&](int64_t begin, int64_t end) {
       alignas(64) Register registers[kRegisters];
-      for (int i = 0; i < kRegisters; ++i) registers[i][0] = 0.f;
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kBlock, n = std::min(kBlock, count_ - first);
         for (const Instruction& c : code_) Execute(call, c, registers, first, n);
@@ -193,7 +252,15 @@ class ElementwiseAction final : public Action {
     if (c.op == kLoad) {
       const Walk& walk = inputs_[static_cast<size_t>(c.b)];
       LoadAny(walk, call.At(walk.tensor), first, n, r[c.a]);
-    } else if (c.op == kStore || c.op == kEncode) {
+    } else if (c.op == kLoadInt) {
+      const Walk& walk = inputs_[static_cast<size_t>(c.b)];
+      const uint8_t* from = call.At(walk.tensor);
+      switch (walk.tensor.dtype) {
+        case Dtype::kU8: return LoadInt<uint8_t>(walk, from, first, n, r[c.a]);
+        case Dtype::kS8: return LoadInt<int8_t>(walk, from, first, n, r[c.a]);
+        default: return Load<float>(walk, from, first, n, r[c.a]);
+      }
+    } else if (c.op == kStore || c.op == kEncode || c.op == kStoreInt) {
       const Walk& walk = outputs_[static_cast<size_t>(c.a)];
       uint8_t* to = call.At(walk.tensor);
       switch (walk.tensor.dtype) {

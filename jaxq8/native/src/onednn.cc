@@ -43,6 +43,12 @@ void PrimitiveAction::Run(const Call& call) const {
                           "oneDNN could not execute it");
 }
 
+int BadnessOf(const std::string& implementation) {
+  const auto contains = [&](const char* part) { return implementation.find(part) != std::string::npos; };
+  if (contains("ref") || contains("simple")) return 2;
+  return contains("gemm") && !contains("brg") ? 1 : 0;
+}
+
 void Collector::Add(const dnnl::primitive& primitive, const dnnl::primitive_desc_base& description,
                     std::vector<Argument> arguments, std::string text) {
   const dnnl::memory::desc scratchpad = description.scratchpad_desc();

@@ -66,8 +66,12 @@ struct Collector {
            std::string text);
 };
 
-// contract.cc
+// contract.cc, reduce.cc and product.cc
 void CollectContract(Collector& collector, const Contract& step);
+void CollectReduce(Collector& collector, const Reduce& step);
+void CollectProduct(Collector& collector, const Product& step);
+// 0 for kernels of the instruction set, 1 for products by way of an unfolded image, 2 for plain loops.
+int BadnessOf(const std::string& implementation);
 // problem.cc: the descriptor of a problem's packed weights.
 dnnl::memory::desc PackedWeights(const Problem& problem);
 

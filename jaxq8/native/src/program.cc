@@ -8,7 +8,7 @@ namespace jaxq8 {
 namespace {
 
 constexpr int64_t kMagic = 0x6a61787138;
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 constexpr int64_t kLargest = int64_t{1} << 31;      // of a dimension, a window, a number of words
 constexpr int64_t kMostBytes = int64_t{1} << 46;    // of offsets and arenas: sums of a few never overflow
 constexpr int64_t kMostBuffers = 1 << 16;
@@ -40,11 +40,13 @@ class Reader {
     for (int i = 0; i < n; ++i) out[i] = In(what, least, most);
   }
 
+  // The bits of a float32, which the words hold as a number without a sign.
+  int32_t FloatBits(const char* what) { return static_cast<int32_t>(static_cast<uint32_t>(In(what, 0, 0xffffffff))); }
+
   float Float(const char* what) {
-    const int64_t bits = In(what, 0, 0xffffffff);
-    const uint32_t narrow = static_cast<uint32_t>(bits);
+    const int32_t bits = FloatBits(what);
     float value;
-    std::memcpy(&value, &narrow, 4);
+    std::memcpy(&value, &bits, 4);
     return value;
   }
 
@@ -136,18 +138,19 @@ Elementwise ReadElementwise(Reader& in, int64_t most) {
   const int64_t n_inputs = static_cast<int64_t>(s.inputs.size()), n_outputs = static_cast<int64_t>(s.outputs.size());
   for (int64_t i = in.In("n_instr", 0, 1 << 16); i > 0; --i) {
     Instruction c{};
-    c.op = static_cast<Op>(in.In("operation", kLoad, kNanIf));
-    const bool stores = c.op == kStore || c.op == kEncode;
-    c.a = static_cast<int>(in.In("first operand", 0, (stores ? n_outputs : kRegisters) - 1));
-    if (c.op == kConst) {
-      c.value = in.Float("constant");
-    } else {
-      c.b = static_cast<int>(in.In("second operand", 0, (c.op == kLoad ? n_inputs : kRegisters) - 1));
-    }
-    if ((c.op >= kAdd && c.op <= kMin) || c.op == kNanIf) {
-      c.c = static_cast<int>(in.In("third operand", 0, kRegisters - 1));
-    } else {
-      in.Any("third operand");
+    c.op = static_cast<Op>(in.In("operation", 0, kOps - 1));
+    const OpInfo& info = InfoOf(c.op);
+    c.a = static_cast<int>(in.In("first operand", 0, (info.result == OpInfo::kOutput ? n_outputs : kRegisters) - 1));
+    int* const operands[] = {&c.b, &c.c, &c.d};
+    constexpr const char* names[] = {"second operand", "third operand", "fourth operand"};
+    for (int j = 0; j < 3; ++j) {
+      switch (info.operands[j]) {
+        case OpInfo::kNone: in.Any(names[j]); break;
+        case OpInfo::kFloatBits: c.value = in.FloatBits("constant"); break;
+        case OpInfo::kNumber: c.value = static_cast<int32_t>(in.In("constant", INT32_MIN, INT32_MAX)); break;
+        case OpInfo::kInput: *operands[j] = static_cast<int>(in.In(names[j], 0, n_inputs - 1)); break;
+        default: *operands[j] = static_cast<int>(in.In(names[j], 0, kRegisters - 1));
+      }
     }
     s.code.push_back(c);
   }
@@ -182,6 +185,14 @@ Step ReadStep(int64_t opcode, Reader& in, int64_t most) {
       const int dst = static_cast<int>(in.In("dst", 0, most));
       const int value = static_cast<int>(in.In("value", -1, most));
       return Fill{dst, value, in.Any("imm")};
+    }
+    case 7: {
+      const int src = static_cast<int>(in.In("src", 0, most)), dst = static_cast<int>(in.In("dst", 0, most));
+      return Reduce{src, dst, static_cast<ReduceKind>(in.In("kind", 0, 2))};
+    }
+    case 8: {
+      const int a = static_cast<int>(in.In("a", 0, most)), b = static_cast<int>(in.In("b", 0, most));
+      return Product{a, b, static_cast<int>(in.In("dst", 0, most))};
     }
     default: return ReadPool(in, most, opcode == 5);
   }
@@ -219,7 +230,7 @@ Program ParseAll(Reader& in) {
   const int64_t n_steps = in.In("n_steps", 0, kLargest);
   for (int64_t i = 0; i < n_steps; ++i) {
     try {
-      const int64_t opcode = in.In("opcode", 1, 6);
+      const int64_t opcode = in.In("opcode", 1, 8);
       Reader part = in.Part("the step", in.In("n_words", 0, kLargest));
       Step step = ReadStep(opcode, part, n_tensors - 1);
       part.Done("the payload");
@@ -259,6 +270,17 @@ bool Tensor::same_dims(const Tensor& other) const {
 bool Tensor::same_view(const Tensor& other) const {
   return place == other.place && offset == other.offset && same_dims(other) &&
          std::equal(strides, strides + rank, other.strides);
+}
+
+int64_t Tensor::extent() const {
+  if (count() == 0) return 0;
+  int64_t last = 0;
+  for (int i = 0; i < rank; ++i) last += (dims[i] - 1) * strides[i];
+  return (last + 1) * SizeOf(dtype);
+}
+
+bool Tensor::overlaps(const Tensor& other) const {
+  return place == other.place && offset < other.offset + other.extent() && other.offset < offset + extent();
 }
 
 Tensor Tensor::densely(int new_place, int64_t new_offset) const {

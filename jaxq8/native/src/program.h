@@ -35,6 +35,8 @@ struct Tensor {
   bool dense() const;                  // in order and without gaps, axes of size 1 aside
   bool same_dims(const Tensor& other) const;
   bool same_view(const Tensor& other) const;
+  int64_t extent() const;                      // bytes from its beginning to behind its last element
+  bool overlaps(const Tensor& other) const;    // whether the two lie in the same bytes, gaps counted in
   Tensor densely(int new_place, int64_t new_offset) const;  // the same tensor in order and without gaps, elsewhere
 };
 
@@ -48,15 +50,25 @@ struct Contract {
 };
 
 enum Op : int64_t {
-  kLoad, kConst, kAdd, kSub, kMul, kDiv, kMax, kMin, kNeg, kAbs, kExp, kLogistic, kTanh, kErf, kSqrt, kRsqrt, kStore, kEncode, kNanIf
+  kLoad, kConst, kAdd, kSub, kMul, kDiv, kMax, kMin, kNeg, kAbs, kExp, kLogistic, kTanh, kErf, kSqrt, kRsqrt, kStore, kEncode,
+  kNanIf, kLoadInt, kStoreInt, kConstInt, kSelect, kEq, kNe, kLt, kLe, kGt, kGe, kAnd, kOr, kPow, kIntAdd, kIntSub, kIntMul,
+  kIntMax, kIntMin, kRound, kFloor, kCeil, kSign, kLog, kLog1p, kExpm1, kIsFinite, kNot, kToInt, kToFloat, kOps
 };
+
+// What the words of an instruction are; instructions.cc has the table.
+struct OpInfo {
+  enum Word : char { kNone, kFloat, kInt, kEither, kInput, kOutput, kFloatBits, kNumber };  // the first three: registers
+  Word result;       // what is written: a register, an output for stores
+  Word operands[3];  // kEither: of the same type as the result
+};
+const OpInfo& InfoOf(Op op);
 
 constexpr int kRegisters = 16;
 
 struct Instruction {
   Op op;
-  int a, b, c;
-  float value;  // of kConst
+  int a, b, c, d;
+  int32_t value;  // of constants: the bits
 };
 
 struct Elementwise {
@@ -78,7 +90,13 @@ struct Pool {
   int border;      // of a sum: the tensor with the code of borders, or -1
 };
 
-using Step = std::variant<Contract, Elementwise, Copy, Fill, Pool>;
+enum class ReduceKind { kSum, kMax, kMin };
+
+struct Reduce { int src, dst; ReduceKind kind; };
+
+struct Product { int a, b, dst; };
+
+using Step = std::variant<Contract, Elementwise, Copy, Fill, Pool, Reduce, Product>;
 
 // What the program expects of an argument or a result.
 struct Need {
@@ -104,6 +122,9 @@ struct Problem {
 // Both throw ProgramError.
 Program Parse(const int64_t* words, size_t n);
 Problem ParseProblem(const int64_t* words, size_t n);
+
+// instructions.cc: that registers are written before they are read, and hold what instructions expect; throws ProgramError.
+void CheckCode(const std::vector<Instruction>& code);
 
 // check.cc: that the tensors of a step fit together; throws ProgramError.
 void CheckStep(const Program& program, const Step& step);

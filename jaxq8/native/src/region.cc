@@ -29,6 +29,10 @@ Region::Region(const Program& program)
         collector.actions.push_back(MakeCopy(tensor(copy->src), tensor(copy->dst)));
       } else if (const auto* fill = std::get_if<Fill>(&step)) {
         collector.actions.push_back(MakeFill(program, *fill));
+      } else if (const auto* reduce = std::get_if<Reduce>(&step)) {
+        CollectReduce(collector, *reduce);
+      } else if (const auto* product = std::get_if<Product>(&step)) {
+        CollectProduct(collector, *product);
       } else {
         collector.actions.push_back(MakePool(program, std::get<Pool>(step)));
       }

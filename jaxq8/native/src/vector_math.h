@@ -1,6 +1,7 @@
 // Functions of a float that a compiler turns into vector instructions: no branches, no calls, no tables.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -43,6 +44,121 @@ inline float Exp(float x) {
   return p * FloatOf(static_cast<int32_t>(first)) * FloatOf(static_cast<int32_t>(second));
 }
 
+// e**x - 1, near 0 too, where e**x has lost what x says.
+inline float Expm1(float x) {
+  float c = x < -20.f ? -20.f : x;
+  c = c > 89.f ? 89.f : c;
+  const float shifted = c * 1.44269504088896341f + kRounder;
+  const int32_t n = static_cast<int32_t>(static_cast<uint32_t>(BitsOf(shifted)) - static_cast<uint32_t>(kRounderBits));
+  const float whole = shifted - kRounder;
+  const float r = (c - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  float p = 2.48015873e-5f;
+  p = p * r + 1.98412698e-4f;
+  p = p * r + 1.38888889e-3f;
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  const float q = p * r * r + r;
+  // Half of 2**n * (q + 1) - 1: the largest n is 128, which floats do not have.
+  const float half = FloatOf(static_cast<int32_t>(static_cast<uint32_t>(n + 126) << 23));
+  const float result = 2.f * (half * q + (half - 0.5f));
+  return x == 0.f ? x : result;
+}
+
+// The logarithm of m * 2**e + c for a mantissa m that is f + 1, within an ulp (the polynomial of FreeBSD's logf).
+inline float LogOfParts(float f, float e, float c) {
+  const float s = f / (2.f + f), z = s * s, w = z * z;
+  const float t1 = w * (0.40000972152f + w * 0.24279078841f), t2 = z * (0.66666662693f + w * 0.28498786688f);
+  const float half = 0.5f * f * f;
+  return (s * (half + t1 + t2) + (e * 9.0580006145e-06f + c)) - half + f + e * 6.9313812256e-01f;
+}
+
+// The exponent of a positive number whose mantissa lies between sqrt(1/2) and sqrt(2), and that mantissa less 1.
+inline int32_t Split(float x, float* f) {
+  const uint32_t bits = static_cast<uint32_t>(BitsOf(x)) + (0x3f800000u - 0x3f3504f3u);
+  *f = FloatOf(static_cast<int32_t>((bits & 0x007fffffu) + 0x3f3504f3u)) - 1.f;
+  return static_cast<int32_t>(bits >> 23) - 127;
+}
+
+inline float Log(float x) {
+  const bool tiny = x < 1.17549435e-38f;
+  float f;
+  const int32_t e = Split(tiny ? x * 8388608.f : x, &f) - (tiny ? 23 : 0);
+  float result = LogOfParts(f, static_cast<float>(e), 0.f);
+  result = x > 3.4028234e38f || x != x ? x : result;
+  result = x < 0.f ? NAN : result;
+  return x == 0.f ? -INFINITY : result;
+}
+
+inline float Log1p(float x) {
+  const float u = 1.f + x;
+  float f;
+  const int32_t e = Split(u, &f);
+  // What the sum has lost, as seen from the mantissa: the logarithm grows by it over u.
+  const float lost = (x > 1.f ? 1.f - (u - x) : x - (u - 1.f)) / u;
+  const bool small = x > -0.2928f && x < 0.4142f;
+  float result = LogOfParts(small ? x : f, small ? 0.f : static_cast<float>(e), small ? 0.f : lost);
+  result = x > 3.4028234e38f || x == 0.f || x != x ? x : result;
+  result = x < -1.f ? NAN : result;
+  return x == -1.f ? -INFINITY : result;
+}
+
+// x**y by way of the logarithm to base 2, in double precision: a float's exponent times y needs more digits than a float has.
+inline float Pow(float x, float y) {
+  const double size = std::fabs(static_cast<double>(x));  // a float that is not normal is a normal double
+  int64_t bits;
+  std::memcpy(&bits, &size, 8);
+  constexpr int64_t root = 0x3fe6a09e667f3bcd, one = 0x3ff0000000000000;  // sqrt(1/2) and 1
+  const int64_t shifted = bits + (one - root);
+  const int64_t mantissa_bits = (shifted & 0x000fffffffffffff) + root;
+  double m;
+  std::memcpy(&m, &mantissa_bits, 8);
+  // The exponent as a double without a conversion of 64-bit integers: beneath the mantissa of 2**52.
+  const int64_t exponent_bits = (shifted >> 52 & 0x7ff) | 0x4330000000000000;
+  double e;
+  std::memcpy(&e, &exponent_bits, 8);
+  e -= 4503599627370496. + 1023.;
+  const double s = (m - 1.) / (m + 1.), z = s * s;
+  double p = 1. / 15;
+  p = p * z + 1. / 13;
+  p = p * z + 1. / 11;
+  p = p * z + 1. / 9;
+  p = p * z + 1. / 7;
+  p = p * z + 1. / 5;
+  p = p * z + 1. / 3;
+  double log2 = e + (s + s * z * p) * 2.8853900817779268;
+  log2 = size == 0. ? -INFINITY : size > 3.5e38 ? INFINITY : log2;
+  double t = log2 * static_cast<double>(y);
+  t = t < -200. ? -200. : t;
+  t = t > 200. ? 200. : t;
+  constexpr double rounder = 6755399441055744.;  // 1.5 * 2**52, as kRounder
+  const double sum = t + rounder;
+  const double r = (t - (sum - rounder)) * 0.69314718055994531;
+  double q = 1. / 3628800;
+  q = q * r + 1. / 362880;
+  q = q * r + 1. / 40320;
+  q = q * r + 1. / 5040;
+  q = q * r + 1. / 720;
+  q = q * r + 1. / 120;
+  q = q * r + 1. / 24;
+  q = q * r + 1. / 6;
+  q = q * r + 0.5;
+  q = q * r * r + r + 1.;
+  int64_t n;
+  std::memcpy(&n, &sum, 8);
+  const uint64_t scale_bits = (static_cast<uint64_t>(n) + 1023) << 52;
+  double scale;
+  std::memcpy(&scale, &scale_bits, 8);
+  float result = static_cast<float>(q * scale);
+  const bool whole = std::floor(y) == y, odd = whole && std::floor(y * 0.5f) != y * 0.5f;
+  result = odd && BitsOf(x) < 0 ? -result : result;
+  result = x < 0.f && size < 3.5e38 && !whole ? NAN : result;
+  result = x != x || y != y ? x + y : result;
+  result = size == 1. && std::fabs(y) > 3.4028234e38f ? 1.f : result;
+  return x == 1.f || y == 0.f ? 1.f : result;
+}
+
 inline float Logistic(float x) { return 1.f / (1.f + Exp(-x)); }
 
 inline float Tanh(float x) {
@@ -56,6 +172,15 @@ inline float Tanh(float x) {
   p = p * z + -3.33332819422e-1f;
   const float small = x + x * z * p;
   return size < 0.625f ? small : x < 0.f ? -large : large;
+}
+
+// Truncated and saturated; 0 for NaN.
+inline int32_t ToInt(float x) {
+  float c = x > -2147483648.f ? x : -2147483648.f;
+  c = c < 2147483520.f ? c : 2147483520.f;  // the largest float that is an int32
+  const int32_t inside = static_cast<int32_t>(c);
+  const int32_t most = x >= 2147483648.f ? INT32_MAX : inside;
+  return x != x ? 0 : most;
 }
 
 // A quotient of polynomials on -4 to 4 (the one that Eigen and XLA use); beyond, the function is 1 in float.
