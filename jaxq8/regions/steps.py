@@ -224,8 +224,7 @@ class Reduce:
       src: What is reduced.
       dst: The result: size 1 along the axes that are reduced, else of the sizes of `src`. Extremes have the dtype of `src`, and
         are NaN where it has a NaN; sums of integers are int32 and exact, sums of float32 are float32, in any order. "nan" is
-        NaN
-        where float32 numbers hold a NaN or an infinity, else 0.
+        NaN where float32 numbers hold a NaN or an infinity, else 0.
       kind: One of `REDUCTIONS`.
     """
 

@@ -145,7 +145,8 @@ class Checker {
     const bool sums_integers = s.kind == ReduceKind::kSum && src.dtype != Dtype::kF32;
     Require(dst.dtype == (sums_integers ? Dtype::kS32 : src.dtype),
             sums_integers ? "sums of integers are not int32" : "src and dst differ in dtype");
-    Require(s.kind == ReduceKind::kSum || src.count() > 0 || dst.count() == 0, "nothing has no extreme");
+    Require(s.kind != ReduceKind::kNan || src.dtype == Dtype::kF32, "only float32 numbers can be NaN");
+    Require(s.kind == ReduceKind::kSum || s.kind == ReduceKind::kNan || src.count() > 0 || dst.count() == 0, "nothing has no extreme");
     Require(!dst.overlaps(src), "dst lies over src");
   }
 

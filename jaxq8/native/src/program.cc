@@ -188,7 +188,7 @@ Step ReadStep(int64_t opcode, Reader& in, int64_t most) {
     }
     case 7: {
       const int src = static_cast<int>(in.In("src", 0, most)), dst = static_cast<int>(in.In("dst", 0, most));
-      return Reduce{src, dst, static_cast<ReduceKind>(in.In("kind", 0, 2))};
+      return Reduce{src, dst, static_cast<ReduceKind>(in.In("kind", 0, 3))};
     }
     case 8: {
       const int a = static_cast<int>(in.In("a", 0, most)), b = static_cast<int>(in.In("b", 0, most));

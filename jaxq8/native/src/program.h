@@ -90,7 +90,7 @@ struct Pool {
   int border;      // of a sum: the tensor with the code of borders, or -1
 };
 
-enum class ReduceKind { kSum, kMax, kMin };
+enum class ReduceKind { kSum, kMax, kMin, kNan };
 
 struct Reduce { int src, dst; ReduceKind kind; };
 

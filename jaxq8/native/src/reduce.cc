@@ -239,6 +239,7 @@ void CollectReduce(Collector& collector, const Reduce& step) {
     case ReduceKind::kSum: return collector.actions.push_back(Make<SumOf>(collector, std::move(layout)));
     case ReduceKind::kMax: return collector.actions.push_back(Make<LargestOf>(collector, std::move(layout)));
     case ReduceKind::kMin: return collector.actions.push_back(Make<SmallestOf>(collector, std::move(layout)));
+    case ReduceKind::kNan: return collector.actions.push_back(std::make_unique<ReduceAction<NanOf>>(collector, std::move(layout)));
   }
 }
 

@@ -48,11 +48,25 @@ struct SmallestOf {
   static A Join(A a, A b) { return (b < a) | (b != b) ? b : a; }
 };
 
+// NaN where an item is NaN or infinite, which times 0 is NaN, and else 0.
+struct NanOf {
+  using Item = float;
+  using Out = float;
+  using Total = float;
+  static constexpr bool kRounds = false;
+  static constexpr int kLanes = 16;
+  static float Start() { return 0.f; }
+  template <typename A, typename B>
+  static auto Join(A a, B b) { return a + b; }
+};
+
 // An item as what is summed or compared. A code is made signed before it is made wide.
 template <typename Op>
 inline typename Op::Out Wide(typename Op::Item x) {
   if constexpr (std::is_same_v<typename Op::Out, uint32_t>) {
     return static_cast<uint32_t>(static_cast<int32_t>(x));
+  } else if constexpr (std::is_same_v<Op, NanOf>) {
+    return x * 0.f;
   } else {
     return x;
   }
@@ -65,6 +79,7 @@ template <typename Op>
 inline Lanes<typename Op::Out, Op::kLanes> WideLanes(const typename Op::Item* from) {
   Lanes<typename Op::Item, Op::kLanes> items;
   std::memcpy(&items, from, sizeof items);
+  if constexpr (std::is_same_v<Op, NanOf>) items *= 0.f;
   return __builtin_convertvector(items, Lanes<typename Op::Out, Op::kLanes>);
 }
 
