@@ -12,6 +12,7 @@ CONTENDERS: dict[str, Contender] = {
         Contender("jaxq8-dynamic", "jaxq8 dynamic", "self", xla.prepare_dynamic),
         Contender("jaxq8-static", "jaxq8 static", "self", xla.prepare_static),
         Contender("jaxq8-native", "jaxq8 native", "self", xla.prepare_native),
+        Contender("jaxq8-native-dynamic", "jaxq8 native dynamic", "self", xla.prepare_native_dynamic),
         Contender(
             "jaxq8-attention", "jaxq8 static, attention", "self", xla.prepare_static_attention, extra=True
         ),

@@ -80,10 +80,29 @@ def prepare_native(model: Model) -> Prepared:
     Raises:
         UnavailableError: there are no native regions on this machine, or none in this model.
     """
+    _require_native()
+    weights, fn, ranges = _quantized(model, q8.Config())
+    return _native(model, weights, fn, ranges)
+
+
+def prepare_native_dynamic(model: Model) -> Prepared:
+    """The same as `prepare_dynamic` with weights packed for native regions.
+
+    Raises:
+        UnavailableError: there are no native regions on this machine, or none in this model.
+    """
+    _require_native()
+    weights = q8.quantize_weights(model.apply, model.variables, *model.inputs)
+    return _native(model, weights, q8.quantize(model.apply), {})
+
+
+def _require_native() -> None:
     status = q8.native_status()
     if not status.available:
         raise UnavailableError(f"no native regions on this machine: {status.reason}")
-    weights, fn, ranges = _quantized(model, q8.Config())
+
+
+def _native(model: Model, weights: Any, fn: Callable[..., Any], ranges: Any) -> Prepared:
     packed = q8.pack(model.apply, weights, *model.inputs, ranges=ranges)
     leaves = jax.tree_util.tree_leaves(packed, is_leaf=lambda x: isinstance(x, q8.PackedTensor))
     if not any(isinstance(leaf, q8.PackedTensor) for leaf in leaves):
