@@ -128,7 +128,7 @@ def _operands(
     if isinstance(step, Product):
         return ((step.b,), (step.a,)) if rank == 2 else ((), (step.a, step.b))
     if isinstance(step, Contract):
-        return (step.weights, step.mult, step.offset, step.rescale), (step.src, step.residual)
+        return (step.weights, step.mult, step.offset, step.rescale, step.shift), (step.src, step.residual)
     if isinstance(step, Pool):
         return (step.border,), (step.src,)
     return ((step.value,), ()) if isinstance(step, Fill) else ((), (step.src,))

@@ -10,6 +10,7 @@ from jaxq8.kernels.epilogue import numbers_of_codes
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions.arithmetic import ENCODINGS, is_arithmetic
 from jaxq8.regions.candidates import VIEWS, is_small, is_stored, takes_first
+from jaxq8.regions.linear import trailing
 
 RECOMPUTED = 24  # a vector of so many operations is computed again for each of its readers rather than stored
 ANYWHERE = "anywhere"
@@ -119,9 +120,9 @@ class Graph:
             return ANYWHERE if roots[out] is None else roots[out]
         maker = self.maker(variable)
         if reader.primitive in VIEWS and maker is not None and maker.primitive is contraction.primitive:
-            # The result of a product in the shape of the user's array: its channels stay the last axis.
-            same_channels = out.aval.shape[-1:] == variable.aval.shape[-1:]
-            return roots[out] if same_channels and roots[out] is not out else None
+            # The result of a product in the shape of the user's array: its channels stay the last axis, or become several.
+            last = trailing(out.aval.shape, variable.aval.shape[-1])
+            return roots[out] if last is not None and roots[out] is not out else None
         return None
 
     def base(self, variable: Any) -> Any:

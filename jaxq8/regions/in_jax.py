@@ -112,8 +112,11 @@ class Execution:
         real = acc.astype(jnp.float32) * self.read(step.mult) + self.read(step.offset)
         if step.residual != NONE:
             real = real + self.read(step.residual).astype(jnp.float32)
+        real = _FUNCTIONS[step.function](real)
         if step.rescale != NONE:
             real = real * self.read(step.rescale)
+        if step.shift != NONE:
+            real = real + self.read(step.shift)
         self._store(step.dst, jnp.clip(real, step.lo, step.hi))
 
     def _store(self, number: int, real: Any) -> None:
@@ -175,6 +178,17 @@ class Execution:
             else self.read(step.border).reshape(()).astype(src.dtype)
         )
         self.write(step.dst, pooling.sum_pool.run(src, border, **window))
+
+
+_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "": lambda x: x,
+    "gelu_erf": lambda x: 0.5 * x * (1 + lax.erf(x * np.float32(math.sqrt(0.5)))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "swish": lambda x: x * lax.logistic(x),
+    "logistic": lax.logistic,
+    "tanh": jnp.tanh,
+    "hard_swish": lambda x: x * jnp.clip(x / 6 + 0.5, 0, 1),
+}
 
 
 def computed(name: str, *operands: Any) -> Any:

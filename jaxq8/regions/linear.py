@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
-from jaxq8.regions.expressions import ONE, ZERO, Leaf, Node, Tree, is_small, known, number, product, total
+from jaxq8.regions.expressions import ONE, ZERO, Leaf, Node, Tree, known, number, product, total
 
 
 @dataclasses.dataclass
@@ -22,16 +23,46 @@ class Linear:
         return self.lo > -math.inf or self.hi < math.inf
 
 
-def linear(tree: Tree) -> Linear | None:
-    """The linear form of a tree; None if it has none."""
-    if is_small(tree):
+@dataclasses.dataclass(frozen=True)
+class Channels:
+    """The channels of a contraction as a tree reads its result: `count` of them, along the last `axes` axes."""
+
+    count: int
+    axes: int
+
+    def has(self, tree: Tree) -> bool:
+        """Whether a tree is one number, or one number for each channel, of numbers that are no result of a contraction."""
+        if isinstance(tree, Node):
+            return all(map(self.has, tree.operands))
+        size = math.prod(tree.shape)
+        if isinstance(tree, Leaf) and tree.contraction is not None:
+            return False
+        return size == 1 or (size == self.count and math.prod(tree.shape[-self.axes :]) == size)
+
+
+def channels_of(leaf: Leaf) -> Channels | None:
+    """The channels of the contraction whose result a leaf is; None if these are not the last axes of the leaf."""
+    count = leaf.variable.aval.shape[-1]
+    axes = trailing(leaf.shape, count)
+    return None if axes is None else Channels(count, axes)
+
+
+def trailing(shape: Sequence[int], count: int) -> int | None:
+    """How many last axes of a shape have together so many elements."""
+    fitting = (axes for axes in range(1, len(shape) + 1) if math.prod(shape[-axes:]) == count)
+    return next(fitting, None)
+
+
+def linear(tree: Tree, channels: Channels) -> Linear | None:
+    """The linear form of a tree; None if it has none. Its coefficients are numbers, or one number for each channel."""
+    if channels.has(tree):
         return Linear({}, tree)
     if tree.is_int:
         return None
     if isinstance(tree, Leaf):
         return Linear({id(tree.variable): (tree, ONE)}, ZERO)
     assert isinstance(tree, Node)
-    forms = [linear(operand) for operand in tree.operands]
+    forms = [linear(operand, channels) for operand in tree.operands]
     if any(form is None for form in forms):
         return None
     if tree.name == "neg":
@@ -82,7 +113,8 @@ def _scaled(form: Linear, factor: Tree, positive: bool) -> Linear | None:
         elif not (positive and lo == 0 and hi == math.inf):  # the clip at 0 stays where it is
             return None
     coefficients = {key: (leaf, product(c, factor)) for key, (leaf, c) in form.coefficients.items()}
-    return Linear(coefficients, product(form.constant, factor), lo, hi)
+    constant = form.constant if known(form.constant) == 0 else product(form.constant, factor)
+    return Linear(coefficients, constant, lo, hi)
 
 
 def _clipped(form: Linear, bound: float, lower: bool) -> Linear:

@@ -19,8 +19,10 @@ from jaxq8.regions.builder import Builder, Recipe
 from jaxq8.regions.candidates import VIEWS, is_stored, takes_first
 from jaxq8.regions.data_steps import DataSteps
 from jaxq8.regions.element_steps import ElementSteps
+from jaxq8.regions.functions import applied
 from jaxq8.regions.graph import Graph
-from jaxq8.regions.linear import linear
+from jaxq8.regions.instructions import leaves
+from jaxq8.regions.linear import Channels, channels_of, linear
 from jaxq8.regions.places import Places, stored_dtype
 from jaxq8.regions.program import Program
 from jaxq8.regions.steps import NONE, Contract, Copy
@@ -53,6 +55,8 @@ class Epilogue:
     offset: int = NONE
     residual: int = NONE
     rescale: int = NONE
+    function: str = ""
+    shift: int = NONE
     lo: float = -math.inf
     hi: float = math.inf
 
@@ -84,17 +88,15 @@ class _Lowering:
         names = tuple(tuple(self.graph.names[v]) for v in self.places.results)
         return Region(self.builder.build(), tuple(self.builder.recipes), names)
 
-    def _by_channel(self, trees: Sequence[ex.Tree], channels: int) -> list[int]:
-        """Small trees as tensors of one number for each channel, computed in one step; [] if one varies along another axis."""
-        shapes = [ex.shape_of(tree) for tree in trees]
-        if any(math.prod(s) not in (1, *s[-1:]) or (s and s[-1] not in (1, channels)) for s in shapes):
-            return []
-        tensors = [self._stored_vector(tree, channels) for tree in trees]
+    def _by_channel(self, trees: Sequence[ex.Tree], channels: Channels) -> list[int]:
+        """Trees for which `Channels.has` holds as tensors of one number for each channel, computed in one step."""
+        tensors = [self._stored_vector(tree, channels.count) for tree in trees]
         missing = [i for i, tensor in enumerate(tensors) if tensor == NONE]
         for i in missing:
-            tensors[i] = self.builder.temporary((channels,), np.float32)
+            tensors[i] = self.builder.temporary((channels.count,), np.float32)
         if missing:
-            self.elements.add_flat([trees[i] for i in missing], [tensors[i] for i in missing], (channels,))
+            homes = [tensors[i] for i in missing]
+            self.elements.add_flat([trees[i] for i in missing], homes, (channels.count,))
         return tensors
 
     def _stored_vector(self, tree: ex.Tree, channels: int) -> int:
@@ -131,44 +133,57 @@ class _Lowering:
 
     def _in_contraction(self, tree: ex.Tree, out: Any, lo: float, hi: float) -> bool:
         """Whether the last contraction of a tree could compute all of it."""
-        form = linear(tree)
-        leaves = [] if form is None else [leaf for leaf, _ in form.coefficients.values()]
-        made = [leaf for leaf in leaves if leaf.contraction is not None]
-        shape = tuple(out.aval.shape)
-        if form is not None and form.is_clipped and out.aval.dtype == jnp.float32:
-            return False  # the library's clips make numbers of NaN
-        if form is None or not made or len(leaves) > 2 or any(leaf.shape != shape for leaf in leaves):
+        made = [leaf for leaf in leaves([tree]) if isinstance(leaf, ex.Leaf) and leaf.contraction is not None]
+        if not made:
             return False
         main = max(made, key=lambda leaf: leaf.contraction or 0)
+        channels = channels_of(main)
+        if channels is None or main.shape != tuple(out.aval.shape):
+            return False
+        form, epilogue = linear(tree, channels), Epilogue()
+        if form is None:
+            found = applied(tree, channels, self.trees.multiple)
+            if found is None:
+                return False
+            rescale, shift = self._by_channel([found.scale, found.shift], Channels(1, 1))
+            form, epilogue = found.form, Epilogue(function=found.function, rescale=rescale, shift=shift)
+        elif form.is_clipped and out.aval.dtype == jnp.float32:
+            return False  # the library's clips make numbers of NaN
+        if len(form.coefficients) > 2 or any(
+            leaf.shape != main.shape for leaf, _ in form.coefficients.values()
+        ):
+            return False
         factor = form.coefficients.pop(id(main.variable))[1]
-        offset, residual, rescale = form.constant, NONE, NONE
+        offset, residual = form.constant, NONE
         for leaf, coefficient in form.coefficients.values():
             if leaf.contraction is not None:
                 residual = self._numbers_of(leaf, coefficient)
             elif np.dtype(leaf.variable.aval.dtype).name in ("uint8", "int8", "float32"):
                 if ex.known(coefficient) != 1:
-                    if math.prod(ex.shape_of(coefficient)) != 1:
+                    if math.prod(ex.shape_of(coefficient)) != 1 or epilogue.function:
                         return False
                     # The sum is made in steps of the residual's codes, and then rescaled.
-                    (rescale,) = self._by_channel([coefficient], 1)
+                    (rescale,) = self._by_channel([coefficient], Channels(1, 1))
+                    epilogue = dataclasses.replace(epilogue, rescale=rescale)
                     factor, offset = (ex.Node("div", (t, coefficient)) for t in (factor, offset))
                 residual = self.places.tensor(leaf.variable)
             if residual == NONE:
                 return False
-        vectors = self._by_channel([factor, offset], shape[-1])
-        if not vectors:
-            return False
-        epilogue = Epilogue(vectors[0], vectors[1], residual, rescale, max(form.lo, lo), min(form.hi, hi))
+        mult, start = self._by_channel([factor, offset], channels)
+        epilogue = dataclasses.replace(
+            epilogue, mult=mult, offset=start, residual=residual, lo=max(form.lo, lo), hi=min(form.hi, hi)
+        )
         self._contract(main.contraction, self.places.home(out), epilogue)  # type: ignore[arg-type]
         return True
 
     def _numbers_of(self, leaf: ex.Leaf, coefficient: ex.Tree) -> int:
         """The real numbers of another contraction, whose accumulator is multiplied by `coefficient`; `NONE` if impossible."""
-        vectors = self._by_channel([coefficient, ex.ZERO], leaf.shape[-1])
-        if not vectors:
+        channels = channels_of(leaf)
+        if channels is None or not channels.has(coefficient):
             return NONE
+        vectors = self._by_channel([coefficient, ex.ZERO], channels)
         home = self.builder.temporary(leaf.shape, np.float32)
-        epilogue = Epilogue(*vectors)
+        epilogue = Epilogue(vectors[0], vectors[1])
         self._contract(leaf.contraction, home, epilogue)  # type: ignore[arg-type]
         return home
 

@@ -11,9 +11,22 @@ from typing import ClassVar
 NONE = -1  # in place of a tensor's number where there is none
 
 
+FUNCTIONS = (
+    "",
+    "gelu_erf",
+    "gelu_tanh",
+    "swish",
+    "logistic",
+    "tanh",
+    "hard_swish",
+)  # "swish" is x * logistic(x), or silu
+
+
 @dataclasses.dataclass(frozen=True)
 class Contract:
-    """A product or convolution of codes with an epilogue: ``clip((acc * mult + offset + residual) * rescale, lo, hi)``.
+    """A product or convolution of codes with an epilogue.
+
+    It is ``clip(function(acc * mult + offset + residual) * rescale + shift, lo, hi)``.
 
     Tensors are numbers of the program's tensors, `NONE` where there is none. Without `mult`, the result is the int32
     accumulator itself. A result of codes is rounded half to even and saturated.
@@ -25,7 +38,9 @@ class Contract:
       mult: Float32, one for each channel.
       offset: Float32, one for each channel.
       residual: What is added, in the shape of the result; codes are added as the integers that they are.
+      function: One of `FUNCTIONS`; "" for none.
       rescale: Float32, one number.
+      shift: Float32, one number; only with a function.
       lo: Lower clip in units of the result.
       hi: Upper clip.
       kernel: Sizes of the kernel; () for a product of matrices.
@@ -47,6 +62,8 @@ class Contract:
     offset: int = NONE
     residual: int = NONE
     rescale: int = NONE
+    function: str = ""
+    shift: int = NONE
     lo: float = -math.inf
     hi: float = math.inf
     kernel: tuple[int, ...] = ()
@@ -61,7 +78,7 @@ class Contract:
 
     @property
     def reads(self) -> tuple[int, ...]:
-        found = (self.src, self.weights, self.mult, self.offset, self.residual, self.rescale)
+        found = (self.src, self.weights, self.mult, self.offset, self.residual, self.rescale, self.shift)
         return tuple(t for t in found if t != NONE)
 
     @property
@@ -71,9 +88,9 @@ class Contract:
     def payload(self) -> list[int]:
         kind = 2 if self.problem else int(self.transposed)
         words = [
-            self.src, self.weights, self.dst, self.mult, self.offset, self.residual, self.rescale, float_bits(self.lo),
-            float_bits(self.hi), kind, len(self.kernel), *self.kernel, *self.strides, *self.dilation, *self.pad_low,
-            *self.pad_high, self.groups,
+            self.src, self.weights, self.dst, self.mult, self.offset, self.residual, self.rescale,
+            FUNCTIONS.index(self.function), self.shift, float_bits(self.lo), float_bits(self.hi), kind, len(self.kernel),
+            *self.kernel, *self.strides, *self.dilation, *self.pad_low, *self.pad_high, self.groups,
         ]  # fmt: skip
         return [*words, len(self.problem), *self.problem] if self.problem else words
 

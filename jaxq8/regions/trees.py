@@ -67,6 +67,45 @@ class Trees:
         shape, is_int = tuple(variable.aval.shape), variable.aval.dtype == np.int32
         return Leaf(variable, shape, is_small(variable), is_int=is_int)
 
+    def multiple(self, tree: Tree) -> tuple[Any, float]:
+        """(what a tree of few numbers is a multiple of, the number that this is multiplied with)."""
+        if isinstance(tree, Leaf):
+            return self._multiple_of(tree.variable)
+        number = ex.known(tree)
+        if number is not None:
+            return "known", number
+        if isinstance(tree, ex.Node) and tree.name == "neg":
+            inner, number = self.multiple(tree.operands[0])
+            return inner, -number
+        if isinstance(tree, ex.Node) and tree.name in ("mul", "div"):
+            for first, second in (tree.operands, tree.operands[::-1])[: 2 if tree.name == "mul" else 1]:
+                number = ex.known(second)
+                if number:
+                    inner, own = self.multiple(first)
+                    return inner, own * number if tree.name == "mul" else own / number
+        return id(tree), 1.0
+
+    def _multiple_of(self, variable: Any) -> tuple[Any, float]:
+        """The same for a variable."""
+        variable = self.graph.real(variable)
+        maker = self.graph.makers.get(variable)
+        if maker is None:
+            return variable, 1.0
+        atoms = [self.graph.real(v) for v in maker.invars]
+        if maker.primitive in VIEWS:
+            return self._multiple_of(atoms[0])
+        if maker.primitive in (primitives.mul_p, primitives.div_p):
+            for first, second in (atoms, atoms[::-1])[: 2 if maker.primitive is primitives.mul_p else 1]:
+                known = self.constant(second)
+                number = None if known is None else known.number
+                if number and not isinstance(first, Literal):
+                    inner, own = self._multiple_of(first)
+                    return inner, own * number if maker.primitive is primitives.mul_p else own / number
+        if maker.primitive is primitives.neg_p:
+            inner, own = self._multiple_of(atoms[0])
+            return inner, -own
+        return variable, 1.0
+
     def constant(self, variable: Any) -> Known | None:
         """The known numbers of a variable."""
         found = self._array(variable)

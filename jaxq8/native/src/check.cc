@@ -49,7 +49,9 @@ class Checker {
               "the weights' dimensions do not fit src, dst and kernel");
     }
     if (dst.dtype == Dtype::kS32) {
-      Require(s.mult < 0 && s.offset < 0 && s.residual < 0 && s.rescale < 0, "an int32 dst has no epilogue");
+      Require(s.mult < 0 && s.offset < 0 && s.residual < 0 && s.rescale < 0 && s.shift < 0 &&
+                  s.function == Function::kNone,
+              "an int32 dst has no epilogue");
       return;
     }
     Require(s.mult >= 0 && s.offset >= 0, "mult or offset is absent");
@@ -62,9 +64,9 @@ class Checker {
       const Tensor& t = At(s.residual);
       Require(t.same_dims(dst) && t.dtype != Dtype::kS32, "the residual has not dst's dimensions, or is int32");
     }
-    if (s.rescale >= 0) {
-      const Tensor& t = At(s.rescale);
-      Require(t.dtype == Dtype::kF32 && t.count() == 1, "rescale is not one float32");
+    Require(s.shift < 0 || s.function != Function::kNone, "there is a shift without a function");
+    for (int id : {s.rescale, s.shift}) {
+      if (id >= 0) Require(At(id).dtype == Dtype::kF32 && At(id).count() == 1, "rescale or shift is not one float32");
     }
   }
 

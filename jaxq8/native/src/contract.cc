@@ -55,7 +55,7 @@ class Contraction {
     const float least = dst_.dtype == Dtype::kU8 ? 0.f : -128.f, most = dst_.dtype == Dtype::kU8 ? 255.f : 127.f;
     clips_ = eight ? s_.lo > least || s_.hi < most : std::isfinite(s_.lo) || std::isfinite(s_.hi);
     if (dst_.dtype == Dtype::kS32) clips_ = false;
-    scales_dst_ = s_.rescale >= 0 && eight && !clips_;
+    scales_dst_ = s_.rescale >= 0 && eight && !clips_ && s_.function == Function::kNone;
   }
 
   void Collect() {
@@ -137,7 +137,9 @@ class Contraction {
     } else if (form.residual == Residual::kAdded) {
       post.append_binary(dnnl::algorithm::binary_add, DescOf(Placed(At(s_.residual), form.dense)));
     }
+    AppendFunction(post);
     if (s_.rescale >= 0 && !scales_dst_) post.append_binary(dnnl::algorithm::binary_mul, One());
+    if (s_.shift >= 0) post.append_binary(dnnl::algorithm::binary_add, One());
     if (clips_ && s_.lo == 0.f && s_.hi == INFINITY) {
       post.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
     } else if (clips_) {
@@ -147,6 +149,19 @@ class Contraction {
     }
     attr.set_post_ops(post);
     return attr;
+  }
+
+  void AppendFunction(dnnl::post_ops& post) const {
+    using dnnl::algorithm;
+    switch (s_.function) {
+      case Function::kNone: return;
+      case Function::kGeluErf: return post.append_eltwise(algorithm::eltwise_gelu_erf, 0.f, 0.f);
+      case Function::kGeluTanh: return post.append_eltwise(algorithm::eltwise_gelu_tanh, 0.f, 0.f);
+      case Function::kSwish: return post.append_eltwise(algorithm::eltwise_swish, 1.f, 0.f);
+      case Function::kLogistic: return post.append_eltwise(algorithm::eltwise_logistic, 0.f, 0.f);
+      case Function::kTanh: return post.append_eltwise(algorithm::eltwise_tanh, 0.f, 0.f);
+      case Function::kHardSwish: return post.append_eltwise(algorithm::eltwise_hardswish, 1.f / 6, 0.5f);
+    }
   }
 
   // One number, with as many axes as dst.
@@ -231,13 +246,18 @@ class Contraction {
       }
       ++post;
     }
+    if (s_.function != Function::kNone) ++post;
     if (scales_dst_) {
       const int64_t inverse = collector_.Scratch(4);
       collector_.actions.push_back(std::make_unique<InvertAction>(At(s_.rescale), inverse));
       arguments.push_back({DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST, Desc({1}, Type::f32, Dims{1}), kScratch, inverse});
     } else if (s_.rescale >= 0) {
       const Tensor& rescale = At(s_.rescale);
-      arguments.push_back({DNNL_ARG_ATTR_MULTIPLE_POST_OP(post) | DNNL_ARG_SRC_1, One(), rescale.place, rescale.offset});
+      arguments.push_back({DNNL_ARG_ATTR_MULTIPLE_POST_OP(post++) | DNNL_ARG_SRC_1, One(), rescale.place, rescale.offset});
+    }
+    if (s_.shift >= 0) {
+      const Tensor& shift = At(s_.shift);
+      arguments.push_back({DNNL_ARG_ATTR_MULTIPLE_POST_OP(post) | DNNL_ARG_SRC_1, One(), shift.place, shift.offset});
     }
     collector_.Add(made.primitive, made.description, std::move(arguments), made.name);
     if (!dst.same_view(dst_)) collector_.actions.push_back(MakeCopy(dst, dst_));

@@ -12,7 +12,7 @@ namespace {
 struct Operands {
   Tensor tensors[3];  // a, b, dst
 
-  Operands(const Tensor& a, const Tensor& b, const Tensor& dst) : tensors{a, b, dst} {
+  Operands(const Tensor& a, const Tensor& b, const Tensor& dst, bool led) : tensors{a, b, dst} {
     const int batch = dst.rank - 2;
     int to = 0;
     for (int i = 0; i < batch; ++i) {
@@ -31,6 +31,7 @@ struct Operands {
     for (Tensor& t : tensors) {
       t.rank = to + 2;
       Straighten(t);
+      if (led && t.rank == 3) Lead(t);
     }
   }
 
@@ -53,6 +54,20 @@ struct Operands {
     }
   }
 
+  // Another first axis, of size 1. oneDNN's best kernel reads the heads of an array (batch, place, head, channel) where they lie if
+  // the batch is an axis of its own, and has no such form for three axes.
+  static void Lead(Tensor& t) {
+    int64_t extent = 1;
+    for (int i = 0; i < t.rank; ++i) extent = std::max(extent, t.dims[i] * t.strides[i]);
+    for (int i = t.rank; i > 0; --i) {
+      t.dims[i] = t.dims[i - 1];
+      t.strides[i] = t.strides[i - 1];
+    }
+    t.dims[0] = 1;
+    t.strides[0] = extent;
+    ++t.rank;
+  }
+
   // Strides of axes of size 1 mean nothing, and oneDNN compares them: they become those of a dense tensor.
   static void Straighten(Tensor& t) {
     const int m = t.rank - 2, n = t.rank - 1;
@@ -71,6 +86,7 @@ Desc MatrixDesc(const Tensor& t) {
 }
 
 struct Made {
+  bool led;
   int copied;  // a bit for each of the three tensors
   int64_t cost;
   dnnl::primitive_desc description;
@@ -79,7 +95,7 @@ struct Made {
 };
 
 // The product with some of the tensors in dense memory; nothing if oneDNN has none.
-std::optional<Made> Make(const Operands& operands, int copied) {
+std::optional<Made> Make(const Operands& operands, bool led, int copied) {
   Desc descs[3];
   int64_t bytes = 0;
   for (int i = 0; i < 3; ++i) {
@@ -95,25 +111,26 @@ std::optional<Made> Make(const Operands& operands, int copied) {
   const dnnl::matmul::primitive_desc pd = Geometry::Matmul(descs[0], descs[1], Desc(), descs[2], attr);
   if (!pd) return std::nullopt;
   const std::string name = pd.impl_info_str();
-  return Made{copied, BadnessOf(name) * (int64_t{1} << 40) + bytes, pd, dnnl::matmul(pd), name};
+  return Made{led, copied, BadnessOf(name) * (int64_t{1} << 40) + bytes, pd, dnnl::matmul(pd), name};
 }
 
 }  // namespace
 
 void CollectProduct(Collector& collector, const Product& step) {
   const auto at = [&](int id) -> const Tensor& { return collector.program.tensors[static_cast<size_t>(id)]; };
-  const Operands operands(at(step.a), at(step.b), at(step.dst));
   std::optional<Made> best;
   std::string refused;
-  for (int copied = 0; copied < 8; ++copied) {
+  for (int form = 0; form < 16; ++form) {
+    const bool led = form & 1;
     try {
-      std::optional<Made> made = Make(operands, copied);
+      std::optional<Made> made = Make(Operands(at(step.a), at(step.b), at(step.dst), led), led, form >> 1);
       if (made && (!best || made->cost < best->cost)) best = std::move(made);
     } catch (const dnnl::error& error) {  // views that overlap themselves, for instance; copies of them do not
       refused = std::string(": ") + error.what();
     }
   }
   if (!best) throw ProgramError("oneDNN has no implementation of it" + refused);
+  const Operands operands(at(step.a), at(step.b), at(step.dst), best->led);
   constexpr int names[] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST};
   std::vector<Argument> arguments;
   Tensor dst = operands.tensors[2];

@@ -114,6 +114,8 @@ Contract ReadContract(Reader& in, int64_t most) {
   s.offset = static_cast<int>(in.In("offset", -1, most));
   s.residual = static_cast<int>(in.In("residual", -1, most));
   s.rescale = static_cast<int>(in.In("rescale", -1, most));
+  s.function = static_cast<Function>(in.In("function", 0, 6));
+  s.shift = static_cast<int>(in.In("shift", -1, most));
   s.lo = in.Float("lo");
   s.hi = in.Float("hi");
   if (std::isnan(s.lo) || std::isnan(s.hi) || s.lo > s.hi) Fail("lo and hi are not an interval");

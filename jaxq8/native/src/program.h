@@ -40,8 +40,11 @@ struct Tensor {
   Tensor densely(int new_place, int64_t new_offset) const;  // the same tensor in order and without gaps, elsewhere
 };
 
+enum class Function { kNone, kGeluErf, kGeluTanh, kSwish, kLogistic, kTanh, kHardSwish };
+
 struct Contract {
-  int src, weights, dst, mult, offset, residual, rescale;
+  int src, weights, dst, mult, offset, residual, rescale, shift;
+  Function function;
   float lo, hi;
   int kind, ns;
   int64_t kernel[3], strides[3], dilation[3], low[3], high[3];
