@@ -66,11 +66,11 @@ class Program:
 
     def contract(
         self, src, weights, dst, mult=-1, offset=-1, residual=-1, rescale=-1, lo=-np.inf, hi=np.inf, kind=0, kernel=(),
-        strides=(), dilation=(), low=(), high=(), groups=1, problem=None,
+        strides=(), dilation=(), low=(), high=(), groups=1, problem=None, function=0, shift=-1,
     ):  # fmt: skip
         packed = [] if problem is None else [len(problem), *problem]
         window = [*kernel, *strides, *dilation, *low, *high]
-        head = [src, weights, dst, mult, offset, residual, rescale, bits(lo), bits(hi)]
+        head = [src, weights, dst, mult, offset, residual, rescale, function, shift, bits(lo), bits(hi)]
         self.step(CONTRACT, *head, kind, len(kernel), *window, groups, *packed)
 
     def elementwise(self, dims, inputs, outputs, code):

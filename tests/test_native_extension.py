@@ -649,7 +649,7 @@ def test_truncated_programs_are_errors():
         (lambda p: p.tensor(np.uint8, -1, (2**31, 2**31), 0, (0, 0)), "tensor 12: it has too many elements"),
         (lambda p: p.tensor(np.int32, 0, (2,), 0), "dtype differs"),
         (lambda p: p.step(9), "opcode is 9"),
-        (lambda p: p.step(programs.REDUCE, 4, 5, 3), "kind is 3"),
+        (lambda p: p.step(programs.REDUCE, 4, 5, 4), "kind is 4"),
         (lambda p: p.reduce("sum", 4, 5), "neither size 1 nor src's size"),
         (lambda p: p.reduce("sum", 4, p.in_arena(np.uint8, (1, 3, 1, 16))), "sums of integers are not int32"),
         (lambda p: p.reduce("max", 4, p.in_arena(np.int32, (1, 3, 1, 16))), "src and dst differ in dtype"),

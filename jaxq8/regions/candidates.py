@@ -144,8 +144,9 @@ def _candidates(
     candidate = [False] * len(eqns)
     data = [False] * len(eqns)  # candidates whose results depend on codes, rather than on parameters alone
     for index, eqn in enumerate(eqns):
+        own = any(candidate[i] for i in makers[index])
         born = any(candidate[i] and data[i] for i in makers[index])
-        candidate[index] = _is_vector(eqn) or _is_candidate(eqn, born, index, is_native)
+        candidate[index] = _is_vector(eqn, own) or _is_candidate(eqn, born, index, is_native)
         data[index] = born or eqn.primitive in (contraction.primitive, *ENCODINGS)
     for index in reversed(range(len(eqns))):
         if not candidate[index]:
@@ -172,15 +173,16 @@ def _is_little(atom: Any) -> bool:
     return _has_place(atom) and math.prod(atom.aval.shape) <= SMALL
 
 
-def _is_vector(eqn: Any) -> bool:
-    """Whether an equation is arithmetic on few numbers, such as one for each channel."""
+def _is_vector(eqn: Any, own: bool) -> bool:
+    """Whether an equation is arithmetic on few numbers, such as one for each channel; `own`: a candidate made some of them."""
     p = eqn.primitive
     if is_stored(eqn):
         return all(map(_is_little, eqn.outvars))
     if len(eqn.outvars) != 1 or not all(map(_is_little, (*eqn.invars, *eqn.outvars))):
         return False
     if p in REDUCTIONS:
-        return _is_plain_reduction(eqn)
+        # Data that come from outside are looked at outside: so under `jax.vmap` each example has its own look at them.
+        return own and _is_plain_reduction(eqn)
     if kind(eqn.outvars[0]) not in ("float", "int", "bool") or p in ENCODINGS:
         return False
     return p in VIEWS or p is primitives.slice_p or is_arithmetic(eqn)
