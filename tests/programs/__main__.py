@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import gc
 import multiprocessing
 import os
 import sys
 import time
+from typing import Any
 
 from tests.programs.laws import LAWS
 from tests.programs.program import from_json
@@ -16,6 +18,14 @@ from tests.programs.settings import FLAGS
 from tests.programs.trial import Trial
 
 CHUNK = 50
+
+
+def worked(*args: Any, **settings: Any) -> Found:
+    """`search` in a process that has nothing else to do."""
+    gc.set_threshold(
+        100_000, 20, 50
+    )  # as tests do: tracing makes millions of objects, and little of it is garbage
+    return search(*args, **settings)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,22 +51,22 @@ def main(arguments: list[str] | None = None) -> int:
     settings = {"small": not chosen.as_drawn, "stop_after": chosen.stop_after, "only": chosen.law}
     chunks = [(min(CHUNK, chosen.seed + chosen.cases - s), s)
               for s in range(chosen.seed, chosen.seed + chosen.cases, CHUNK)]  # fmt: skip
-    if chosen.jobs == 1:
-        for count, seed in chunks:
-            total.add(search(count, seed, say=lambda text: print(text, flush=True), **settings))
-            if chosen.stop_after is not None and len(total.reports) >= chosen.stop_after:
-                break
+    if len(chunks) == 1:
+        total = worked(*chunks[0], **settings)
+        print(*total.reports, sep="\n", end="", flush=True)
     else:
         context = multiprocessing.get_context("spawn")
         # One task a process: XLA's memory for compiled programs is given back only with the process.
         with concurrent.futures.ProcessPoolExecutor(
             chosen.jobs, mp_context=context, max_tasks_per_child=1
         ) as pool:
-            tasks = [pool.submit(search, count, seed, **settings) for count, seed in chunks]
+            tasks = [pool.submit(worked, count, seed, **settings) for count, seed in chunks]
             for task in concurrent.futures.as_completed(tasks):
                 found = task.result()
                 print(*found.reports, sep="\n", end="", flush=True)
                 total.add(found)
+                done = f"{total.programs} programs of {chosen.cases}, {len(total.reports)} failed"
+                print(f"{done}, {time.monotonic() - start:.0f} seconds", file=sys.stderr, flush=True)
                 if chosen.stop_after is not None and len(total.reports) >= chosen.stop_after:
                     pool.shutdown(wait=False, cancel_futures=True)
                     break
