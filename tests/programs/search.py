@@ -64,7 +64,7 @@ class Found:
         """A few lines."""
         laws = ", ".join(
             f"{n} {self.laws[n]}"
-            + (f" of a share of {LAWS[n].share:.0%}" if LAWS[n].share < 1 else "")
+            + (f" (drawn for {LAWS[n].share:.0%})" if LAWS[n].share < 1 else "")
             + (f" ({self.failed[n]} failed)" if self.failed[n] else "")
             for n in LAWS
             if n in self.laws
