@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import sys
 import time
-from typing import Any
 
 from tests.programs.laws import LAWS
 from tests.programs.program import from_json
@@ -18,14 +17,11 @@ from tests.programs.settings import FLAGS
 from tests.programs.trial import Trial
 
 CHUNK = 50
-
-
-def worked(*args: Any, **settings: Any) -> Found:
-    """`search` in a process that has nothing else to do."""
-    gc.set_threshold(
-        100_000, 20, 50
-    )  # as tests do: tracing makes millions of objects, and little of it is garbage
-    return search(*args, **settings)
+SELDOM = (
+    100_000,
+    20,
+    50,
+)  # garbage collection, as in tests: tracing makes millions of objects, and most are kept
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,15 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
     chunks = [(min(CHUNK, chosen.seed + chosen.cases - s), s)
               for s in range(chosen.seed, chosen.seed + chosen.cases, CHUNK)]  # fmt: skip
     if len(chunks) == 1:
-        total = worked(*chunks[0], **settings)
+        total = search(*chunks[0], **settings)
         print(*total.reports, sep="\n", end="", flush=True)
     else:
         context = multiprocessing.get_context("spawn")
         # One task a process: XLA's memory for compiled programs is given back only with the process.
         with concurrent.futures.ProcessPoolExecutor(
-            chosen.jobs, mp_context=context, max_tasks_per_child=1
+            chosen.jobs,
+            mp_context=context,
+            max_tasks_per_child=1,
+            initializer=gc.set_threshold,
+            initargs=SELDOM,
         ) as pool:
-            tasks = [pool.submit(worked, count, seed, **settings) for count, seed in chunks]
+            tasks = [pool.submit(search, count, seed, **settings) for count, seed in chunks]
             for task in concurrent.futures.as_completed(tasks):
                 found = task.result()
                 print(*found.reports, sep="\n", end="", flush=True)
@@ -78,4 +78,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     # What is not compiled for the laws themselves (calibration, encoding) need not be fast either.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+    gc.set_threshold(*SELDOM)
     sys.exit(main())
