@@ -44,7 +44,7 @@ def max_pool(
     x: Any, *, lowest: int, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
 ) -> Any:
     """The maximum over each window of codes; borders and holes hold `lowest`, the smallest code."""
-    least = jnp.asarray(lowest, x.dtype)
+    least: Any = jnp.asarray(lowest, x.dtype)
     edges = [(low, high, d - 1) for (low, high), d in zip(padding, base_dilation, strict=True)]
     x = stored(lax.pad(stored(x), least, edges))
     simulated = jnp.issubdtype(x.dtype, jnp.floating)
