@@ -57,6 +57,24 @@ def test_fixed_batch(tmp_path):
     close(model(*inputs), fast(encoded, *inputs))
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda p, x: jnp.einsum("bk,bn->kn", x, p),  # JAX itself fails with an AssertionError
+        lambda p, x: (x @ p.T)[(0, 1, 2, 3).index(x.shape[0] - 1)],
+        lambda p, x: {4: x @ p.T}[x.shape[0]],
+    ],
+)
+def test_a_model_may_refuse_any_batch_in_any_way(tmp_path, f):
+    """Only what the given batch makes of it is an error of the export."""
+    p, x = np.eye(4, 8, dtype=np.float32), np.ones((4, 8), np.float32)
+    with pytest.warns(UserWarning, match="the batch cannot be symbolic"):
+        q8.export(tmp_path / "m.q8x", f, p, x, platforms=("cpu",), config=XLA)
+    close(q8.load_exported(tmp_path / "m.q8x")(x), jax.jit(q8.quantize(f, XLA))(p, x))
+    with pytest.raises(q8.ArgumentError, match="the batch cannot be symbolic"):
+        q8.export(tmp_path / "m.q8x", f, p, x, platforms=("cpu",), config=XLA, symbolic_batch=True)
+
+
 def test_symbolic_batch_on_request(tmp_path):
     with pytest.raises(q8.ArgumentError, match="pass symbolic_batch=False"):
         exported(tmp_path / "m.q8x", "tiny_decoder", symbolic_batch=True)

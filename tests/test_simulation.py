@@ -51,7 +51,22 @@ def test_the_simulation_is_as_near_to_the_integers_as_rounding_allows(fn, static
         assert relative(fast, simulated) < 0.1 * relative(exact, fast)
 
 
-@pytest.mark.parametrize("fn", PROGRAMS)
+def pooled(p, x):
+    h = lax.reduce_window(conv(x, p[0]), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "SAME")
+    return conv(h, p[2]), h
+
+
+def pooled_in_large_windows(p, x):
+    h = jax.nn.relu(conv(x, p[0]))
+    return (lax.reduce_window(h, 0.0, lax.add, (1, 7, 7, 1), (1, 1, 1, 1), "VALID") / 49,)
+
+
+def largest_in_large_windows(p, x):
+    h = jax.nn.relu(conv(x, p[0]))
+    return (lax.reduce_window(h, -jnp.inf, lax.max, (1, 7, 7, 1), (1, 1, 1, 1), "VALID"),)
+
+
+@pytest.mark.parametrize("fn", [*PROGRAMS, pooled, pooled_in_large_windows, largest_in_large_windows])
 def test_derivatives_are_near_those_of_float(fn):
     def loss(fn):
         return lambda p, x: sum(jnp.sum(y**2) for y in fn(p, x))

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from jaxq8._compat import InconclusiveSize, without_source_lines
+from jaxq8._compat import without_source_lines
 from jaxq8.analysis.arguments import path_name
 from jaxq8.config import Config
-from jaxq8.errors import ArgumentError, QuantizationError
+from jaxq8.errors import ArgumentError
 from jaxq8.files.container import Container, write
 from jaxq8.files.tree_records import read_tree
 from jaxq8.files.tree_writer import Writer
@@ -210,7 +210,7 @@ def _lowered(
     if symbolic is not None:
         try:
             return lower(shapes, *symbolic), True
-        except (InconclusiveSize, TypeError, ValueError, QuantizationError) as error:
+        except Exception as error:  # whatever the model, or JAX itself, says to a batch of any size
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             cause = error
     message = f"export: the batch cannot be symbolic: {reason}"

@@ -1,4 +1,8 @@
-"""Pooling of codes as maxima and sums of shifted slices."""
+"""Pooling of codes as maxima and sums of shifted slices.
+
+Where XLA's own loop runs instead, it starts at a number of NumPy: JAX knows what the loop computes, and so has its derivative,
+only if it can read the number, and while a function is compiled it cannot read an array of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxq8._compat import stored
@@ -39,13 +44,13 @@ def max_pool(
     x: Any, *, lowest: int, window: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
 ) -> Any:
     """The maximum over each window of codes; borders and holes hold `lowest`, the smallest code."""
-    least = jnp.asarray(lowest, x.dtype)
+    least: Any = jnp.asarray(lowest, x.dtype)
     edges = [(low, high, d - 1) for (low, high), d in zip(padding, base_dilation, strict=True)]
     x = stored(lax.pad(stored(x), least, edges))
     simulated = jnp.issubdtype(x.dtype, jnp.floating)
     if simulated:
         # XLA's maximum passes the derivative to one element of a window, as in float, but only if it starts at minus infinity.
-        least = jnp.asarray(-jnp.inf, x.dtype)
+        least = np.asarray(-np.inf, x.dtype)
     if simulated or math.prod(window) > MAXIMUM_POSITIONS or is_barred("max_pool"):
         return lax.reduce_window(x, least, lax.max, window, strides, "VALID", window_dilation=window_dilation)
     return _combined(x, jnp.maximum, window, strides, window_dilation)
@@ -74,7 +79,7 @@ def sum_pool(
     x = stored(lax.pad(stored(x), zero, [(a, b, 0) for a, b in padding]))
     wide = widened(x)
     if math.prod(window) > MAXIMUM_POSITIONS or is_barred("sum_pool"):
-        none = jnp.zeros((), wide.dtype)
+        none = np.zeros((), wide.dtype)
         return lax.reduce_window(
             wide, none, lax.add, window, strides, "VALID", window_dilation=window_dilation
         )

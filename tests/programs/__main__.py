@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
+import gc
+import itertools
 import multiprocessing
 import os
 import sys
 import time
+from concurrent import futures
+from typing import Any
 
 from tests.programs.laws import LAWS
 from tests.programs.program import from_json
@@ -16,6 +19,18 @@ from tests.programs.settings import FLAGS
 from tests.programs.trial import Trial
 
 CHUNK = 50
+# Garbage collection, as in tests: tracing makes millions of objects, and most are kept.
+SELDOM = (100_000, 20, 50)
+
+
+def apart(count: int, seed: int, **settings: Any) -> Found:
+    """`search` in a process of its own: XLA's memory for compiled programs is given back only with the process."""
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(1, context, gc.set_threshold, SELDOM) as pool:
+        try:
+            return pool.submit(search, count, seed, **settings).result()
+        except futures.process.BrokenProcessPool as error:
+            return Found(reports=[f"# seeds {seed} to {seed + count - 1}: {error}\n"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,25 +56,24 @@ def main(arguments: list[str] | None = None) -> int:
     settings = {"small": not chosen.as_drawn, "stop_after": chosen.stop_after, "only": chosen.law}
     chunks = [(min(CHUNK, chosen.seed + chosen.cases - s), s)
               for s in range(chosen.seed, chosen.seed + chosen.cases, CHUNK)]  # fmt: skip
-    if chosen.jobs == 1:
-        for count, seed in chunks:
-            total.add(search(count, seed, say=lambda text: print(text, flush=True), **settings))
-            if chosen.stop_after is not None and len(total.reports) >= chosen.stop_after:
-                break
+    if len(chunks) == 1:
+        total = search(*chunks[0], **settings)
+        print(*total.reports, sep="\n", end="", flush=True)
     else:
-        context = multiprocessing.get_context("spawn")
-        # One task a process: XLA's memory for compiled programs is given back only with the process.
-        with concurrent.futures.ProcessPoolExecutor(
-            chosen.jobs, mp_context=context, max_tasks_per_child=1
-        ) as pool:
-            tasks = [pool.submit(search, count, seed, **settings) for count, seed in chunks]
-            for task in concurrent.futures.as_completed(tasks):
-                found = task.result()
-                print(*found.reports, sep="\n", end="", flush=True)
-                total.add(found)
-                if chosen.stop_after is not None and len(total.reports) >= chosen.stop_after:
-                    pool.shutdown(wait=False, cancel_futures=True)
+        left, running = iter(chunks), set[futures.Future[Found]]()
+        with futures.ThreadPoolExecutor(chosen.jobs) as pool:
+            while True:
+                enough = chosen.stop_after is not None and len(total.reports) >= chosen.stop_after
+                more = [] if enough else itertools.islice(left, chosen.jobs - len(running))
+                running |= {pool.submit(apart, *chunk, **settings) for chunk in more}
+                if not running:
                     break
+                done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+                for task in done:
+                    print(*task.result().reports, sep="\n", end="", flush=True)
+                    total.add(task.result())
+                text = f"{total.programs} programs of {chosen.cases}, {len(total.reports)} failed"
+                print(f"{text}, {time.monotonic() - start:.0f} seconds", file=sys.stderr, flush=True)
     print(f"seeds {chosen.seed} to {chosen.seed + chosen.cases - 1}: {total.summary()}")
     print(f"{time.monotonic() - start:.0f} seconds")
     return int(bool(total.reports))
@@ -68,4 +82,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     # What is not compiled for the laws themselves (calibration, encoding) need not be fast either.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+    gc.set_threshold(*SELDOM)
     sys.exit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.programs.program import Program, build, source
-from tests.programs.settings import WIDER, Settings
+from tests.programs.settings import SURE, WIDER, Settings
 
 COMPILED = "jax.jit(q8.quantize(f, config, ranges=ranges), compiler_options={options})"
 LOSS = (
@@ -40,7 +40,7 @@ def call(program: Program, law: str) -> str:
     chosen = Settings.of(program["seed"])
     _, _, x = build(program)
     which, element = chosen.position([a.size for a in (x if isinstance(x, tuple) else (x,))])
-    compiled = COMPILED.format(options=chosen.options)
+    compiled = COMPILED.format(options=chosen.options(SURE))
     lines = ["from jaxq8.kernels import dot", f"dot.mixed_dots_are_fast = lambda: {chosen.mixed}"]
     lines.append(f"config = q8.Config(kernels='xla', attention={chosen.attention})")
     given = "q8.calibrate(f, p, [(x,)], config=config, progress=False)"

@@ -11,10 +11,12 @@ import jax
 import numpy as np
 
 import jaxq8 as q8
+from jaxq8.evaluation import calls
 from jaxq8.kernels import dot
+from jaxq8.plan import Recorder
 from tests.programs import noise
 from tests.programs.program import Program, build, build_noisy, pruned
-from tests.programs.settings import QUICK, Settings
+from tests.programs.settings import SURE, Settings
 
 MOST = 0.2  # an output that noise moves by more of its own size has no answer to be near to
 WORST = 0.02  # likewise by what float32 rounds
@@ -35,6 +37,22 @@ def dots(mixed: bool) -> Iterator[None]:
         dot.mixed_dots_are_fast = before
 
 
+@contextlib.contextmanager
+def recorders() -> Iterator[list[Recorder]]:
+    """What quantized functions that are traced meanwhile record for a plan: it costs no second tracing."""
+    made: list[Recorder] = []
+
+    def make() -> Recorder:
+        made.append(Recorder())
+        return made[-1]
+
+    calls.Recorder = make  # type: ignore[assignment,misc]
+    try:
+        yield made
+    finally:
+        calls.Recorder = Recorder  # type: ignore[misc]
+
+
 def flat(results: Any) -> list[np.ndarray]:
     """The leaves of a tree in NumPy."""
     return [np.asarray(leaf) for leaf in jax.tree.leaves(results)]
@@ -46,6 +64,9 @@ class Trial:
     Attributes:
       program: Without the outputs that were dropped.
       settings: Of its seed.
+      quick: Options of the compiler for what need not be fast.
+      options: Those for the fast kernels.
+      contractions: How many of the program run in eight bits, once `fast` is known.
       p: All weights.
       x: The input, or a tuple.
       exact: Results in float.
@@ -56,14 +77,16 @@ class Trial:
       Useless: (when made) No output has a float value that rounding leaves recognizable.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, quick: dict[str, Any] = SURE):
         self.program, self.settings = program, Settings.of(program["seed"])
+        self.quick, self.options = quick, self.settings.options(quick)
+        self.contractions = 0
         self._compiled: dict[str, Any] = {}
         self._whole, self.p, self.x = build(program)
         noisy = build_noisy(program)
         self.noisy = lambda p, x, steps, own: noisy(p, x, noise.marks(steps, own))
         self._good = list(range(len(program["outputs"])))
-        self._disturbed = jax.jit(self.noisy, compiler_options=QUICK)
+        self._disturbed = jax.jit(self.noisy, compiler_options=quick)
         self._drop()
 
     def _drop(self) -> None:
@@ -122,14 +145,19 @@ class Trial:
     def compiled(self, kernels: str = "xla") -> Any:
         """It, compiled with one of the kernels; compiled once."""
         if kernels not in self._compiled:
-            options = self.settings.options if kernels == "xla" else QUICK
+            options = self.options if kernels == "xla" else self.quick
             self._compiled[kernels] = jax.jit(self.quantized(kernels), compiler_options=options)
         return self._compiled[kernels]
 
     @functools.cached_property
     def fast(self) -> list[np.ndarray]:
         """What the fast kernels compute."""
-        return flat(self.compiled()(self.p, self.x))
+        with recorders() as made:
+            results = flat(self.compiled()(self.p, self.x))
+        plans = (recorder.plan() for recorder in made)
+        counts = (sum(site.eight_bit and site.macs > 0 for site in plan.sites) for plan in plans)
+        self.contractions = max(counts, default=0)
+        return results
 
     def differences(self, a: Any, b: Any, times: float = 1.0) -> list[str]:
         """A line for each output in which two results differ by more than `times` the noise."""
