@@ -172,16 +172,27 @@ def test_ranges_found_in_the_run(name):
     assert float(jnp.linalg.norm(own - other)) <= max(error, 1e-6)
     assert float(jnp.linalg.norm(own - exact)) <= 1.1 * error
     plan = q8.explain(c.f, c.packed, c.x, config=NATIVE)
-    assert len(plan.native) == 1
+    # The range of joined branches is that of all of them, and means over windows are float: XLA computes these between regions.
+    assert len(plan.native) == (3 if name == "joined" else 1)
 
 
 @needs_native
 def test_a_row_that_is_nan_stays_alone():
-    c = transformer("behind", True)
+    c = dynamic("rows")
+    x = c.x.at[1, 3, 2].set(jnp.nan)
+    own, other = jax.jit(c.quantized())(c.packed, x), jax.jit(c.quantized("xla"))(c.codes, x)
+    np.testing.assert_array_equal(jnp.isnan(own), jnp.isnan(other))
+    assert bool(jnp.isnan(own).any())
+    assert not bool(jnp.isnan(own[0]).any())
+
+
+@needs_native
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=both)
+def test_a_token_that_is_nan_makes_what_xlas_forms_make_of_it(is_dynamic):
+    c = transformer("behind", is_dynamic)
     x = c.x.at[1, 3].set(jnp.nan)
     own, other = jax.jit(c.quantized())(c.packed, x), jax.jit(c.quantized("xla"))(c.codes, x)
     np.testing.assert_array_equal(jnp.isnan(own), jnp.isnan(other))
-    assert not bool(jnp.isnan(own[0]).any())
     assert bool(jnp.isnan(own[1]).all())  # attention mixes the rows of an example
 
 
@@ -215,6 +226,7 @@ FUNCTIONS = {
     "gelu_tanh": jax.nn.gelu,
     "swish": jax.nn.silu,
     "swish, by hand": lambda x: x / (1 + jnp.exp(-x)),
+    "swish, of a multiple": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "logistic": jax.nn.sigmoid,
     "tanh": jnp.tanh,
     "hard_swish": hard_swish,
@@ -244,9 +256,15 @@ def test_activations_are_recognised_by_what_they_compute(name):
     np.testing.assert_allclose(own, other, atol=0.02 * float(jnp.abs(other).max()))
 
 
+NEARLY = {
+    "swish of another place": lambda x: x * jax.nn.sigmoid(x + 0.3),
+    "gelu_tanh with another constant": lambda x: 0.5 * x * (1 + jnp.tanh(0.7978846 * (x + 0.06 * x**3))),
+}
+
+
 @needs_native
-@pytest.mark.parametrize("factor", [1.702, 0.99])
-def test_what_is_nearly_an_activation_is_computed_as_it_is(factor):
-    names, own, other = activated(lambda x: x * jax.nn.sigmoid(factor * x))
+@pytest.mark.parametrize("name", NEARLY)
+def test_what_is_nearly_an_activation_is_computed_as_it_is(name):
+    names, own, other = activated(NEARLY[name])
     assert names == ["", ""]
     np.testing.assert_allclose(own, other, atol=0.02 * float(jnp.abs(other).max()))

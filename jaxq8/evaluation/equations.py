@@ -75,4 +75,4 @@ def with_origins(eqn: Any, operands: Sequence[Value], result: Value) -> Value:
     if not isinstance(result, Array | Broadcast) or eqn.primitive in INLINED:
         return result
     data = result.small if isinstance(result, Broadcast) else result.array
-    return dataclasses.replace(result, origins=nan_through_ranges.inherited(eqn.primitive, operands, data))
+    return dataclasses.replace(result, origins=nan_through_ranges.inherited(eqn, operands, data))

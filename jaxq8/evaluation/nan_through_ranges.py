@@ -37,13 +37,15 @@ LINEAR = set(
         "broadcast_in_dim_p", "rev_p", "concatenate_p", "pad_p",
     )
 )  # fmt: skip
-SELECT = primitive_named("select_n_p")[0]
+SELECT, POWER = primitive_named("select_n_p", "integer_pow_p")
 MANY = 8  # more scales than this become one number
 
 
-def inherited(primitive: Any, operands: Sequence[Value], result: Any) -> tuple[Origin, ...] | None:
+def inherited(eqn: Any, operands: Sequence[Value], result: Any) -> tuple[Origin, ...] | None:
     """The origins of the result of an operation; None if NaN must be looked for in the result itself."""
-    if primitive is not SELECT and primitive not in PASSING and primitive not in LINEAR:
+    primitive = eqn.primitive
+    power = primitive is POWER and eqn.params["y"] > 0  # passes on infinity as well
+    if primitive is not SELECT and primitive not in PASSING and primitive not in LINEAR and not power:
         return None
     found: dict[int, Origin] = {}
     for operand in operands:
@@ -54,7 +56,10 @@ def inherited(primitive: Any, operands: Sequence[Value], result: Any) -> tuple[O
         hidden = tuple(o._replace(masked=True) for o in found.values())
         return hidden if all(o.everywhere for o in hidden) else None
     data = [o for o in found.values() if o.is_data]
-    if data and (primitive not in LINEAR or any(certainly_less(result.size, o.array.size) for o in data)):
+    if data and (
+        (primitive not in LINEAR and not power)
+        or any(certainly_less(result.size, o.array.size) for o in data)
+    ):
         return None
     scales = [o for o in found.values() if not o.is_data]
     # A residual sum of many layers has the scales of all of them. They are summed to one number, because every layer would

@@ -20,10 +20,23 @@ from jaxq8.regions.linear import Channels, Linear, linear
 from jaxq8.regions.steps import FUNCTIONS
 
 _GRID = np.concatenate([np.linspace(-30, 30, 1201), np.linspace(-4, 4, 801)])
+KNOWN = "known"  # what a known number is a multiple of
 _TOLERANCE = 1e-6  # of numbers up to 1, and relative beyond: that of constants in float32
 
 
-Multiple = tuple[Any, float]  # what a tree is a multiple of, and which
+@dataclasses.dataclass(frozen=True)
+class Multiple:
+    """``of * number + added``, where trees with equal `of` are multiples of the same."""
+
+    of: Any
+    number: float = 1.0
+    added: float = 0.0
+
+    def times(self, number: float) -> Multiple:
+        return Multiple(self.of, self.number * number, self.added * number)
+
+    def plus(self, number: float) -> Multiple:
+        return Multiple(self.of, self.number, self.added + number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,30 +66,36 @@ def applied(tree: Tree, channels: Channels, multiple: Callable[[Tree], Multiple]
         return None
     forms = list(parts.values())
     leaves = {id(leaf.variable) for form in forms for leaf, _ in form.coefficients.values()}
-    if not forms or len(leaves) != 1 or any(form.is_clipped for form in forms):
+    if len(leaves) != 1:
         return None
     factors = [multiple(next(iter(form.coefficients.values()))[1]) for form in forms]
-    offsets = [(None, n) if ex.known(form.constant) == 0 else multiple(form.constant)
-               for form, (_, n) in zip(forms, factors, strict=True)]  # fmt: skip
-    if len({key for key, _ in factors}) != 1 or len({key for key, _ in offsets}) != 1:
+    offsets = [multiple(form.constant) for form in forms]
+    if len({factor.of for factor in factors}) != 1 or len({offset.of for offset in offsets}) != 1:
         return None
-    if any(
-        n == 0 or not math.isclose(n, m, rel_tol=1e-6)
-        for (_, n), (_, m) in zip(factors, offsets, strict=True)
-    ):
+    pairs = list(zip(factors, offsets, strict=True))
+    if any(f.number == 0 or f.added != 0 for f in factors):
         return None
-    for one in dict.fromkeys([1.0, *(n for _, n in factors)]):
-        grid = {key: _GRID * (n / one) for key, (_, n) in zip(parts, factors, strict=True)}
-        function = _named(core, grid)
+    if offsets[0].of != KNOWN and not all(math.isclose(f.number, o.number, rel_tol=1e-6) for f, o in pairs):
+        return None
+    # The argument is one of the parts, or what they are multiples of, with or without a number added.
+    whole = [(1.0, o.added / f.number) for f, o in pairs]
+    for one, start in dict.fromkeys([(1.0, 0.0), *whole, *((f.number, o.added) for f, o in pairs)]):
+        grid = {}
+        for key, (factor, offset) in zip(parts, pairs, strict=True):
+            number = factor.number / one
+            grid[key] = _GRID * number + (offset.added - start * number)
+        function, times = _named(core, grid)
         if function:
-            return Applied(function, _divided(forms[0], factors[0][1] / one), scale, shift)
+            number = factors[0].number / one
+            form = _divided(forms[0], number, offsets[0].added - start * number)
+            return Applied(function, form, ex.product(scale, ex.number(times)), shift)
     return None
 
 
 def _collected(tree: Tree, channels: Channels, parts: dict[int, Linear]) -> bool:
     """Finds the largest linear parts of a tree; False if it reads anything else but known numbers."""
     form = linear(tree, channels)
-    if form is not None and form.coefficients:
+    if form is not None and form.coefficients and not form.is_clipped:
         parts[id(tree)] = form
         return len(form.coefficients) == 1 and _reads_contraction(tree)
     if isinstance(tree, Node):
@@ -84,21 +103,24 @@ def _collected(tree: Tree, channels: Channels, parts: dict[int, Linear]) -> bool
     return ex.known(tree) is not None
 
 
-def _divided(form: Linear, number: float) -> Linear:
-    """A linear form divided by a number."""
+def _divided(form: Linear, number: float, added: float) -> Linear:
+    """The linear form that, multiplied by a number and with another one added, is `form`."""
     factor = ex.number(1 / number)
     coefficients = {key: (leaf, ex.product(c, factor)) for key, (leaf, c) in form.coefficients.items()}
-    constant = form.constant if ex.known(form.constant) == 0 else ex.product(form.constant, factor)
-    return Linear(coefficients, constant)
+    constant = ex.total(form.constant, ex.number(-added))
+    return Linear(coefficients, constant if ex.known(constant) == 0 else ex.product(constant, factor))
 
 
-def _named(tree: Tree, parts: dict[int, np.ndarray]) -> str:
-    """The known function that makes the same numbers of the grid; "" if there is none."""
+def _named(tree: Tree, parts: dict[int, np.ndarray]) -> tuple[str, float]:
+    """The known function, and the number by which it has to be multiplied to make the same numbers; "" if there is none."""
     numbers = _evaluated(tree, parts)
+    if numbers is None or not np.all(np.isfinite(numbers)):
+        return "", 1.0
     for name, own in _functions().items():
-        if numbers is not None and bool(np.all(np.abs(numbers - own) <= _TOLERANCE * (1 + np.abs(own)))):
-            return name
-    return ""
+        times = float(np.vdot(numbers, own) / np.vdot(own, own))
+        if times and bool(np.all(np.abs(numbers / times - own) <= _TOLERANCE * (1 + np.abs(own)))):
+            return name, 1.0 if abs(times - 1) < _TOLERANCE else times
+    return "", 1.0
 
 
 @functools.cache

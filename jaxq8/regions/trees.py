@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxq8.regions import expressions as ex
 from jaxq8.regions.arithmetic import tree_of
 from jaxq8.regions.candidates import VIEWS, is_small, takes_first
 from jaxq8.regions.expressions import Known, Leaf, Tree
+from jaxq8.regions.functions import KNOWN, Multiple
 from jaxq8.regions.graph import Graph
 
 
@@ -67,44 +69,61 @@ class Trees:
         shape, is_int = tuple(variable.aval.shape), variable.aval.dtype == np.int32
         return Leaf(variable, shape, is_small(variable), is_int=is_int)
 
-    def multiple(self, tree: Tree) -> tuple[Any, float]:
-        """(what a tree of few numbers is a multiple of, the number that this is multiplied with)."""
+    def multiple(self, tree: Tree) -> Multiple:
+        """What a tree of few numbers is a multiple of."""
         if isinstance(tree, Leaf):
             return self._multiple_of(tree.variable)
         number = ex.known(tree)
         if number is not None:
-            return "known", number
-        if isinstance(tree, ex.Node) and tree.name == "neg":
-            inner, number = self.multiple(tree.operands[0])
-            return inner, -number
-        if isinstance(tree, ex.Node) and tree.name in ("mul", "div"):
-            for first, second in (tree.operands, tree.operands[::-1])[: 2 if tree.name == "mul" else 1]:
-                number = ex.known(second)
-                if number:
-                    inner, own = self.multiple(first)
-                    return inner, own * number if tree.name == "mul" else own / number
-        return id(tree), 1.0
+            return Multiple(KNOWN, 0.0, number)
+        if isinstance(tree, ex.Node):
+            inner = self._through(tree.name, tree.operands, ex.known, self.multiple)
+            if inner is not None:
+                return inner
+        return Multiple(id(tree))
 
-    def _multiple_of(self, variable: Any) -> tuple[Any, float]:
+    def _multiple_of(self, variable: Any) -> Multiple:
         """The same for a variable."""
         variable = self.graph.real(variable)
         maker = self.graph.makers.get(variable)
         if maker is None:
-            return variable, 1.0
+            return Multiple(variable)
         atoms = [self.graph.real(v) for v in maker.invars]
         if maker.primitive in VIEWS:
             return self._multiple_of(atoms[0])
-        if maker.primitive in (primitives.mul_p, primitives.div_p):
-            for first, second in (atoms, atoms[::-1])[: 2 if maker.primitive is primitives.mul_p else 1]:
-                known = self.constant(second)
-                number = None if known is None else known.number
-                if number and not isinstance(first, Literal):
-                    inner, own = self._multiple_of(first)
-                    return inner, own * number if maker.primitive is primitives.mul_p else own / number
-        if maker.primitive is primitives.neg_p:
-            inner, own = self._multiple_of(atoms[0])
-            return inner, -own
-        return variable, 1.0
+        inner = self._through(maker.primitive.name, atoms, self._number, self._multiple_of)
+        return Multiple(variable) if inner is None else inner
+
+    def _number(self, atom: Any) -> float | None:
+        """The number that a variable is equal to, if it is known; products of known numbers are known, too."""
+        known = self.constant(atom)
+        if known is not None:
+            return known.number
+        maker = self.graph.makers.get(atom)
+        if maker is None or maker.primitive is not primitives.mul_p:
+            return None
+        first, second = (self._number(self.graph.real(v)) for v in maker.invars)
+        return None if first is None or second is None else float(np.float32(first) * np.float32(second))
+
+    @staticmethod
+    def _through(
+        name: str, operands: Sequence[Any], known: Callable[[Any], float | None],
+        multiple: Callable[[Any], Multiple],
+    ) -> Multiple | None:  # fmt: skip
+        """The multiple behind an operation with a known number; None for all other operations."""
+        if name == "neg":
+            return multiple(operands[0]).times(-1.0)
+        if name not in ("add", "sub", "mul", "div") or len(operands) != 2:
+            return None
+        for first, second in (operands, operands[::-1])[: 2 if name in ("add", "mul") else 1]:
+            number = known(second)
+            if number is None or known(first) is not None:
+                continue
+            if name in ("add", "sub"):
+                return multiple(first).plus(number if name == "add" else -number)
+            if number != 0:
+                return multiple(first).times(number if name == "mul" else 1 / number)
+        return None
 
     def constant(self, variable: Any) -> Known | None:
         """The known numbers of a variable."""
