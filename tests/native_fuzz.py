@@ -14,6 +14,8 @@ import numpy as np
 from jaxq8.errors import NativeError
 from jaxq8.native import calls, library
 from tests import native_programs as programs
+from tests.native_chains import Chain
+from tests.native_meaning import interpreted
 from tests.native_programs import Program
 
 
@@ -21,6 +23,38 @@ def run(words, args, results):
     shapes = [jax.ShapeDtypeStruct(r.shape, r.dtype) for r in results]
     out = jax.jit(lambda *a: calls.call(words, a, shapes))(*args)
     return [np.asarray(o) for o in out]
+
+
+def steps(rng):
+    """A random chain of elementwise steps, reductions and copies."""
+    program = Chain(rng).program
+    expected = interpreted(program)
+
+    def check(results):
+        for got, want in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+    return program, check
+
+
+def product(rng):
+    """A random product of data, of tensors whose axes lie in any order."""
+    lead = [int(n) for n in rng.integers(1, 4, int(rng.integers(0, 4)))]
+    m, k, n = (int(rng.choice([1, 2, 7, 16, 33, 64])) for _ in range(3))
+    left, right = ([d if rng.random() < 0.8 else 1 for d in lead] for _ in range(2))
+    real = rng.random() < 0.5
+    a = rng.integers(0, 50, (*left, m, k)).astype("f4" if real else rng.choice(["u1", "i1"]))
+    b = rng.integers(-50, 50, (*right, k, n)).astype("f4" if real else "i1")
+    expected = a.astype(np.float64) @ b.astype(np.float64)
+    stored, views = [], []
+    for x in (a, b, expected.astype("f4" if real else "i4")):
+        order = rng.permutation(x.ndim) if rng.random() < 0.5 else np.arange(x.ndim)
+        stored.append(np.ascontiguousarray(x.transpose(order)))
+        view = stored[-1].transpose(np.argsort(order))
+        views.append([x.dtype, len(views), x.shape, 0, [s // x.itemsize for s in view.strides]])
+    program = Program(*stored[:2], results=[np.zeros_like(stored[2])])
+    program.step(programs.PRODUCT, *(program.tensor(*view) for view in views))
+    return program, lambda results: np.testing.assert_array_equal(results[0], stored[2])
 
 
 def convolution(rng):
@@ -87,8 +121,13 @@ def loops(rng):
     return program, check
 
 
+def kind(rng):
+    """A kind of programs."""
+    return [convolution, loops, steps, product][rng.choice(4, p=[0.3, 0.15, 0.4, 0.15])]
+
+
 def one(rng):
-    program, check = (convolution if rng.random() < 0.6 else loops)(rng)
+    program, check = kind(rng)(rng)
     check(run(program.words(), program.args, program.results))
 
 
@@ -105,14 +144,14 @@ def damaged(rng, program):
     words = program.words()
     for _ in range(int(rng.integers(1, 4))):
         at = int(rng.integers(len(words)))
-        kind = rng.integers(5)
-        if kind == 0:
+        how = rng.integers(5)
+        if how == 0:
             words[at] = rng.integers(-(2**63), 2**63 - 1)
-        elif kind == 1:
+        elif how == 1:
             words[at] = rng.choice([-1, 0, 1, 2, 3, 255, 2**31 - 1, 2**31, 2**32, 2**46, 2**62])
-        elif kind == 2:
+        elif how == 2:
             words[at] += rng.integers(-3, 4)
-        elif kind == 3:
+        elif how == 3:
             words = np.delete(words, at)
         else:
             words = np.insert(words, at, words[int(rng.integers(len(words)))])
@@ -131,7 +170,7 @@ def damage(n, seed):
     """n damaged programs."""
     rng = np.random.default_rng(seed)
     for _ in range(n):
-        damaged(rng, (convolution if rng.random() < 0.5 else loops)(rng)[0])
+        damaged(rng, kind(rng)(rng)[0])
     print(f"damaged: {n}")
 
 
@@ -170,7 +209,7 @@ def main(seconds):
         try:
             while time.monotonic() < end and not failures:
                 if i == 0:
-                    damaged(rng, (convolution if rng.random() < 0.5 else loops)(rng)[0])
+                    damaged(rng, kind(rng)(rng)[0])
                 else:
                     one(rng)
                 counts[i] += 1

@@ -3,7 +3,10 @@
 import itertools
 import math
 
+import jax
 import numpy as np
+
+from jaxq8.native import calls
 
 MAGIC, VERSION = 0x6A61787138, 2
 DTYPES = [np.uint8, np.int8, np.int32, np.float32]
@@ -14,6 +17,7 @@ OPERATIONS = [
     "and", "or", "pow", "int_add", "int_sub", "int_mul", "int_max", "int_min", "round", "floor", "ceil", "sign", "log",
     "log1p", "expm1", "is_finite", "not", "to_int", "to_float",
 ]  # fmt: skip
+PAIRS = frozenset(OPERATIONS[2:8] + OPERATIONS[23:37] + ["nan_if"])
 REDUCTIONS = {"sum": np.sum, "max": np.max, "min": np.min}
 ARENA = -1
 # What the instructions mean in NumPy. Where float32 would round, float64 does not: tests allow for the difference.
@@ -27,8 +31,13 @@ MEANINGS = {
     "erf": np.vectorize(math.erf), "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "round": np.rint, "floor": np.floor,
     "ceil": np.ceil, "sign": lambda x: np.where(x == 0, x, np.sign(x)), "log": np.log, "log1p": np.log1p,
     "expm1": np.expm1, "to_float": lambda x: x.astype(np.float32),
-    "to_int": lambda x: np.clip(np.nan_to_num(np.trunc(x.astype(np.float64)), nan=0.0), -(2.0**31), 2.0**31 - 1).astype(np.int64).astype(np.int32),
+    "to_int": lambda x: saturated(np.trunc(x.astype(np.float64))),
 }  # fmt: skip
+
+
+def saturated(x):
+    """Float64 numbers as int32, and NaN as 0."""
+    return np.clip(np.nan_to_num(x, nan=0.0), -(2.0**31), 2.0**31 - 1).astype(np.int64).astype(np.int32)
 
 
 def bits(number):
@@ -186,3 +195,16 @@ def packed(w, layout, groups=1, matrix=False):
     out[where] = w
     assert np.prod(padded) == size
     return out
+
+
+def run(program, args=None):
+    """The results of a program in jax.jit."""
+    words = program.words()
+    shapes = [jax.ShapeDtypeStruct(r.shape, r.dtype) for r in program.results]
+    out = jax.jit(lambda *a: calls.call(words, a, shapes))(*(program.args if args is None else args))
+    return [np.asarray(o) for o in out]
+
+
+def codes(rng, shape, dtype):
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max + 1, shape).astype(dtype)

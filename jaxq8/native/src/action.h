@@ -19,11 +19,17 @@ struct Call {
   uint8_t* arena;
   uint8_t* scratch;
   Lane* lane;
+  uint8_t* own = nullptr;  // for rows from `row` on
+  int64_t row = 0;
 
   uint8_t* At(int place, int64_t offset) const {
     return (place >= 0 ? buffers[place] : place == kArena ? arena : scratch) + offset;
   }
-  uint8_t* At(const Tensor& t) const { return At(t.place, t.offset); }
+  uint8_t* At(const Tensor& t) const {
+    if (t.place != kOwn) return At(t.place, t.offset);
+    // Where the first row of all would be, which may be before the memory: as a number, not as a pointer.
+    return reinterpret_cast<uint8_t*>(reinterpret_cast<intptr_t>(own) + t.offset - row * t.row_bytes);
+  }
 };
 
 class Action {

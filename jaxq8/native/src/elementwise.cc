@@ -1,218 +1,17 @@
-// ELEMENTWISE: every instruction runs over a block of indices, in vector instructions, before the next one does. Blocks are
-// pieces of the tensor's indices in order, so broadcast operands and strided views matter to loads and stores alone.
-#include <algorithm>
-#include <cmath>
+#include "elementwise.h"
 
-#include "action.h"
+#include <algorithm>
+
+#include "load_store.h"
 #include "parallel.h"
-#include "vector_math.h"
 
 namespace jaxq8 {
 namespace {
 
 constexpr int64_t kBlock = 1024;
-using Register = float[kBlock];
-
-// A view in the order of the step's indices, its own axes merged where they lie one in the other.
-struct Walk {
-  Tensor tensor;
-  int rank = 0;
-  int64_t dims[kMaxRank], strides[kMaxRank];
-
-  Walk(const Tensor& t, const int64_t* step_dims) : tensor(t) {
-    for (int i = 0; i < t.rank; ++i) {
-      const int64_t dim = step_dims[i], stride = t.dims[i] == 1 ? 0 : t.strides[i];
-      if (dim == 1) continue;
-      if (rank && strides[rank - 1] == dim * stride) {
-        dims[rank - 1] *= dim;
-        strides[rank - 1] = stride;
-      } else {
-        dims[rank] = dim;
-        strides[rank] = stride;
-        ++rank;
-      }
-    }
-    if (rank == 0) {
-      rank = 1;
-      dims[0] = 1;
-      strides[0] = 0;
-    }
-  }
-
-  // Calls row(offset of the first element, stride, position in the block, n) for the pieces of rows in begin..begin + n.
-  template <typename F>
-  void Rows(int64_t begin, int64_t n, const F& row) const {
-    const int last = rank - 1;
-    int64_t index[kMaxRank], rest = begin, at = 0;
-    for (int i = last; i >= 0; --i) {
-      index[i] = i ? rest % dims[i] : rest;
-      rest /= dims[i];
-      at += index[i] * strides[i];
-    }
-    for (int64_t done = 0; done < n;) {
-      const int64_t piece = std::min(dims[last] - index[last], n - done);
-      row(at, strides[last], done, piece);
-      done += piece;
-      if (done == n) return;
-      at -= index[last] * strides[last];
-      index[last] = 0;
-      for (int i = last - 1; i >= 0; --i) {
-        at += strides[i];
-        if (++index[i] < dims[i]) break;
-        at -= index[i] * strides[i];
-        index[i] = 0;
-      }
-    }
-  }
-};
-
-template <typename T>
-void Load(const Walk& walk, const uint8_t* base, int64_t begin, int64_t n, float* to) {
-  const T* data = reinterpret_cast<const T*>(base);
-  walk.Rows(begin, n, [&](int64_t at, int64_t stride, int64_t position, int64_t piece) {
-    const T* from = data + at;
-    float* out = to + position;
-    if (stride == 1) {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < piece; ++i) out[i] = static_cast<float>(from[i]);
-    } else if (stride == 0) {
-      std::fill(out, out + piece, static_cast<float>(*from));
-    } else {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < piece; ++i) out[i] = static_cast<float>(from[i * stride]);
-    }
-  });
-}
-
-// Integers as they are: registers hold their bits.
-template <typename T>
-void LoadInt(const Walk& walk, const uint8_t* base, int64_t begin, int64_t n, float* to) {
-  const T* data = reinterpret_cast<const T*>(base);
-  walk.Rows(begin, n, [&](int64_t at, int64_t stride, int64_t position, int64_t piece) {
-    float* out = to + position;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < piece; ++i) out[i] = FloatOf(static_cast<int32_t>(data[at + i * stride]));
-  });
-}
-
-void LoadAny(const Walk& walk, const uint8_t* base, int64_t begin, int64_t n, float* to) {
-  switch (walk.tensor.dtype) {
-    case Dtype::kU8: return Load<uint8_t>(walk, base, begin, n, to);
-    case Dtype::kS8: return Load<int8_t>(walk, base, begin, n, to);
-    case Dtype::kS32: return Load<int32_t>(walk, base, begin, n, to);
-    case Dtype::kF32: return Load<float>(walk, base, begin, n, to);
-  }
-}
-
-// The item that is stored for a number: itself, or its code.
-template <typename T>
-inline T ItemOf(float x) {
-  if constexpr (std::is_same_v<T, float>) {  // int32 comes here, too: its bits are stored
-    return x;
-  } else {
-    constexpr float least = std::is_signed_v<T> ? -128.f : 0.f, most = std::is_signed_v<T> ? 127.f : 255.f;
-    x = x > least ? x : least;  // and NaN
-    x = x < most ? x : most;
-    return static_cast<T>(BitsOf(x + kRounder));  // the low byte is that of the integer, in two's complement
-  }
-}
-
-template <typename T>
-void Store(const Walk& walk, uint8_t* base, int64_t begin, int64_t n, const float* from) {
-  T* data = reinterpret_cast<T*>(base);
-  walk.Rows(begin, n, [&](int64_t at, int64_t stride, int64_t position, int64_t piece) {
-    T* out = data + at;
-    const float* in = from + position;
-    if (stride == 1) {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < piece; ++i) out[i] = ItemOf<T>(in[i]);
-    } else {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < piece; ++i) out[i * stride] = ItemOf<T>(in[i]);
-    }
-  });
-}
-
-// Registers are one after another in memory and either the same or apart: `ivdep` tells the compiler that no element depends on
-// another one, which it would have to find out each time.
-template <typename F>
-inline void One(float* a, const float* b, int64_t n, const F& f) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) a[i] = f(b[i]);
-}
-
-template <typename F>
-inline void Two(float* a, const float* b, const float* c, int64_t n, const F& f) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) a[i] = f(b[i], c[i]);
-}
-
-template <typename F>
-inline void Three(float* a, const float* b, const float* c, const float* d, int64_t n, const F& f) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) a[i] = f(b[i], c[i], d[i]);
-}
-
-// A function of integers, on the bits of registers; without a sign, so that it wraps.
-template <typename F>
-inline void TwoInts(float* a, const float* b, const float* c, int64_t n, const F& f) {
-  Two(a, b, c, n, [&](float x, float y) {
-    return FloatOf(static_cast<int32_t>(f(static_cast<uint32_t>(BitsOf(x)), static_cast<uint32_t>(BitsOf(y)))));
-  });
-}
-
-inline int32_t Signed(uint32_t x) { return static_cast<int32_t>(x); }
-
-void Compute(const Instruction& code, Register* r, int64_t n) {
-  float *a = r[code.a];
-  const float *b = r[code.b], *c = r[code.c], *d = r[code.d];
-  switch (code.op) {
-    case kConst:
-    case kConstInt: std::fill(a, a + n, FloatOf(code.value)); break;
-    case kAdd: Two(a, b, c, n, [](float x, float y) { return x + y; }); break;
-    case kSub: Two(a, b, c, n, [](float x, float y) { return x - y; }); break;
-    case kMul: Two(a, b, c, n, [](float x, float y) { return x * y; }); break;
-    case kDiv: Two(a, b, c, n, [](float x, float y) { return x / y; }); break;
-    case kMax: Two(a, b, c, n, [](float x, float y) { return x > y || x != x ? x : y; }); break;
-    case kMin: Two(a, b, c, n, [](float x, float y) { return x < y || x != x ? x : y; }); break;
-    case kNeg: One(a, b, n, [](float x) { return -x; }); break;
-    case kAbs: One(a, b, n, [](float x) { return std::fabs(x); }); break;
-    case kExp: One(a, b, n, [](float x) { return Exp(x); }); break;
-    case kLogistic: One(a, b, n, [](float x) { return Logistic(x); }); break;
-    case kTanh: One(a, b, n, [](float x) { return Tanh(x); }); break;
-    case kErf: One(a, b, n, [](float x) { return Erf(x); }); break;
-    case kSqrt: One(a, b, n, [](float x) { return std::sqrt(x); }); break;
-    case kRsqrt: One(a, b, n, [](float x) { return 1.f / std::sqrt(x); }); break;
-    case kNanIf: Two(a, b, c, n, [](float x, float y) { return x != x ? x : y; }); break;
-    case kSelect: Three(a, b, c, d, n, [](float x, float y, float z) { return x != 0.f ? y : z; }); break;
-    case kEq: Two(a, b, c, n, [](float x, float y) { return x == y ? 1.f : 0.f; }); break;
-    case kNe: Two(a, b, c, n, [](float x, float y) { return x != y ? 1.f : 0.f; }); break;
-    case kLt: Two(a, b, c, n, [](float x, float y) { return x < y ? 1.f : 0.f; }); break;
-    case kLe: Two(a, b, c, n, [](float x, float y) { return x <= y ? 1.f : 0.f; }); break;
-    case kGt: Two(a, b, c, n, [](float x, float y) { return x > y ? 1.f : 0.f; }); break;
-    case kGe: Two(a, b, c, n, [](float x, float y) { return x >= y ? 1.f : 0.f; }); break;
-    case kAnd: Two(a, b, c, n, [](float x, float y) { return (x != 0.f) & (y != 0.f) ? 1.f : 0.f; }); break;
-    case kOr: Two(a, b, c, n, [](float x, float y) { return (x != 0.f) | (y != 0.f) ? 1.f : 0.f; }); break;
-    case kPow: Two(a, b, c, n, [](float x, float y) { return Pow(x, y); }); break;
-    case kIntAdd: TwoInts(a, b, c, n, [](uint32_t x, uint32_t y) { return x + y; }); break;
-    case kIntSub: TwoInts(a, b, c, n, [](uint32_t x, uint32_t y) { return x - y; }); break;
-    case kIntMul: TwoInts(a, b, c, n, [](uint32_t x, uint32_t y) { return x * y; }); break;
-    case kIntMax: TwoInts(a, b, c, n, [](uint32_t x, uint32_t y) { return Signed(x) > Signed(y) ? x : y; }); break;
-    case kIntMin: TwoInts(a, b, c, n, [](uint32_t x, uint32_t y) { return Signed(x) < Signed(y) ? x : y; }); break;
-    case kRound: One(a, b, n, [](float x) { return std::nearbyint(x); }); break;
-    case kFloor: One(a, b, n, [](float x) { return std::floor(x); }); break;
-    case kCeil: One(a, b, n, [](float x) { return std::ceil(x); }); break;
-    case kSign: One(a, b, n, [](float x) { return x != x || x == 0.f ? x : x > 0.f ? 1.f : -1.f; }); break;
-    case kLog: One(a, b, n, [](float x) { return Log(x); }); break;
-    case kLog1p: One(a, b, n, [](float x) { return Log1p(x); }); break;
-    case kExpm1: One(a, b, n, [](float x) { return Expm1(x); }); break;
-    case kIsFinite: One(a, b, n, [](float x) { return std::fabs(x) <= 3.4028234e38f ? 1.f : 0.f; }); break;
-    case kNot: One(a, b, n, [](float x) { return x == 0.f ? 1.f : 0.f; }); break;
-    case kToInt: One(a, b, n, [](float x) { return FloatOf(ToInt(x)); }); break;
-    case kToFloat: One(a, b, n, [](float x) { return static_cast<float>(BitsOf(x)); }); break;
-    default: break;
-  }
-}
+constexpr int64_t kLongRow = 384;           // rows from here on have blocks of their own
+constexpr int64_t kLeastRow = 32;             // from here on, each may have a number of its own
+constexpr int64_t kSlotStride = kBlock + 16;  // so that slots do not begin at the same place of each page
 
 // In bytes that move in the same time.
 int64_t CostOf(Op op) {
@@ -220,62 +19,177 @@ int64_t CostOf(Op op) {
   return (op >= kExp && op <= kErf) || (op >= kLog && op <= kExpm1) ? 32 : 2;
 }
 
+}  // namespace
+
+// What belongs to one run: where the values of each slot are, and the memory of those that are nowhere else.
+struct ElementwiseKernel::State {
+  const Call& call;
+  const float* at[kMostSlots];
+  alignas(64) float own[kMostSlots * kSlotStride];
+
+  explicit State(const Call& c) : call(c) {}  // and nothing is set to 0
+};
+
+ElementwiseKernel::ElementwiseKernel(const std::vector<Tensor>& tensors, const Elementwise& step, int64_t rows) {
+  const auto tensor = [&](int id) -> const Tensor& { return tensors[static_cast<size_t>(id)]; };
+  count_ = tensor(step.outputs[0]).count();
+  for (int id : step.inputs) inputs_.emplace_back(tensor(id), step.dims);
+  for (int id : step.outputs) outputs_.emplace_back(tensor(id), step.dims);
+  rows_ = rows;
+  row_length_ = count_ / rows;
+  JoinAxes(step, rows);
+  within_ = row_ >= kLongRow;
+  const int64_t pieces = (row_ + kBlock - 1) / kBlock;
+  block_ = within_ ? ((row_ + pieces - 1) / pieces + 15) / 16 * 16 : std::max<int64_t>(1, kBlock / row_) * row_;
+  if (row_ == count_) block_ = kBlock;
+  units_ = within_ ? count_ / row_ * ((row_ + block_ - 1) / block_) : (count_ + block_ - 1) / block_;
+
+  std::vector<Port> inputs, outputs;
+  for (size_t i = 0; i < inputs_.size(); ++i) {
+    bool converts = SizeOf(inputs_[i].tensor.dtype) < 4;
+    for (const Instruction& c : step.code) {
+      if (c.op == kLoad && static_cast<size_t>(c.b) == i && inputs_[i].tensor.dtype == Dtype::kS32) converts = true;
+    }
+    inputs.push_back(InputPort(inputs_[i], converts));
+    numbers_.push_back(inputs.back().access == Access::kNumbers ? inputs_[i].Numbers(row_) : inputs_[i]);
+  }
+  for (const Walk& walk : outputs_) {
+    const bool whole = walk.last_stride() == 1 && (walk.flat() || within_) && SizeOf(walk.tensor.dtype) == 4;
+    const auto overlaps = [&](const Walk& other) { return walk.tensor.overlaps(other.tensor); };
+    const bool alone = std::count_if(outputs_.begin(), outputs_.end(), overlaps) <= 1;
+    Port port{whole && alone ? Access::kPointer : Access::kCopied, false, {}};
+    for (const Walk& input : inputs_) port.over.push_back(overlaps(input));
+    outputs.push_back(std::move(port));
+  }
+  code_ = Compile(step.code, inputs, outputs);
+
+  // What a block costs beside its loads and stores.
+  for (const Instruction& c : step.code) bytes_each_ += CostOf(c.op);
+  for (const auto* walks : {&inputs_, &outputs_}) {
+    for (const Walk& walk : *walks) bytes_each_ += SizeOf(walk.tensor.dtype);
+  }
+  bytes_each_ = std::min<int64_t>(bytes_each_, 4096);
+}
+
+// The row: the last axes as long as they are one in all tensors, and within one of `rows` rows.
+void ElementwiseKernel::JoinAxes(const Elementwise& step, int64_t rows) {
+  row_ = 1;
+  int64_t before = count_;
+  const auto stride_of = [&](const Walk& walk, int axis) {
+    return walk.tensor.dims[axis] == 1 ? 0 : walk.tensor.strides[axis];
+  };
+  std::vector<const Walk*> walks;
+  for (const Walk& walk : inputs_) walks.push_back(&walk);
+  for (const Walk& walk : outputs_) walks.push_back(&walk);
+  std::vector<int64_t> strides(walks.size());
+  for (int axis = step.rank - 1; axis >= 0 && count_; --axis) {
+    const int64_t dim = step.dims[axis];
+    if (dim == 1) continue;
+    bool joins = before > rows;
+    for (size_t i = 0; i < walks.size() && joins; ++i) joins = row_ == 1 || stride_of(*walks[i], axis) == row_ * strides[i];
+    if (!joins) return;
+    if (row_ == 1) {
+      for (size_t i = 0; i < walks.size(); ++i) strides[i] = stride_of(*walks[i], axis);
+    }
+    row_ *= dim;
+    before /= dim;
+  }
+}
+
+Port ElementwiseKernel::InputPort(const Walk& walk, bool converts) const {
+  const bool numbers = walk.last_stride() == 0;
+  if (walk.flat() && numbers) return {Access::kNumber, true, {}};
+  if (numbers && within_) return {Access::kNumber, false, {}};
+  const bool whole = walk.last_stride() == 1 && !converts;
+  // Whether all blocks see the same, wherever a run begins.
+  const bool same = walk.periodic() && (rows_ == 1 || row_length_ % walk.last_dim() == 0);
+  if (walk.flat()) return {whole ? Access::kPointer : Access::kCopied, false, {}};
+  if (within_) {
+    // Where a row is one block, all blocks see the same row of a vector.
+    return {whole ? Access::kPointer : Access::kCopied, same && walk.last_dim() == row_ && row_ <= block_, {}};
+  }
+  if (numbers && row_ >= kLeastRow) return {Access::kNumbers, false, {}};
+  return {Access::kCopied, same && block_ % walk.last_dim() == 0, {}};
+}
+
+int64_t ElementwiseKernel::Begin(int64_t unit) const {
+  if (!within_) return std::min(count_, unit * block_);
+  const int64_t pieces = (row_ + block_ - 1) / block_;
+  return unit / pieces * row_ + unit % pieces * block_;
+}
+
+void ElementwiseKernel::Run(const Call& call, int64_t begin, int64_t end) const {
+  State state(call);
+  for (const Operation& o : code_.once) Execute(o, state, begin, std::min(block_, end - begin));
+  if (!within_) {
+    for (int64_t first = begin; first < end; first += block_) {
+      const int64_t n = std::min(block_, end - first);
+      for (const Operation& o : code_.each) Execute(o, state, first, n);
+    }
+    return;
+  }
+  int64_t position = begin % row_;
+  for (int64_t first = begin; first < end;) {
+    const int64_t n = std::min({block_, row_ - position, end - first});
+    for (const Operation& o : code_.each) Execute(o, state, first, n);
+    first += n;
+    position = position + n == row_ ? 0 : position + n;
+  }
+}
+
+void ElementwiseKernel::Execute(const Operation& o, State& state, int64_t first, int64_t n) const {
+  if (IsStore(o.op)) {
+    const Walk& walk = outputs_[static_cast<size_t>(o.port)];
+    return Store(walk, state.call.At(walk.tensor), first, n, state.at[o.from[0]]);
+  }
+  float* to = state.own + o.slot * kSlotStride;
+  if (o.direct >= 0) {
+    const Walk& walk = outputs_[static_cast<size_t>(o.direct)];
+    to = reinterpret_cast<float*>(state.call.At(walk.tensor)) + walk.Offset(first);
+  }
+  if (IsLoad(o.op)) {
+    const Walk& walk = inputs_[static_cast<size_t>(o.port)];
+    const uint8_t* base = state.call.At(walk.tensor);
+    if (o.access == Access::kPointer) {
+      state.at[o.slot] = reinterpret_cast<const float*>(base) + walk.Offset(first);
+      return;
+    }
+    if (o.access == Access::kNumbers) {
+      Load(o.op == kLoad, numbers_[static_cast<size_t>(o.port)], base, first / row_, n / row_, to);
+    } else {
+      Load(o.op == kLoad, walk, base, first, o.access == Access::kNumber ? 1 : n, to);
+    }
+  } else if (IsConst(o.op)) {
+    std::fill(to, to + (o.access == Access::kNumber ? 1 : n), o.value);
+  } else if (o.by_rows) {
+    const float *b = state.at[o.from[0]], *c = state.at[o.from[1]];
+    for (int64_t row = 0, i = 0; i < n; ++row, i += row_) {
+      Compute(o, to + i, b + (o.number[0] ? row : i), c + (o.number[1] ? row : i), c, row_);
+    }
+  } else {
+    Compute(o, to, state.at[o.from[0]], state.at[o.from[1]], state.at[o.from[2]], n);
+  }
+  state.at[o.slot] = to;
+}
+
+namespace {
+
 class ElementwiseAction final : public Action {
  public:
-  ElementwiseAction(const Program& program, const Elementwise& step) : code_(step.code) {
-    count_ = program.tensors[static_cast<size_t>(step.outputs[0])].count();
-    for (int id : step.inputs) inputs_.emplace_back(program.tensors[static_cast<size_t>(id)], step.dims);
-    for (int id : step.outputs) outputs_.emplace_back(program.tensors[static_cast<size_t>(id)], step.dims);
-    // What a block costs beside its loads and stores.
-    for (const Instruction& c : code_) bytes_ += CostOf(c.op);
-    for (const auto* walks : {&inputs_, &outputs_}) {
-      for (const Walk& walk : *walks) bytes_ += SizeOf(walk.tensor.dtype);
-    }
-    bytes_ = std::min<int64_t>(bytes_, 4096);
-  }
+  ElementwiseAction(const Program& program, const Elementwise& step)
+      : kernel_(program.tensors, step), size_(step.code.size()) {}
 
   void Run(const Call& call) const override {
-    const int64_t blocks = (count_ + kBlock - 1) / kBlock;
-    Parallel(blocks, count_ * bytes_, [&](int64_t begin, int64_t end) {
-      alignas(64) Register registers[kRegisters];
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t first = block * kBlock, n = std::min(kBlock, count_ - first);
-        for (const Instruction& c : code_) Execute(call, c, registers, first, n);
-      }
+    Parallel(kernel_.units(), kernel_.bytes(), [&](int64_t begin, int64_t end) {
+      kernel_.Run(call, kernel_.Begin(begin), kernel_.Begin(end));
     });
   }
 
-  std::string Describe() const override { return "elementwise of " + std::to_string(code_.size()) + " instructions"; }
+  std::string Describe() const override { return "elementwise of " + std::to_string(size_) + " instructions"; }
 
  private:
-  void Execute(const Call& call, const Instruction& c, Register* r, int64_t first, int64_t n) const {
-    if (c.op == kLoad) {
-      const Walk& walk = inputs_[static_cast<size_t>(c.b)];
-      LoadAny(walk, call.At(walk.tensor), first, n, r[c.a]);
-    } else if (c.op == kLoadInt) {
-      const Walk& walk = inputs_[static_cast<size_t>(c.b)];
-      const uint8_t* from = call.At(walk.tensor);
-      switch (walk.tensor.dtype) {
-        case Dtype::kU8: return LoadInt<uint8_t>(walk, from, first, n, r[c.a]);
-        case Dtype::kS8: return LoadInt<int8_t>(walk, from, first, n, r[c.a]);
-        default: return Load<float>(walk, from, first, n, r[c.a]);
-      }
-    } else if (c.op == kStore || c.op == kEncode || c.op == kStoreInt) {
-      const Walk& walk = outputs_[static_cast<size_t>(c.a)];
-      uint8_t* to = call.At(walk.tensor);
-      switch (walk.tensor.dtype) {
-        case Dtype::kU8: return Store<uint8_t>(walk, to, first, n, r[c.b]);
-        case Dtype::kS8: return Store<int8_t>(walk, to, first, n, r[c.b]);
-        default: return Store<float>(walk, to, first, n, r[c.b]);
-      }
-    } else {
-      Compute(c, r, n);
-    }
-  }
-
-  std::vector<Instruction> code_;
-  std::vector<Walk> inputs_, outputs_;
-  int64_t count_ = 0, bytes_ = 0;
+  ElementwiseKernel kernel_;
+  size_t size_;
 };
 
 }  // namespace

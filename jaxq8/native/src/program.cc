@@ -282,6 +282,7 @@ int64_t Tensor::extent() const {
 }
 
 bool Tensor::overlaps(const Tensor& other) const {
+  if (place == kOwn) return other.place == kOwn && offset == other.offset;
   return place == other.place && offset < other.offset + other.extent() && other.offset < offset + extent();
 }
 

@@ -20,7 +20,9 @@ inline int64_t SizeOf(Dtype dtype) { return dtype == Dtype::kU8 || dtype == Dtyp
 
 constexpr int kMaxRank = 8;
 constexpr int kArena = -1;    // the place of a tensor in the arena
-constexpr int kScratch = -2;  // the place of what a step needs for itself; never in a program's words
+// Places that are never in a program's words: what a step needs for itself, and what a group of steps has for some rows.
+constexpr int kScratch = -2;
+constexpr int kOwn = -3;
 
 // A view: element i... lies offset + sum(i * strides) elements after the beginning of its buffer.
 struct Tensor {
@@ -30,6 +32,7 @@ struct Tensor {
   int rank = 0;
   int64_t dims[kMaxRank] = {};
   int64_t strides[kMaxRank] = {};
+  int64_t row_bytes = 0;  // in kOwn, where the beginning of the first row that is there is the tensor's
 
   int64_t count() const;               // elements; 0 if an axis is empty
   bool dense() const;                  // in order and without gaps, axes of size 1 aside

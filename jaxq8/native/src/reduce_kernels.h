@@ -23,7 +23,12 @@ struct SumOf {
   static auto Join(A a, B b) { return a + b; }
 };
 
-// The comparisons let NaN pass: an item that is NaN is taken, and nothing is larger than one that has been.
+// Lets NaN pass: an item that is NaN is taken, and no comparison takes another after it.
+template <typename A>
+inline A Passes(A item, A chosen) {
+  return item != item ? item : chosen;
+}
+
 template <typename T>
 struct LargestOf {
   using Item = T;
@@ -33,7 +38,10 @@ struct LargestOf {
   static constexpr int kLanes = 64 / sizeof(T);
   static T Start() { return std::is_floating_point_v<T> ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::min(); }
   template <typename A>
-  static A Join(A a, A b) { return (b > a) | (b != b) ? b : a; }
+  static A Join(A a, A b) {
+    const A chosen = b > a ? b : a;
+    return Passes(b, chosen);
+  }
 };
 
 template <typename T>
@@ -45,7 +53,10 @@ struct SmallestOf {
   static constexpr int kLanes = 64 / sizeof(T);
   static T Start() { return std::is_floating_point_v<T> ? std::numeric_limits<T>::infinity() : std::numeric_limits<T>::max(); }
   template <typename A>
-  static A Join(A a, A b) { return (b < a) | (b != b) ? b : a; }
+  static A Join(A a, A b) {
+    const A chosen = b < a ? b : a;
+    return Passes(b, chosen);
+  }
 };
 
 // NaN where an item is NaN or infinite, which times 0 is NaN, and else 0.
@@ -76,38 +87,69 @@ template <typename T, int kLanes>
 using Lanes [[gnu::vector_size(kLanes * sizeof(T))]] = T;
 
 template <typename Op>
-inline Lanes<typename Op::Out, Op::kLanes> WideLanes(const typename Op::Item* from) {
-  Lanes<typename Op::Item, Op::kLanes> items;
+inline Lanes<typename Op::Out, Op::kLanes> LanesAt(const typename Op::Item* from) {
+  Lanes<typename Op::Out, Op::kLanes> items;
   std::memcpy(&items, from, sizeof items);
   if constexpr (std::is_same_v<Op, NanOf>) items *= 0.f;
-  return __builtin_convertvector(items, Lanes<typename Op::Out, Op::kLanes>);
+  return items;
 }
 
-// A run of neighbours. Floats are summed in 64 sums, so a run of a few thousand rounds as little as sums in pairs do.
+// All lanes joined, half with half.
+template <typename Op, int kLanes>
+inline typename Op::Out Fold(Lanes<typename Op::Out, kLanes> lanes) {
+  constexpr int half = kLanes / 2;
+  Lanes<typename Op::Out, half> low, high;
+  std::memcpy(&low, &lanes, sizeof low);
+  std::memcpy(&high, reinterpret_cast<const char*>(&lanes) + sizeof low, sizeof high);
+  if constexpr (half == 1) {
+    return Op::Join(low[0], high[0]);
+  } else {
+    return Fold<Op, half>(Op::Join(low, high));
+  }
+}
+
+template <typename T>
+using SignedOf = std::conditional_t<sizeof(T) == 1, int8_t, int32_t>;
+
+// Fewer neighbours than there are lanes: those in the last lanes of the vector that ends with them.
+template <typename Op>
+inline Lanes<typename Op::Out, Op::kLanes> LastLanes(const typename Op::Item* end, int64_t n) {
+  using Signed = SignedOf<typename Op::Out>;
+  Lanes<Signed, Op::kLanes> lane;
+  for (int i = 0; i < Op::kLanes; ++i) lane[i] = static_cast<Signed>(i);
+  const Lanes<typename Op::Out, Op::kLanes> start = Lanes<typename Op::Out, Op::kLanes>{} + Op::Start();
+  return lane >= static_cast<Signed>(Op::kLanes - n) ? LanesAt<Op>(end - Op::kLanes) : start;
+}
+
+// A run of neighbours, at least as many as there are lanes. Floats are summed in 64 sums, so a run of a few thousand rounds as
+// little as sums in pairs do.
+template <typename Op>
+typename Op::Out ReduceLanes(const typename Op::Item* x, int64_t n) {
+  using Out = typename Op::Out;
+  constexpr int64_t lanes = Op::kLanes;
+  Lanes<Out, lanes> a = Lanes<Out, lanes>{} + Op::Start(), b = a, c = a, d = a;
+  int64_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    a = Op::Join(a, LanesAt<Op>(x + i));
+    b = Op::Join(b, LanesAt<Op>(x + i + lanes));
+    c = Op::Join(c, LanesAt<Op>(x + i + 2 * lanes));
+    d = Op::Join(d, LanesAt<Op>(x + i + 3 * lanes));
+  }
+  for (; i + lanes <= n; i += lanes) a = Op::Join(a, LanesAt<Op>(x + i));
+  if (i < n) b = Op::Join(b, LastLanes<Op>(x + n, n - i));
+  return Fold<Op, Op::kLanes>(Op::Join(Op::Join(a, b), Op::Join(c, d)));
+}
+
+// A run of neighbours. Sums of codes become wide on the way; compilers know how, as the order of integers does not matter.
 template <typename Op>
 typename Op::Out ReduceRun(const typename Op::Item* x, int64_t n) {
   using Out = typename Op::Out;
   constexpr int64_t lanes = Op::kLanes;
-  Out result = Op::Start();
-  int64_t i = 0;
-  if (n >= lanes) {
-    Lanes<Out, lanes> a = Lanes<Out, lanes>{} + Op::Start(), b = a, c = a, d = a;
-    for (; i + 4 * lanes <= n; i += 4 * lanes) {
-      a = Op::Join(a, WideLanes<Op>(x + i));
-      b = Op::Join(b, WideLanes<Op>(x + i + lanes));
-      c = Op::Join(c, WideLanes<Op>(x + i + 2 * lanes));
-      d = Op::Join(d, WideLanes<Op>(x + i + 3 * lanes));
-    }
-    for (; i + lanes <= n; i += lanes) a = Op::Join(a, WideLanes<Op>(x + i));
-    a = Op::Join(Op::Join(a, b), Op::Join(c, d));
-    Out parts[lanes];
-    std::memcpy(parts, &a, sizeof parts);
-    for (int64_t half = lanes / 2; half; half /= 2) {
-      for (int64_t j = 0; j < half; ++j) parts[j] = Op::Join(parts[j], parts[j + half]);
-    }
-    result = parts[0];
+  if constexpr (sizeof(typename Op::Item) == sizeof(Out)) {
+    if (n >= lanes) return ReduceLanes<Op>(x, n);
   }
-  for (; i < n; ++i) result = Op::Join(result, Wide<Op>(x[i]));
+  Out result = Op::Start();
+  for (int64_t i = 0; i < n; ++i) result = Op::Join(result, Wide<Op>(x[i]));
   return result;
 }
 

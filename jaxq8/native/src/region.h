@@ -26,7 +26,7 @@ class Region {
   Call CallOf(Lane& lane, uint8_t* const* buffers) const;
 
   Actions actions_;
-  std::vector<int> steps_;           // of each action
+  std::vector<size_t> steps_;        // of each action, the first if there are several
   std::vector<std::string> names_;   // of each step
   int64_t arena_bytes_, scratch_bytes_ = 0;
   int threads_;

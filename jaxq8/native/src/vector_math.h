@@ -161,17 +161,24 @@ inline float Pow(float x, float y) {
 
 inline float Logistic(float x) { return 1.f / (1.f + Exp(-x)); }
 
+// A quotient of polynomials where the function is not 1 in float yet (the one that Eigen and XLA use).
 inline float Tanh(float x) {
-  const float size = x < 0.f ? -x : x;
-  const float large = 1.f - 2.f / (Exp(2.f * size) + 1.f);
-  const float z = x * x;
-  float p = -5.70498872745e-3f;
-  p = p * z + 2.06390887954e-2f;
-  p = p * z + -5.37397155531e-2f;
-  p = p * z + 1.33314422036e-1f;
-  p = p * z + -3.33332819422e-1f;
-  const float small = x + x * z * p;
-  return size < 0.625f ? small : x < 0.f ? -large : large;
+  float c = x < -7.90531111f ? -7.90531111f : x;
+  c = c > 7.90531111f ? 7.90531111f : c;
+  const float z = c * c;
+  float p = -2.76076847742355e-16f;
+  p = p * z + 2.00018790482477e-13f;
+  p = p * z + -8.60467152213735e-11f;
+  p = p * z + 5.12229709037114e-08f;
+  p = p * z + 1.48572235717979e-05f;
+  p = p * z + 6.37261928875436e-04f;
+  p = p * z + 4.89352455891786e-03f;
+  float q = 1.19825839466702e-06f;
+  q = q * z + 1.18534705686654e-04f;
+  q = q * z + 2.26843463243900e-03f;
+  q = q * z + 4.89352518554385e-03f;
+  const float quotient = c * p / q;
+  return z < 1.6e-7f ? x : quotient;
 }
 
 // Truncated and saturated; 0 for NaN.
