@@ -143,9 +143,10 @@ def test_a_transformer_is_one_region(name, dynamic):
     plan = q8.explain(c.f, c.packed, c.x, config=NATIVE, ranges=c.ranges)
     (region,) = plan.native
     assert region.contractions == (7 if name == "gated" else 6)
-    kinds = checked_steps(program_of(c))
-    assert kinds.count(Product) == 2
-    assert Reduce in kinds
+    if (name, dynamic) in (("gated", False), ("before", True)):  # each step is compiled by itself, which takes its time
+        kinds = checked_steps(program_of(c))
+        assert kinds.count(Product) == 2
+        assert Reduce in kinds
 
 
 @needs_native
@@ -165,7 +166,8 @@ def test_transformers_compute_what_xlas_forms_do(name, dynamic):
 @pytest.mark.parametrize("name", NETS)
 def test_ranges_found_in_the_run(name):
     c = dynamic(name)
-    checked_steps(program_of(c))
+    if name in ("stem", "smooth"):
+        checked_steps(program_of(c))
     own = jax.jit(c.quantized())(c.packed, c.x)
     other, exact = jax.jit(c.quantized("xla"))(c.codes, c.x), c.f(c.p, c.x)
     error = float(jnp.linalg.norm(other - exact))

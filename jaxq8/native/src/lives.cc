@@ -14,7 +14,7 @@ void AddTo(std::vector<int>& ids, std::initializer_list<int> more) {
 struct Reads {
   std::vector<int> ids;
 
-  void operator()(const Contract& s) { AddTo(ids, {s.src, s.weights, s.mult, s.offset, s.residual, s.rescale}); }
+  void operator()(const Contract& s) { AddTo(ids, {s.src, s.weights, s.mult, s.offset, s.residual, s.rescale, s.shift}); }
   void operator()(const Elementwise& s) { ids = s.inputs; }
   void operator()(const Copy& s) { AddTo(ids, {s.src}); }
   void operator()(const Fill& s) { AddTo(ids, {s.value}); }
