@@ -61,8 +61,8 @@ native-asan: $(VENV)/.test  ## random and damaged native programs under AddressS
 # whose subject is not JAX (the command line, the format of files, learned rounding, published rows of numbers).
 NO_JAX := benchmarks browser cli cli_errors cli_lists cli_native cli_run codebook conformance_onnx conformance_tf differential \
   docs docstrings doctor examples_data examples_programs examples_readers files flax_state generate html joins \
-  laboratory learned native_elementwise native_extension native_processes native_reductions native_transformers notebooks observers operands \
-  outliers packed reconstruct repairs rounding rounding_lab simulation tuning
+  laboratory learned native_elementwise native_extension native_processes native_reductions native_transformers notebooks \
+  observers operands outliers packed reconstruct repairs rounding rounding_lab simulation tuning
 test-oldest: $(OLDEST)/.test  ## the tests of the library with the oldest dependencies (.ci/oldest.txt)
 	@HYPOTHESIS_PROFILE=quick $(QUICK) $(OLDEST)/bin/python $(PYTEST) \
 	  -m "not slow and not assets" $(NO_JAX:%=--ignore=tests/test_%.py) $(ARGS)

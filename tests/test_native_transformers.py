@@ -64,6 +64,7 @@ def gated(p, x):
     return x + (jax.nn.silu(h @ p["up"]) * (h @ p["gate"])) @ p["down"]
 
 
+STEP_BY_STEP = {("gated", False), ("before", True)}  # every step is compiled by itself, which takes its time
 TRANSFORMERS = {"before": before, "behind": behind, "gated": gated}
 
 
@@ -143,7 +144,7 @@ def test_a_transformer_is_one_region(name, dynamic):
     plan = q8.explain(c.f, c.packed, c.x, config=NATIVE, ranges=c.ranges)
     (region,) = plan.native
     assert region.contractions == (7 if name == "gated" else 6)
-    if (name, dynamic) in (("gated", False), ("before", True)):  # each step is compiled by itself, which takes its time
+    if (name, dynamic) in STEP_BY_STEP:
         kinds = checked_steps(program_of(c))
         assert kinds.count(Product) == 2
         assert Reduce in kinds
