@@ -32,9 +32,10 @@ def pack(
     """Returns `variables` with the weights of native regions as `PackedTensor`.
 
     A native region is a part of a function that one call into oneDNN computes: connected contractions, and the operations
-    between them, whose data stays in eight bits because all ranges are known. The library reads weights fastest in a layout
-    of its own, which depends on the processor. This function makes that layout once. What is packed runs natively in
-    ``quantize(fn, config, ranges=ranges)``; everything else about the variables stays as it is.
+    between them, such as residual sums, norms, activation functions, attention, and the measuring of ranges that are found in
+    the run. The library reads weights fastest in a layout of its own, which depends on the processor. This function makes
+    that layout once. What is packed runs natively in ``quantize(fn, config, ranges=ranges)``; everything else about the
+    variables stays as it is.
 
     Args:
       fn: The float function, for example ``model.apply``; it is traced, not run.
@@ -42,7 +43,7 @@ def pack(
       *inputs: Its other arguments, of the shapes that it will be called with: arrays or `jax.ShapeDtypeStruct`. Other batch
         sizes are computed correctly, too, but the layout is chosen for these.
       config: As for `quantize`.
-      ranges: As for `quantize`. Where ranges are found in the run, nothing is packed.
+      ranges: As for `quantize`; without them, ranges are found in the run.
       **kwargs: Keyword arguments of `fn`.
 
     Returns:

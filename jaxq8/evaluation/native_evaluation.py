@@ -66,8 +66,8 @@ def why_not_native(config: Config, leaves: Sequence[Any], ranges: Ranges) -> str
     if not is_usable():
         return why_not_usable()
     return (
-        "no two connected contractions with packed weights have ranges that are known before the run, or there would be more "
-        f"than {AUTOMATIC.most} regions, which is slower than XLA's forms"
+        "no two contractions with packed weights are connected by operations that regions have steps for, or there would be "
+        f"more than {AUTOMATIC.most} regions, which is slower than XLA's forms"
     )
 
 

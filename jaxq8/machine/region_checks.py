@@ -20,7 +20,18 @@ from jaxq8.numerics.packed_layout import PackedLayout
 from jaxq8.numerics.weight_moves import from_logical, to_logical
 from jaxq8.regions import in_jax, native_call
 from jaxq8.regions.builder import Builder
-from jaxq8.regions.steps import ENCODE, LOAD, NONE, Contract, Elementwise, Pool
+from jaxq8.regions.steps import (
+    BINARY,
+    ENCODE,
+    LOAD,
+    NONE,
+    STORE,
+    Contract,
+    Elementwise,
+    Pool,
+    Product,
+    Reduce,
+)
 from jaxq8.regions.weights import problem_of
 
 ONE, TWO, NO = (1, 1), (2, 2), (0, 0)
@@ -152,9 +163,37 @@ def _pools() -> _Net:
     return net
 
 
+def _measured() -> _Net:
+    """Accumulators, their extremes by channel and over all, and sums of rows: what ranges that are found in the run need."""
+    net = _Net()
+    sums = net.builder.result((2, 7, 7, 32), np.int32)
+    net.contract(net.data(2, 7, 7, 16), sums, **_window())
+    rows = net.builder.reshaped(sums, (98, 32))
+    for kind, shape in (("max", (1, 32)), ("min", (1, 1)), ("sum", (98, 1))):
+        net.builder.steps.append(Reduce(rows, net.builder.result(shape, np.int32), kind))
+    return net
+
+
+def _attention() -> _Net:
+    """Products of data that lie as heads do, and what softmax does with rows; all numbers are small integers."""
+    net, shape, order = _Net(), (1, 12, 4, 16), (0, 2, 1, 3)
+    first, second = (net.given(net.numbers.integers(-8, 9, shape).astype(np.float32)) for _ in range(2))
+    scores = net.builder.result((1, 4, 12, 12), np.float32)
+    turned = net.builder.transposed(net.builder.transposed(second, order), (0, 1, 3, 2))
+    net.builder.steps.append(Product(net.builder.transposed(first, order), turned, scores))
+    largest = net.builder.result((1, 4, 12, 1), np.float32)
+    net.builder.steps.append(Reduce(scores, largest, "max"))
+    below = net.builder.result((1, 4, 12, 12), np.float32)
+    code = ((LOAD, 0, 0, 0, 0), (LOAD, 1, 1, 0, 0), (BINARY["sub"], 0, 0, 1, 0), (STORE, 0, 0, 0, 0))
+    net.builder.steps.append(Elementwise((1, 4, 12, 12), (scores, largest), (below,), code))
+    mixed = net.builder.transposed(net.builder.result(shape, np.float32), order)
+    net.builder.steps.append(Product(below, net.builder.transposed(second, order), mixed))
+    return net
+
+
 _NETS: dict[str, Callable[[], _Net]] = {
     "two convolutions": _convolutions, "depthwise 3x3": _depthwise, "products": _products, "residual sum": _residual,
-    "join": _join, "pooling": _pools,
+    "join": _join, "pooling": _pools, "measured range": _measured, "attention": _attention,
 }  # fmt: skip
 CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     case: lambda make=make: make().results()  # type: ignore[misc]
