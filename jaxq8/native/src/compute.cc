@@ -15,6 +15,12 @@ inline void One(float* a, const float* b, int64_t n, const F& f) {
   for (int64_t i = 0; i < n; ++i) a[i] = f(b[i]);
 }
 
+template <typename D, typename F>
+inline void Within(float* a, const float* b, int64_t n, const F& f) {
+  const D domain;
+  One(a, b, n, [&](float x) { return f(x, domain); });
+}
+
 template <typename F>
 inline void Two(float* a, const float* b, const float* c, int64_t n, const F& f) {
 #pragma GCC ivdep
@@ -77,10 +83,10 @@ void Compute(const Operation& o, float* a, const float* b, const float* c, const
     case kMin: TwoOrNumber(o, a, b, c, n, [](float x, float y) { return x < y || x != x ? x : y; }); break;
     case kNeg: One(a, b, n, [](float x) { return -x; }); break;
     case kAbs: One(a, b, n, [](float x) { return std::fabs(x); }); break;
-    case kExp: One(a, b, n, [](float x) { return Exp(x); }); break;
-    case kLogistic: One(a, b, n, [](float x) { return Logistic(x); }); break;
-    case kTanh: One(a, b, n, [](float x) { return Tanh(x); }); break;
-    case kErf: One(a, b, n, [](float x) { return Erf(x); }); break;
+    case kExp: Within<ExpDomain>(a, b, n, Exp); break;
+    case kLogistic: Within<ExpDomain>(a, b, n, Logistic); break;
+    case kTanh: Within<TanhDomain>(a, b, n, Tanh); break;
+    case kErf: Within<ErfDomain>(a, b, n, Erf); break;
     case kSqrt: One(a, b, n, [](float x) { return std::sqrt(x); }); break;
     case kRsqrt: One(a, b, n, [](float x) { return 1.f / std::sqrt(x); }); break;
     case kNanIf: Two(a, b, c, n, [](float x, float y) { return x != x ? x : y; }); break;
@@ -105,7 +111,7 @@ void Compute(const Operation& o, float* a, const float* b, const float* c, const
     case kSign: One(a, b, n, [](float x) { return x != x || x == 0.f ? x : x > 0.f ? 1.f : -1.f; }); break;
     case kLog: One(a, b, n, [](float x) { return Log(x); }); break;
     case kLog1p: One(a, b, n, [](float x) { return Log1p(x); }); break;
-    case kExpm1: One(a, b, n, [](float x) { return Expm1(x); }); break;
+    case kExpm1: Within<Expm1Domain>(a, b, n, Expm1); break;
     case kIsFinite: One(a, b, n, [](float x) { return std::fabs(x) <= 3.4028234e38f ? 1.f : 0.f; }); break;
     case kNot: One(a, b, n, [](float x) { return x == 0.f ? 1.f : 0.f; }); break;
     case kToInt: One(a, b, n, [](float x) { return FloatOf(ToInt(x)); }); break;

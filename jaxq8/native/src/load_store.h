@@ -51,15 +51,21 @@ inline void Load(bool as_float, const Walk& walk, const uint8_t* base, int64_t b
   }
 }
 
+// Between which numbers codes are. What compilers know of constants they would use to choose between results, which takes much
+// longer than the largest and the smallest of two numbers.
+template <typename T>
+struct Limits {
+  float least = Hidden(std::is_signed_v<T> ? -128.f : 0.f), most = Hidden(std::is_signed_v<T> ? 127.f : 255.f);
+};
+
 // The item that is stored for a number: itself, or its code.
 template <typename T>
-inline T ItemOf(float x) {
+inline T ItemOf(float x, const Limits<T>& limits) {
   if constexpr (std::is_same_v<T, float>) {
     return x;
   } else {
-    constexpr float least = std::is_signed_v<T> ? -128.f : 0.f, most = std::is_signed_v<T> ? 127.f : 255.f;
-    x = x > least ? x : least;  // and NaN
-    x = x < most ? x : most;
+    x = x > limits.least ? x : limits.least;  // and NaN
+    x = x < limits.most ? x : limits.most;
     return static_cast<T>(BitsOf(x + kRounder));  // the low byte is that of the integer, in two's complement
   }
 }
@@ -67,15 +73,16 @@ inline T ItemOf(float x) {
 template <typename T>
 void StoreItems(const Walk& walk, uint8_t* base, int64_t begin, int64_t n, const float* from) {
   T* data = reinterpret_cast<T*>(base);
+  const Limits<T> limits;
   walk.Rows(begin, n, [&](int64_t at, int64_t stride, int64_t position, int64_t piece) {
     T* out = data + at;
     const float* in = from + position;
     if (stride == 1) {
 #pragma GCC ivdep
-      for (int64_t i = 0; i < piece; ++i) out[i] = ItemOf<T>(in[i]);
+      for (int64_t i = 0; i < piece; ++i) out[i] = ItemOf<T>(in[i], limits);
     } else {
 #pragma GCC ivdep
-      for (int64_t i = 0; i < piece; ++i) out[i * stride] = ItemOf<T>(in[i]);
+      for (int64_t i = 0; i < piece; ++i) out[i * stride] = ItemOf<T>(in[i], limits);
     }
   });
 }

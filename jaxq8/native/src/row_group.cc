@@ -7,7 +7,7 @@ namespace jaxq8 {
 namespace {
 
 constexpr size_t kMostSteps = 16;               // of a group
-constexpr int64_t kBlockBytes = 128 << 10;      // of a block of rows, over all tensors
+constexpr int64_t kBlockBytes = 64 << 10;       // of a block of rows, over all tensors
 constexpr int64_t kMostOwnRowBytes = 16 << 10;  // of a tensor in a group's own memory
 constexpr int64_t kMostRowBytes = 1 << 20;      // larger rows fill the second cache alone
 constexpr int64_t kSmall = 192 << 10;           // bytes that one thread moves alone, whatever the rows are

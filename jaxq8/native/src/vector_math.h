@@ -19,16 +19,37 @@ inline float FloatOf(int32_t bits) {
   return x;
 }
 
+// The same number, of which the compiler knows nothing.
+inline float Hidden(float x) {
+  __asm__("" : "+x"(x));
+  return x;
+}
+
 // Adding 1.5 * 2**23 rounds a small number to an integer, half to even, and leaves the integer in the low bits.
 constexpr float kRounder = 12582912.f;
 constexpr int32_t kRounderBits = 0x4B400000;
 
-// e**x within 2 units of the last place; infinity and zero beyond the range of floats. The comparisons keep NaN.
-inline float Exp(float x) {
-  x = x < -104.f ? -104.f : x;
-  x = x > 89.f ? 89.f : x;
+// The arguments that a function is computed for; beyond, it is what it is at the end. Made outside of loops: what compilers know
+// of constants they would use to choose between results, which takes longer than the largest and the smallest of two numbers.
+struct Domain {
+  float least, most;
+
+  Domain(float from, float to) : least(Hidden(from)), most(Hidden(to)) {}
+
+  float Nearest(float x) const {  // and NaN stays
+    x = x < least ? least : x;
+    return x > most ? most : x;
+  }
+};
+
+struct ExpDomain : Domain {
+  ExpDomain() : Domain(-87.5f, 89.f) {}
+};
+
+// e**x within 2 units of the last place; infinity beyond the range of floats, and 0 where it is hardly a normal float.
+inline float Exp(float x, const ExpDomain& domain) {
+  x = domain.Nearest(x);
   const float shifted = x * 1.44269504088896341f + kRounder;
-  const int32_t n = static_cast<int32_t>(static_cast<uint32_t>(BitsOf(shifted)) - static_cast<uint32_t>(kRounderBits));
   const float whole = shifted - kRounder;
   const float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -38,18 +59,19 @@ inline float Exp(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.f;
-  // 2**n in two factors: n goes from -150 to 128, and a float's exponent from -126 to 127.
-  const int32_t half = n >> 1;
-  const uint32_t first = static_cast<uint32_t>(half + 127) << 23, second = static_cast<uint32_t>(n - half + 127) << 23;
-  return p * FloatOf(static_cast<int32_t>(first)) * FloatOf(static_cast<int32_t>(second));
+  // Twice p times 2**(n - 1): the largest n is 128, which floats do not have, and for the smallest, -126, the bits are those of 0.
+  const uint32_t scale = (static_cast<uint32_t>(BitsOf(shifted)) - static_cast<uint32_t>(kRounderBits - 126)) << 23;
+  return (p + p) * FloatOf(static_cast<int32_t>(scale));
 }
 
+struct Expm1Domain : Domain {
+  Expm1Domain() : Domain(-20.f, 89.f) {}
+};
+
 // e**x - 1, near 0 too, where e**x has lost what x says.
-inline float Expm1(float x) {
-  float c = x < -20.f ? -20.f : x;
-  c = c > 89.f ? 89.f : c;
+inline float Expm1(float x, const Expm1Domain& domain) {
+  const float c = domain.Nearest(x);
   const float shifted = c * 1.44269504088896341f + kRounder;
-  const int32_t n = static_cast<int32_t>(static_cast<uint32_t>(BitsOf(shifted)) - static_cast<uint32_t>(kRounderBits));
   const float whole = shifted - kRounder;
   const float r = (c - whole * 0.693359375f) + whole * 2.12194440e-4f;
   float p = 2.48015873e-5f;
@@ -61,7 +83,8 @@ inline float Expm1(float x) {
   p = p * r + 0.5f;
   const float q = p * r * r + r;
   // Half of 2**n * (q + 1) - 1: the largest n is 128, which floats do not have.
-  const float half = FloatOf(static_cast<int32_t>(static_cast<uint32_t>(n + 126) << 23));
+  const uint32_t scale = (static_cast<uint32_t>(BitsOf(shifted)) - static_cast<uint32_t>(kRounderBits - 126)) << 23;
+  const float half = FloatOf(static_cast<int32_t>(scale));
   const float result = 2.f * (half * q + (half - 0.5f));
   return x == 0.f ? x : result;
 }
@@ -159,12 +182,15 @@ inline float Pow(float x, float y) {
   return x == 1.f || y == 0.f ? 1.f : result;
 }
 
-inline float Logistic(float x) { return 1.f / (1.f + Exp(-x)); }
+inline float Logistic(float x, const ExpDomain& domain) { return 1.f / (1.f + Exp(-x, domain)); }
+
+struct TanhDomain : Domain {
+  TanhDomain() : Domain(-7.90531111f, 7.90531111f) {}
+};
 
 // A quotient of polynomials where the function is not 1 in float yet (the one that Eigen and XLA use).
-inline float Tanh(float x) {
-  float c = x < -7.90531111f ? -7.90531111f : x;
-  c = c > 7.90531111f ? 7.90531111f : c;
+inline float Tanh(float x, const TanhDomain& domain) {
+  const float c = domain.Nearest(x);
   const float z = c * c;
   float p = -2.76076847742355e-16f;
   p = p * z + 2.00018790482477e-13f;
@@ -190,9 +216,13 @@ inline int32_t ToInt(float x) {
   return x != x ? 0 : most;
 }
 
-// A quotient of polynomials on -4 to 4 (the one that Eigen and XLA use); beyond, the function is 1 in float.
-inline float Erf(float x) {
-  const float c = x < -4.f ? -4.f : x > 4.f ? 4.f : x;
+struct ErfDomain : Domain {
+  ErfDomain() : Domain(-4.f, 4.f) {}
+};
+
+// Likewise.
+inline float Erf(float x, const ErfDomain& domain) {
+  const float c = domain.Nearest(x);
   const float z = c * c;
   float p = -2.72614225801306e-10f;
   p = p * z + 2.77068142495902e-08f;
