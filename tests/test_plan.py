@@ -265,11 +265,11 @@ def test_why_there_are_no_native_regions(encoded):
         return q8.explain(chain, variables, ROWS, **settings).not_native
 
     assert reason(encoded, **STATIC) == NOTHING_PACKED
-    assert reason(encoded) == ""  # packing would change nothing
+    assert reason(encoded) == ""  # without ranges a Plan does not ask for packing
     assert reason(encoded, ranges=STATIC["ranges"], config=xla) == ""
     assert reason(packed, ranges=STATIC["ranges"], config=xla) == "Config(kernels='xla')"
     alone = {**packed, "b": encoded["b"], "c": encoded["c"]}
-    assert reason(alone, **STATIC).startswith("no two connected contractions")
+    assert reason(alone, **STATIC).startswith("no two contractions with packed weights are connected")
     q8.bar_forms("region")
     try:
         assert reason(packed, **STATIC) == "barred by the self-check or JAXQ8_BARRED_FORMS"

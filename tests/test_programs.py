@@ -35,7 +35,7 @@ from tests.programs.trial import Trial
 CHUNK = 20
 PROGRAMS = 1000
 # The default run has those that take about three minutes on two cores, `make test-all` all; with the oldest dependencies few.
-DEFAULT = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "quick" else 220
+DEFAULT = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "quick" else 140
 
 
 def seeds():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -139,8 +140,12 @@ def encode_together(values: Sequence[Value], how: Encoding, dimension: int) -> Q
     how = dataclasses.replace(how, spec=_spec_for(how, [_least_known(v, how) for v in values]))
     if how.range is None:
         limits = [_limits(v, how) for v in values]
-        low, high = jnp.stack([low for low, _ in limits]), jnp.stack([high for _, high in limits])
-        scale, zero_point = affine(jnp.min(low), jnp.max(high), how.spec, how.rounding)
+        lows, highs = ([limit[end] for limit in limits] for end in (0, 1))
+        if is_collecting():  # a region has steps for extremes of two numbers
+            low, high = functools.reduce(jnp.minimum, lows), functools.reduce(jnp.maximum, highs)
+        else:
+            low, high = jnp.min(jnp.stack(lows)), jnp.max(jnp.stack(highs))
+        scale, zero_point = affine(low, high, how.spec, how.rounding)
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
     else:
         numbers = known_affine(*how.range, how.spec, how.rounding)
