@@ -352,7 +352,9 @@ def test_native_contender_runs_in_regions():
 def test_native_contender_is_absent_where_nothing_is_packed():
     notes = []
     assert prepare_all(MODELS["tiny_lstm"](1), [CONTENDERS["jaxq8-native"]], notes.append) == {}
-    assert notes == ["skipped: jaxq8 native on tiny_lstm: pack finds no weights that a native region can read"]
+    assert notes == [
+        "skipped: jaxq8 native on tiny_lstm: pack finds no weights that a native region can read"
+    ]
 
 
 def test_native_contender_is_absent_without_native_regions(monkeypatch):
