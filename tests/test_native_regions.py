@@ -223,17 +223,18 @@ def _compare(step, own, want):
         assert np.count_nonzero(off) <= 2 + 1e-3 * off.size
 
 
-@needs_native
-@pytest.mark.parametrize("name", NETS)
-def test_every_step_computes_what_pure_jax_does(name):
-    """Integers are equal; a code differs by one where the number before rounding lies on a boundary, as float32 tells."""
-    c = case(name)
-    checked = 0
-    for program, given in arguments(program_of(c)):
+def checked_steps(collected):
+    """Holds every step against pure JAX; returns the kinds of all steps, and how many were compared.
+
+    Integers are equal; a code differs by one where the number before rounding lies on a boundary, as float32 tells.
+    """
+    kinds, checked = [], 0
+    for program, given in arguments(collected):
         run = in_jax.Execution(program, given, unpack)
         for step in program.steps:
             reads = [run.read(t) for t in dict.fromkeys(step.reads)]
             run.step(step)
+            kinds.append(type(step))
             if 0 in step.writes or set(step.reads) & set(step.writes):
                 continue
             single = alone(program, step)
@@ -242,6 +243,24 @@ def test_every_step_computes_what_pure_jax_does(name):
             for number, own in zip(step.writes, made, strict=True):
                 _compare(step, np.asarray(own), np.asarray(run.read(number)))
             checked += 1
+    return kinds, checked
+
+
+def near_xlas_forms(c):
+    """Holds a case against XLA's forms and against float; returns its results, the error of XLA's forms, and exact results."""
+    own = jax.jit(c.quantized())(c.packed, c.x)
+    other = jax.jit(c.quantized("xla"))(c.codes, c.x)
+    exact = c.f(c.p, c.x)
+    error = float(jnp.linalg.norm(other - exact))
+    assert float(jnp.linalg.norm(own - other)) <= max(error, 1e-6)
+    assert float(jnp.linalg.norm(own - exact)) <= 1.1 * error
+    return own, error, exact
+
+
+@needs_native
+@pytest.mark.parametrize("name", NETS)
+def test_every_step_computes_what_pure_jax_does(name):
+    _, checked = checked_steps(program_of(case(name)))
     assert checked > 3
 
 
@@ -249,12 +268,7 @@ def test_every_step_computes_what_pure_jax_does(name):
 @pytest.mark.parametrize("name", NETS)
 def test_the_whole_function_computes_what_xlas_forms_do(name):
     c = case(name)
-    own = jax.jit(c.quantized())(c.packed, c.x)
-    other = jax.jit(c.quantized("xla"))(c.codes, c.x)
-    exact = c.f(c.p, c.x)
-    error = float(jnp.linalg.norm(other - exact))
-    assert float(jnp.linalg.norm(own - other)) <= max(error, 1e-6)
-    assert float(jnp.linalg.norm(own - exact)) <= 1.1 * error
+    own, _, _ = near_xlas_forms(c)
     np.testing.assert_allclose(c.quantized()(c.packed, c.x), own, rtol=1e-4, atol=1e-4)
 
 

@@ -6,19 +6,16 @@ import numpy as np
 import pytest
 
 import jaxq8 as q8
-from jaxq8.native import calls
-from jaxq8.regions import in_jax
 from jaxq8.regions.steps import Contract, Product, Reduce
 from tests.test_native_regions import (
     NATIVE,
     NETS,
-    _compare,
-    alone,
     arguments,
     case,
+    checked_steps,
+    near_xlas_forms,
     needs_native,
     program_of,
-    unpack,
 )
 from tests.test_native_regions import Case as StaticCase
 
@@ -117,25 +114,6 @@ def both(dynamic):
     return "found in the run" if dynamic else "static"
 
 
-def checked_steps(collected):
-    """Holds every step against pure JAX; returns the kinds of the steps."""
-    kinds = []
-    for program, given in arguments(collected):
-        run = in_jax.Execution(program, given, unpack)
-        for step in program.steps:
-            reads = [run.read(t) for t in dict.fromkeys(step.reads)]
-            run.step(step)
-            kinds.append(type(step))
-            if 0 in step.writes or set(step.reads) & set(step.writes):
-                continue
-            single = alone(program, step)
-            shapes = [jax.ShapeDtypeStruct(s, d) for s, d in single.results]
-            made = calls.call(single.words(), [jnp.asarray(r) for r in reads], shapes)
-            for number, own in zip(step.writes, made, strict=True):
-                _compare(step, np.asarray(own), np.asarray(run.read(number)))
-    return kinds
-
-
 @needs_native
 @pytest.mark.parametrize("dynamic", [False, True], ids=both)
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -145,7 +123,7 @@ def test_a_transformer_is_one_region(name, dynamic):
     (region,) = plan.native
     assert region.contractions == (7 if name == "gated" else 6)
     if (name, dynamic) in STEP_BY_STEP:
-        kinds = checked_steps(program_of(c))
+        kinds, _ = checked_steps(program_of(c))
         assert kinds.count(Product) == 2
         assert Reduce in kinds
 
@@ -154,13 +132,8 @@ def test_a_transformer_is_one_region(name, dynamic):
 @pytest.mark.parametrize("dynamic", [False, True], ids=both)
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_compute_what_xlas_forms_do(name, dynamic):
-    c = transformer(name, dynamic)
-    own = jax.jit(c.quantized())(c.packed, c.x)
-    other, exact = jax.jit(c.quantized("xla"))(c.codes, c.x), c.f(c.p, c.x)
-    error = float(jnp.linalg.norm(other - exact))
-    assert 0 < error < 0.1 * float(jnp.linalg.norm(exact))
-    assert float(jnp.linalg.norm(own - other)) <= error
-    assert float(jnp.linalg.norm(own - exact)) <= 1.1 * error
+    _, error, exact = near_xlas_forms(transformer(name, dynamic))
+    assert 1e-6 < error < 0.1 * float(jnp.linalg.norm(exact))
 
 
 @needs_native
@@ -169,11 +142,7 @@ def test_ranges_found_in_the_run(name):
     c = dynamic(name)
     if name in ("stem", "smooth"):
         checked_steps(program_of(c))
-    own = jax.jit(c.quantized())(c.packed, c.x)
-    other, exact = jax.jit(c.quantized("xla"))(c.codes, c.x), c.f(c.p, c.x)
-    error = float(jnp.linalg.norm(other - exact))
-    assert float(jnp.linalg.norm(own - other)) <= max(error, 1e-6)
-    assert float(jnp.linalg.norm(own - exact)) <= 1.1 * error
+    near_xlas_forms(c)
     plan = q8.explain(c.f, c.packed, c.x, config=NATIVE)
     # Means over windows are float, and XLA computes them between two regions.
     assert len(plan.native) == (2 if name == "joined" else 1)

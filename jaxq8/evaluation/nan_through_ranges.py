@@ -44,8 +44,8 @@ MANY = 8  # more scales than this become one number
 def inherited(eqn: Any, operands: Sequence[Value], result: Any) -> tuple[Origin, ...] | None:
     """The origins of the result of an operation; None if NaN must be looked for in the result itself."""
     primitive = eqn.primitive
-    power = primitive is POWER and eqn.params["y"] > 0  # passes on infinity as well
-    if primitive is not SELECT and primitive not in PASSING and primitive not in LINEAR and not power:
+    passes_infinity = primitive in LINEAR or (primitive is POWER and eqn.params["y"] > 0)
+    if primitive is not SELECT and primitive not in PASSING and not passes_infinity:
         return None
     found: dict[int, Origin] = {}
     for operand in operands:
@@ -56,10 +56,8 @@ def inherited(eqn: Any, operands: Sequence[Value], result: Any) -> tuple[Origin,
         hidden = tuple(o._replace(masked=True) for o in found.values())
         return hidden if all(o.everywhere for o in hidden) else None
     data = [o for o in found.values() if o.is_data]
-    if data and (
-        (primitive not in LINEAR and not power)
-        or any(certainly_less(result.size, o.array.size) for o in data)
-    ):
+    smaller = any(certainly_less(result.size, o.array.size) for o in data)
+    if data and (smaller or not passes_infinity):
         return None
     scales = [o for o in found.values() if not o.is_data]
     # A residual sum of many layers has the scales of all of them. They are summed to one number, because every layer would

@@ -110,7 +110,7 @@ def tree_of(eqn: Any, operands: Sequence[Tree]) -> Tree:
 
 def _real_numbers(eqn: Any, operands: Sequence[Tree]) -> Tree:
     values, scale, offset = map(as_float, operands)
-    return _clipped(ex.total(ex.product(values, scale), offset), eqn.params["lo"], eqn.params["hi"])
+    return clipped(ex.total(ex.product(values, scale), offset), eqn.params["lo"], eqn.params["hi"])
 
 
 def _codes(eqn: Any, operands: Sequence[Tree]) -> Tree:
@@ -183,7 +183,8 @@ _SPECIAL: dict[Any, Callable[[Any, Sequence[Tree]], Tree]] = {
 }
 
 
-def _clipped(tree: Tree, lo: float, hi: float) -> Tree:
+def clipped(tree: Tree, lo: float, hi: float) -> Tree:
+    """``clip(tree, lo, hi)``, where infinite bounds stand for none."""
     if lo > -math.inf:
         tree = Node("max", (tree, ex.number(lo)))
     return Node("min", (tree, ex.number(hi))) if hi < math.inf else tree

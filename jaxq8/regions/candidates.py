@@ -20,6 +20,7 @@ from jaxq8.kernels.epilogue import nan_among, real_numbers
 from jaxq8.kernels.pooling import max_pool, sum_pool, total
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions.arithmetic import ENCODINGS, is_arithmetic, kind
+from jaxq8.regions.expressions import has_small_shape
 from jaxq8.regions.program import DTYPES
 
 SMALL = 1 << 14  # an array of more elements is data
@@ -83,8 +84,7 @@ def is_stored(eqn: Any) -> bool:
 def is_small(atom: Any) -> bool:
     """Whether a variable holds one number, or one number for each channel."""
     shape = tuple(atom.aval.shape)
-    size = math.prod(shape)
-    return size <= SMALL and size in (1, *shape[-1:])
+    return math.prod(shape) <= SMALL and has_small_shape(shape)
 
 
 def takes_first(eqn: Any) -> bool:

@@ -188,17 +188,3 @@ def is_small(tree: Tree) -> bool:
     if isinstance(tree, Node):
         return all(map(is_small, tree.operands))
     return isinstance(tree, Known) or tree.is_small
-
-
-def count_of_nodes(tree: Tree) -> int:
-    """How many operations a tree has; parts that are read several times count once."""
-    seen: set[int] = set()
-
-    def visit(part: Tree) -> None:
-        if isinstance(part, Node) and id(part) not in seen:
-            seen.add(id(part))
-            for operand in part.operands:
-                visit(operand)
-
-    visit(tree)
-    return len(seen)

@@ -15,6 +15,7 @@ from jaxq8.kernels.epilogue import codes_of
 from jaxq8.kernels.forms import ConvForm
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions import expressions as ex
+from jaxq8.regions.arithmetic import clipped
 from jaxq8.regions.builder import Builder, Recipe
 from jaxq8.regions.candidates import VIEWS, is_stored, takes_first
 from jaxq8.regions.data_steps import DataSteps
@@ -47,18 +48,8 @@ class Region:
     outputs: tuple[tuple[Any, ...], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Epilogue:
-    """What a contraction's own step computes of its accumulator; fields as those of `program.Contract`."""
-
-    mult: int = NONE
-    offset: int = NONE
-    residual: int = NONE
-    rescale: int = NONE
-    function: str = ""
-    shift: int = NONE
-    lo: float = -math.inf
-    hi: float = math.inf
+# What a contraction computes of its accumulator is a `Contract` whose tensors are filled in by `_contract`: this one, nothing.
+ACCUMULATOR = Contract(NONE, NONE, NONE)
 
 
 def lower(graph: Graph, weights: Mapping[int, Weight]) -> Region:
@@ -118,7 +109,7 @@ class _Lowering:
             return
         if self.graph.roots[out] is out:
             if p is contraction.primitive:
-                self._contract(index, self.places.home(out), Epilogue())
+                self._contract(index, self.places.home(out), ACCUMULATOR)
             else:
                 self._elementwise(eqn, out)
 
@@ -140,13 +131,14 @@ class _Lowering:
         channels = channels_of(main)
         if channels is None or main.shape != tuple(out.aval.shape):
             return False
-        form, epilogue = linear(tree, channels), Epilogue()
+        form, epilogue = linear(tree, channels), ACCUMULATOR
         if form is None:
             found = applied(tree, channels, self.trees.multiple)
             if found is None:
                 return False
             rescale, shift = self._by_channel([found.scale, found.shift], Channels(1, 1))
-            form, epilogue = found.form, Epilogue(function=found.function, rescale=rescale, shift=shift)
+            form = found.form
+            epilogue = dataclasses.replace(ACCUMULATOR, function=found.function, rescale=rescale, shift=shift)
         elif form.is_clipped and out.aval.dtype == jnp.float32:
             return False  # the library's clips make numbers of NaN
         if len(form.coefficients) > 2 or any(
@@ -181,13 +173,14 @@ class _Lowering:
         channels = channels_of(leaf)
         if channels is None or not channels.has(coefficient):
             return NONE
-        vectors = self._by_channel([coefficient, ex.ZERO], channels)
+        mult, offset = self._by_channel([coefficient, ex.ZERO], channels)
         home = self.builder.temporary(leaf.shape, np.float32)
-        epilogue = Epilogue(vectors[0], vectors[1])
+        epilogue = dataclasses.replace(ACCUMULATOR, mult=mult, offset=offset)
         self._contract(leaf.contraction, home, epilogue)  # type: ignore[arg-type]
         return home
 
-    def _contract(self, index: int, home: int, epilogue: Epilogue) -> None:
+    def _contract(self, index: int, home: int, epilogue: Contract) -> None:
+        """Adds the step of a contraction, with what it computes of its accumulator."""
         eqn = self.graph.eqns[index]
         form = padded_form(eqn.params["form"], eqn.params["zero_border"])
         source, weight = self._source(eqn), self.weights[index]
@@ -210,19 +203,11 @@ class _Lowering:
                 "kernel": form.kernel, "strides": form.strides, "dilation": form.rhs_dilation, "pad_low": low,
                 "pad_high": high, "groups": form.groups,
             }  # fmt: skip
-        fields = dataclasses.asdict(dataclasses.replace(epilogue, residual=residual))
-        site = eqn.params["site"]
-        self.places.add(
-            Contract(
-                source,
-                self.places.tensors[packed],
-                target,
-                **fields,
-                **window,
-                problem=weight.problem,
-                site=site,
-            )
-        )
+        step = dataclasses.replace(
+            epilogue, src=source, weights=self.places.tensors[packed], dst=target, residual=residual, problem=weight.problem,
+            site=eqn.params["site"], **window,
+        )  # fmt: skip
+        self.places.add(step)
         if self.builder.shape(home) != shape and not self.builder.is_dense(home):
             self.places.add(Copy(self.builder.reshaped(target, self.builder.shape(home)), home))
 
@@ -242,11 +227,9 @@ class _Lowering:
         """A tree as a step of its own."""
         dtype = np.dtype(out.aval.dtype)
         if dtype.itemsize == 1 and dtype.kind in "iu":
-            info = np.iinfo(dtype)
-            if lo > info.min:
-                tree = ex.Node("max", (ex.as_float(tree), ex.number(lo)))
-            if hi < info.max:
-                tree = ex.Node("min", (ex.as_float(tree), ex.number(hi)))
+            info = np.iinfo(dtype)  # codes saturate there anyway
+            lo, hi = lo if lo > info.min else -math.inf, hi if hi < info.max else math.inf
+            tree = clipped(ex.as_float(tree), lo, hi)
         home = self.places.home(out)
         shape = tuple(out.aval.shape) or (1,)
         self.elements.add([tree], [self.builder.expanded(home, shape)], shape)
@@ -255,5 +238,5 @@ class _Lowering:
         """The stored int32 result of a leaf's contraction."""
         if leaf.variable not in self.places.tensors:
             self.places.tensors[leaf.variable] = self.builder.temporary(leaf.variable.aval.shape, np.int32)
-            self._contract(leaf.contraction, self.places.tensors[leaf.variable], Epilogue())  # type: ignore[arg-type]
+            self._contract(leaf.contraction, self.places.tensors[leaf.variable], ACCUMULATOR)  # type: ignore[arg-type]
         return self.places.tensors[leaf.variable]

@@ -11,6 +11,16 @@ from typing import ClassVar
 NONE = -1  # in place of a tensor's number where there is none
 
 
+class _OneResult:
+    """A step that writes one tensor."""
+
+    dst: int
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return (self.dst,)
+
+
 FUNCTIONS = (
     "",
     "gelu_erf",
@@ -23,7 +33,7 @@ FUNCTIONS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Contract:
+class Contract(_OneResult):
     """A product or convolution of codes with an epilogue.
 
     It is ``clip(function(acc * mult + offset + residual) * rescale + shift, lo, hi)``.
@@ -80,10 +90,6 @@ class Contract:
     def reads(self) -> tuple[int, ...]:
         found = (self.src, self.weights, self.mult, self.offset, self.residual, self.rescale, self.shift)
         return tuple(t for t in found if t != NONE)
-
-    @property
-    def writes(self) -> tuple[int, ...]:
-        return (self.dst,)
 
     def payload(self) -> list[int]:
         kind = 2 if self.problem else int(self.transposed)
@@ -148,7 +154,7 @@ class Elementwise:
 
 
 @dataclasses.dataclass(frozen=True)
-class Copy:
+class Copy(_OneResult):
     """A copy between views of equal shape."""
 
     opcode: ClassVar[int] = 3
@@ -159,16 +165,12 @@ class Copy:
     def reads(self) -> tuple[int, ...]:
         return (self.src,)
 
-    @property
-    def writes(self) -> tuple[int, ...]:
-        return (self.dst,)
-
     def payload(self) -> list[int]:
         return [self.src, self.dst]
 
 
 @dataclasses.dataclass(frozen=True)
-class Fill:
+class Fill(_OneResult):
     """One number everywhere: that of a tensor of one element, or `number` if `value` is `NONE`."""
 
     opcode: ClassVar[int] = 4
@@ -180,16 +182,12 @@ class Fill:
     def reads(self) -> tuple[int, ...]:
         return () if self.value == NONE else (self.value,)
 
-    @property
-    def writes(self) -> tuple[int, ...]:
-        return (self.dst,)
-
     def payload(self) -> list[int]:
         return [self.dst, self.value, self.number]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pool:
+class Pool(_OneResult):
     """The maximum or the int32 sum of codes over windows, channels last.
 
     Attributes:
@@ -218,10 +216,6 @@ class Pool:
     def reads(self) -> tuple[int, ...]:
         return (self.src,) if self.border == NONE else (self.src, self.border)
 
-    @property
-    def writes(self) -> tuple[int, ...]:
-        return (self.dst,)
-
     def payload(self) -> list[int]:
         last = self.border if self.lowest is None else self.lowest
         return [
@@ -234,7 +228,7 @@ REDUCTIONS = ("sum", "max", "min", "nan")
 
 
 @dataclasses.dataclass(frozen=True)
-class Reduce:
+class Reduce(_OneResult):
     """The sum or an extreme along some axes.
 
     Attributes:
@@ -254,16 +248,12 @@ class Reduce:
     def reads(self) -> tuple[int, ...]:
         return (self.src,)
 
-    @property
-    def writes(self) -> tuple[int, ...]:
-        return (self.dst,)
-
     def payload(self) -> list[int]:
         return [self.src, self.dst, REDUCTIONS.index(self.kind)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Product:
+class Product(_OneResult):
     """Products of matrices that are both data: ``dst[..., m, n] = sum over k of a[..., m, k] * b[..., k, n]``.
 
     Attributes:
@@ -280,10 +270,6 @@ class Product:
     @property
     def reads(self) -> tuple[int, ...]:
         return (self.a, self.b)
-
-    @property
-    def writes(self) -> tuple[int, ...]:
-        return (self.dst,)
 
     def payload(self) -> list[int]:
         return [self.a, self.b, self.dst]

@@ -29,35 +29,34 @@ inline A Passes(A item, A chosen) {
   return item != item ? item : chosen;
 }
 
-template <typename T>
-struct LargestOf {
+template <typename T, bool kLargest>
+struct ExtremeOf {
   using Item = T;
   using Out = T;
   using Total = T;
+  using Limits = std::numeric_limits<T>;
   static constexpr bool kRounds = false;
   static constexpr int kLanes = 64 / sizeof(T);
-  static T Start() { return std::is_floating_point_v<T> ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::min(); }
+  static T Start() {
+    if (std::is_floating_point_v<T>) return kLargest ? -Limits::infinity() : Limits::infinity();
+    return kLargest ? Limits::min() : Limits::max();
+  }
   template <typename A>
   static A Join(A a, A b) {
-    const A chosen = b > a ? b : a;
-    return Passes(b, chosen);
+    if constexpr (kLargest) {
+      const A chosen = b > a ? b : a;
+      return Passes(b, chosen);
+    } else {
+      const A chosen = b < a ? b : a;
+      return Passes(b, chosen);
+    }
   }
 };
 
 template <typename T>
-struct SmallestOf {
-  using Item = T;
-  using Out = T;
-  using Total = T;
-  static constexpr bool kRounds = false;
-  static constexpr int kLanes = 64 / sizeof(T);
-  static T Start() { return std::is_floating_point_v<T> ? std::numeric_limits<T>::infinity() : std::numeric_limits<T>::max(); }
-  template <typename A>
-  static A Join(A a, A b) {
-    const A chosen = b < a ? b : a;
-    return Passes(b, chosen);
-  }
-};
+using LargestOf = ExtremeOf<T, true>;
+template <typename T>
+using SmallestOf = ExtremeOf<T, false>;
 
 // NaN where an item is NaN or infinite, which times 0 is NaN, and else 0.
 struct NanOf {
