@@ -26,7 +26,7 @@ def _body(name: str, template: str, often: float = 0.6, count: int = 1, stacked:
 
 _body(
     "scan_layers",
-    "lax.scan(lambda c, w: (K2(jnp.tanh(c @ w)), None), K2(jnp.tanh({0})), {1})[0]",
+    "lax.scan(lambda c, w: (L2(jnp.tanh(c @ w)), None), K2(jnp.tanh({0})), {1})[0]",
     1.5,
     stacked=3,
 )
@@ -38,15 +38,15 @@ _body(
 )
 _body(
     "scan_outputs",
-    "lax.scan(lambda c, w: (K2(jnp.tanh(c @ w)), E2(jax.nn.relu(c @ w))), K2(jnp.tanh({0})), {1})[1]",
+    "lax.scan(lambda c, w: (L2(jnp.tanh(c @ w)), E2(jax.nn.relu(c @ w))), K2(jnp.tanh({0})), {1})[1]",
     1,
     stacked=2,
 )
 _body("scan_steps", "lax.scan(lambda c, a: (c + 1.0, E2(jax.nn.relu(E2(a @ {1}))) @ {2}), 0.0, {0})[1]", 1, 2)
 _body(
-    "scan_recurrent", "lax.scan(lambda c, a: (K2(jnp.tanh(a @ {1} + c @ {2})),) * 2, jnp.zeros_like({0}[0]), {0})[1]", 1.5, 2
+    "scan_recurrent", "lax.scan(lambda c, a: (L2(jnp.tanh(a @ {1} + c @ {2})),) * 2, jnp.zeros_like({0}[0]), {0})[1]", 1.5, 2
 )  # fmt: skip
-_body("fori", "lax.fori_loop(0, 3, lambda i, c: K2(jnp.tanh(c @ {1})), K2(jnp.tanh({0})))", 1)
+_body("fori", "lax.fori_loop(0, 3, lambda i, c: L2(jnp.tanh(c @ {1})), K2(jnp.tanh({0})))", 1)
 _body(
     "while",
     "lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, E2(jax.nn.relu(c[1] @ {1})) + 0.1 * c[1]), (0, {0}))[1]", 1,
@@ -67,7 +67,7 @@ _body("vmap_last", "jax.vmap(lambda a: E2(a.T @ K1(jax.nn.sigmoid({1}))), 0, 1)(
 _body("jit_twice", "jax.jit(jax.checkpoint(lambda a, w: jnp.concatenate([a @ w, a], -1)))({0}, {1})", 1)
 _body(
     "scan_weights_left",
-    "lax.scan(lambda c, w: (K2(jnp.tanh(w @ jnp.moveaxis(c, -1, -2))).swapaxes(-1, -2), None), K2(jnp.tanh({0})), {1})[0]",
+    "lax.scan(lambda c, w: (L2(jnp.tanh(w @ jnp.moveaxis(c, -1, -2))).swapaxes(-1, -2), None), K2(jnp.tanh({0})), {1})[0]",
     0.6,
     stacked=2,
 )

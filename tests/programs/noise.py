@@ -74,6 +74,8 @@ def marks(steps: Any, own: Any) -> dict[str, Callable[..., Any]]:
     return {
         "E": every, "E2": lambda v: every(v, 2.0), "S": symmetric, "J": joined,
         **{f"K{width}": known(float(width)) for width in (1, 2, 3, 6)},
+        # In a loop a static range is that of all steps, however small the values of one step are.
+        "L2": lambda v: disturbed(v, 4 / 255),
     }  # fmt: skip
 
 

@@ -49,7 +49,26 @@ def line(step: dict[str, Any], noisy: bool = False) -> str:
     entry, inputs = TABLE[step["op"]], list(step["in"])
     if noisy and entry.right and not inputs[1].startswith("p["):
         inputs[1] = f"S({inputs[1]})"
+    if noisy and _crops(step):
+        inputs[0], step = _cropped(inputs[0], step)
     return ((noisy and entry.noisy) or entry.template).format(*inputs, **step, every=", ".join(inputs))
+
+
+def _crops(step: dict[str, Any]) -> bool:
+    """Whether the borders of a convolution crop its input. XLA:CPU 0.10.2 reads beside the array then, in float."""
+    padding = step.get("padding")
+    return "lhs_dilation" in step and padding not in ("SAME", "VALID") and any(min(pair) < 0 for pair in padding)
+
+
+def _cropped(x: str, step: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The input of such a convolution with its borders, and the convolution without."""
+    letters = [c for c in step["numbers"][0]]
+    config: list[tuple[int, int, int]] = [(0, 0, 0)] * len(letters)
+    places = [i for i, letter in enumerate(letters) if letter not in "NC"]
+    for place, (low, high), dilation in zip(places, step["padding"], step["lhs_dilation"], strict=True):
+        config[place] = (low, high, dilation - 1)
+    whole = {"padding": [(0, 0)] * len(places), "lhs_dilation": [1] * len(places)}
+    return f"lax.pad({x}, np.float32(0), {config})", {**step, **whole}
 
 
 def operation(name: str, template: str, often: float = 1, **settings: Any) -> Callable[[Any], Any]:

@@ -23,7 +23,7 @@ from tests.programs.operations import TABLE, line
 Program = dict[str, Any]
 Step = dict[str, Any]
 
-MARK = re.compile(r"\b(E2?|S|K\d)\(")
+MARK = re.compile(r"\b(E2?|S|[KL]\d)\(")
 HEADER = """\
 import jax, jax.numpy as jnp, numpy as np
 from jax import lax
