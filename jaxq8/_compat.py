@@ -15,6 +15,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import core as _core
 from jax.extend import source_info_util as _source_info
 from jax.extend.core import primitives
+from jax.interpreters import batching as _batching
 
 ClosedJaxpr = _core.ClosedJaxpr
 Jaxpr = _core.Jaxpr
@@ -31,6 +32,7 @@ __all__ = [
     "Primitive",
     "Var",
     "apart",
+    "batched_by",
     "bind",
     "equation_context",
     "is_varying",
@@ -60,6 +62,11 @@ def bind(eqn: Any, arrays: Sequence[Any]) -> list[Any]:
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     result = eqn.primitive.bind(*functions, *arrays, **params)
     return list(result) if eqn.primitive.multiple_results else [result]
+
+
+def batched_by(primitive: Any, rule: Callable[..., Any]) -> None:
+    """Says what `jax.vmap` makes of a primitive: ``rule(arrays, axes, **params) -> (result, its batch axis)``."""
+    _batching.primitive_batchers[primitive] = rule
 
 
 def primitive_named(*names: str) -> list[Any]:

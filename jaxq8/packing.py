@@ -21,7 +21,8 @@ from jaxq8.numerics.packed_tensor import PackedTensor
 from jaxq8.numerics.qtensor import QTensor
 from jaxq8.numerics.ranges import Range, Ranges
 from jaxq8.plan import Recorder
-from jaxq8.regions.collect import packable, traced
+from jaxq8.regions.collect import traced
+from jaxq8.regions.packable import packable
 from jaxq8.regions.weights import Packable
 
 

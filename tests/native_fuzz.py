@@ -121,9 +121,36 @@ def loops(rng):
     return program, check
 
 
+def repeated(rng):
+    """A random product that is repeated: its codes are handed on, beside sums that are made in every step."""
+    n, k = int(rng.choice([1, 3, 8])), int(rng.choice([16, 33, 64]))
+    length, reverse = int(rng.integers(1, 6)), bool(rng.integers(2))
+    x = rng.integers(0, 256, (n, k)).astype(np.uint8)
+    w = rng.integers(-20, 20, (k, k)).astype(np.int8)
+    added = rng.integers(0, 100, (length, n, k)).astype(np.float32)
+    mult, zero = np.full(k, 2.0**-8, np.float32), np.zeros(k, np.float32)
+    body = Program(x, w, added[0], mult, zero, results=[np.zeros_like(x), np.zeros((n, 1), np.int32)])
+    body.contract(0, 1, 5, mult=3, offset=4, residual=2)
+    body.reduce("sum", 0, 6)
+    program = Program(x, w, added, mult, zero, results=[np.zeros_like(x), np.zeros((length, n, 1), np.int32)])
+    given = [(0, 0, 0), (1, 0, -1), (2, 1, -1), (3, 0, -1), (4, 0, -1)]
+    program.loop(body, length, given, [(5, program.in_arena(np.uint8, x.shape)), (6, -1)], reverse)
+    codes, sums = x, np.zeros((length, n, 1), np.int32)
+    for entry in range(length)[:: -1 if reverse else 1]:
+        sums[entry] = codes.sum(-1, dtype=np.int32, keepdims=True)
+        real = (codes.astype(np.float64) @ w) / 256 + added[entry]  # exact, as the factor is a power of two
+        codes = np.clip(np.rint(real), 0, 255).astype(np.uint8)
+
+    def check(results):
+        np.testing.assert_array_equal(results[0], codes)
+        np.testing.assert_array_equal(results[1], sums)
+
+    return program, check
+
+
 def kind(rng):
     """A kind of programs."""
-    return [convolution, loops, steps, product][rng.choice(4, p=[0.3, 0.15, 0.4, 0.15])]
+    return [convolution, loops, steps, product, repeated][rng.choice(5, p=[0.25, 0.15, 0.35, 0.15, 0.1])]
 
 
 def one(rng):

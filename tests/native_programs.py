@@ -11,6 +11,7 @@ from jaxq8.native import calls
 MAGIC, VERSION = 0x6A61787138, 2
 DTYPES = [np.uint8, np.int8, np.int32, np.float32]
 CONTRACT, ELEMENTWISE, COPY, FILL, MAXPOOL, SUMPOOL, REDUCE, PRODUCT = range(1, 9)
+LOOP = 16
 OPERATIONS = [
     "load", "const", "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "logistic", "tanh", "erf", "sqrt",
     "rsqrt", "store", "encode", "nan_if", "load_int", "store_int", "const_int", "select", "eq", "ne", "lt", "le", "gt", "ge",
@@ -91,6 +92,12 @@ class Program:
 
     def reduce(self, kind, src, dst):
         self.step(REDUCE, src, dst, list(REDUCTIONS).index(kind))
+
+    def loop(self, body, length, inputs, outputs, reverse=False):
+        """Inputs are (tensor, sliced, handed), outputs (tensor, spare), for each argument and result of the body."""
+        flat = [word for entry in inputs for word in entry]
+        made = [word for entry in outputs for word in entry]
+        self.step(LOOP, length, reverse, len(inputs), *flat, len(outputs), *made, *body.words())
 
     def words(self):
         head = [MAGIC, VERSION, len(self.args), len(self.results), self.arena, len(self.tensors)]

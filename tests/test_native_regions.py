@@ -208,12 +208,16 @@ def alone(program, step):
             moved[field.name] = numbers.get(value, value)
         if field.name in ("inputs", "outputs"):
             moved[field.name] = tuple(numbers[t] for t in value)
+        if field.name == "spares":
+            moved[field.name] = tuple(numbers.get(t, t) for t in value)
     new = dataclasses.replace(step, **moved)
     return rp.Program(tuple(buffers[:reads]), tuple(buffers[reads:]), tuple(tensors), (new,), 0)
 
 
 def _compare(step, own, want):
-    if want.dtype == np.float32:
+    if isinstance(step, steps.Loop):  # where one code differs, so does what comes later
+        assert np.linalg.norm(own - want) <= 5e-3 * np.linalg.norm(want)
+    elif want.dtype == np.float32:
         np.testing.assert_allclose(own, want, rtol=3e-6, atol=1e-5 * np.abs(want).max())
     elif want.dtype == np.int32 or not isinstance(step, steps.Contract | steps.Elementwise):
         np.testing.assert_array_equal(own, want)
@@ -241,6 +245,8 @@ def checked_steps(collected):
             shapes = [jax.ShapeDtypeStruct(s, d) for s, d in single.results]
             made = calls.call(single.words(), [jnp.asarray(r) for r in reads], shapes)
             for number, own in zip(step.writes, made, strict=True):
+                if number in getattr(step, "spares", ()):
+                    continue  # what lies there in the end is of no use
                 _compare(step, np.asarray(own), np.asarray(run.read(number)))
             checked += 1
     return kinds, checked

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxq8.kernels.barred import is_barred
 from jaxq8.numerics.qtensor import QTensor
-from jaxq8.operations import is_collecting, like_first, operation
+from jaxq8.operations import elementwise_batch, is_collecting, like_first, operation
 
 # Adding 1.5 * 2**23 to a float32 below 2**22 in magnitude rounds it to the nearest integer, ties to even, and leaves that
 # integer in the low bits of the sum. XLA:CPU vectorises this; a rounding and two conversions are slower.
@@ -49,13 +49,13 @@ def _kept(values: Any, *, axes: tuple[int, ...]) -> Any:
     return jax.ShapeDtypeStruct(tuple(shape), values.dtype)
 
 
-@operation(like_first)
+@operation(like_first, elementwise_batch)
 def codes_of(values: Any, multiplier: Any, offset: Any, *, lo: float, hi: float, dtype: Any) -> Any:
     """`encode` with rounding half to even and bounds that are known while tracing."""
     return _encoded(values, multiplier, offset, lo, hi, dtype, None)
 
 
-@operation(like_first)
+@operation(like_first, elementwise_batch)
 def codes_between(values: Any, multiplier: Any, offset: Any, lo: Any, hi: Any, *, dtype: Any) -> Any:
     """`encode` with rounding half to even and bounds that are arrays."""
     return _encoded(values, multiplier, offset, lo, hi, dtype, None)
@@ -71,7 +71,7 @@ def _encoded(values: Any, multiplier: Any, offset: Any, lo: Any, hi: Any, dtype:
     return lax.bitcast_convert_type(clipped + jnp.float32(_MAGIC), jnp.int32).astype(dtype)
 
 
-@operation(like_first)
+@operation(like_first, elementwise_batch)
 def real_numbers(values: Any, scale: Any, offset: Any, *, lo: float, hi: float) -> Any:
     """``clip(values * scale + offset, lo, hi)`` in float32."""
     real = values.astype(jnp.float32) * scale + offset
@@ -82,19 +82,26 @@ def real_numbers(values: Any, scale: Any, offset: Any, *, lo: float, hi: float) 
     return real
 
 
-@operation(like_first)
+@operation(like_first, elementwise_batch)
 def numbers_of_codes(values: Any, scale: Any, zero_point: Any) -> Any:
     """``(values - zero_point) * scale`` in float32, for codes whose scales are shared along whole axes."""
     return QTensor(values, scale, zero_point).dequantize()
 
 
-@operation(_kept)
+def _along_later_axes(
+    operation: Any, arrays: Any, has_batch: Any, *, axes: tuple[int, ...], **params: Any
+) -> Any:
+    """A reduction of several batches, whose axes are behind the batch."""
+    return operation.primitive.bind(*arrays, axes=tuple(axis + 1 for axis in axes), **params)
+
+
+@operation(_kept, _along_later_axes)
 def nan_among(values: Any, *, axes: tuple[int, ...]) -> Any:
     """NaN for each slice across `axes` that holds NaN or infinity, else 0; these axes stay with size 1."""
     return jnp.sum(values * 0, axis=axes, keepdims=True)
 
 
-@operation(like_first)
+@operation(like_first, elementwise_batch)
 def nan_if(scale: Any, witness: Any) -> Any:
     """NaN where `witness` is NaN, else `scale`."""
     return jnp.where(jnp.isnan(witness), jnp.nan, scale)

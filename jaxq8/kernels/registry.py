@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -59,7 +61,25 @@ def _shape_of_result(x: Any, w: Any, *others: Any, form: Form, **static: Any) ->
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-@operation(_shape_of_result)
+def _for_all_batches(
+    operation: Any, arrays: Sequence[Any], has_batch: Sequence[bool], *, form: Form, **params: Any
+) -> Any:
+    """A contraction of several batches with one weight, as a contraction of more rows or images."""
+    if list(has_batch) != [True, False, False] or (isinstance(form, DotForm) and form.batch):
+        return NotImplemented
+    x, w, fill = arrays
+    count = x.shape[0]
+    if isinstance(form, ConvForm):
+        longer: Form = dataclasses.replace(form, batch=form.batch * count)
+    else:
+        longer = dataclasses.replace(form, m=form.m * count)
+    made = operation.primitive.bind(
+        jnp.reshape(x, (count * x.shape[1], *x.shape[2:])), w, fill, form=longer, **params
+    )
+    return jnp.reshape(made, (count, -1, *made.shape[1:]))
+
+
+@operation(_shape_of_result, _for_all_batches)
 def contraction(x: Any, w: Any, fill: Any, *, form: Form, zero_border: bool) -> Any:
     """The int32 sums of products of codes, by the fast form that suits.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxq8.regions.program import ARENA, Program, Tensor
-from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Pool, Product, Reduce, Step
+from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Loop, Pool, Product, Reduce, Step
 
 
 class _CannotError(Exception):
@@ -99,6 +99,8 @@ class _Folding:
         """A step on longer tensors; its numbers stay, so most steps stay as they are."""
         if not any(self.is_batched(t) for t in step.writes):
             return step
+        if isinstance(step, Loop):
+            raise _CannotError  # the first axis of what it takes apart is not that of batches
         if isinstance(step, Elementwise):
             return self._elementwise(step)
         if isinstance(step, Reduce) and any(

@@ -17,10 +17,17 @@ ALIGNMENT = 64
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How an argument is computed before the call, given a function that reads variables, and the variables that it reads."""
+    """How an argument is computed before the call.
+
+    Attributes:
+      compute: Computes it, given a function that reads variables.
+      variables: The variables that it reads.
+      source: The variable that holds the same numbers in the same order; None if they are computed.
+    """
 
     compute: Callable[[Any], Any]
     variables: tuple[Any, ...]
+    source: Any = None
 
 
 @dataclasses.dataclass
@@ -64,12 +71,18 @@ class Builder:
         self._views: list[_View] = []
 
     def argument(
-        self, shape: Sequence[int], dtype: Any, compute: Callable[[Any], Any], variables: Sequence[Any] = ()
-    ) -> int:
+        self, shape: Sequence[int], dtype: Any, compute: Callable[[Any], Any], variables: Sequence[Any] = (),
+        source: Any = None,
+    ) -> int:  # fmt: skip
         """A new argument."""
-        self.recipes.append(Recipe(compute, tuple(variables)))
+        self.recipes.append(Recipe(compute, tuple(variables), source))
         self._args.append((tuple(shape), np.dtype(dtype).name))
         return self._new(shape, dtype, len(self._args) - 1)
+
+    @property
+    def results(self) -> int:
+        """How many results there are."""
+        return len(self._results)
 
     def result(self, shape: Sequence[int], dtype: Any) -> int:
         """A new result."""

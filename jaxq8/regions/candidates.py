@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxq8._compat import Literal, primitives
-from jaxq8.analysis.inner_functions import JIT
+from jaxq8.analysis.inner_functions import JIT, SCAN
 from jaxq8.kernels.epilogue import nan_among, real_numbers
 from jaxq8.kernels.pooling import max_pool, sum_pool, total
 from jaxq8.kernels.registry import contraction
@@ -95,13 +95,14 @@ def takes_first(eqn: Any) -> bool:
 
 
 def found(
-    eqns: Sequence[Any], is_native: Callable[[int], bool], limits: Limits
+    eqns: Sequence[Any], contractions: Callable[[int], int], limits: Limits
 ) -> tuple[list[Group], Levels]:
     """The groups of equations that run natively, and the levels of all equations.
 
     Args:
       eqns: The equations of the program.
-      is_native: Whether the contraction at a position has a native step.
+      contractions: How many contractions the step of the equation at a position computes: one for a contraction that has a
+        native step, several for a scan that runs as a loop, none for every other equation.
       limits: Which groups are taken.
     """
     makers = _makers(eqns)
@@ -109,7 +110,7 @@ def found(
     for index, made in enumerate(makers):
         for i in made:
             readers[i].append(index)
-    candidate = _candidates(eqns, makers, readers, is_native)
+    candidate = _candidates(eqns, makers, readers, contractions)
     levels = [0] * len(eqns)
     for index, made in enumerate(makers):
         levels[index] = max((levels[i] + (candidate[i] and not candidate[index]) for i in made), default=0)
@@ -117,9 +118,9 @@ def found(
     for group in _connected(makers, candidate, levels):
         kept = _without_tails(group, eqns, readers)
         inside = set(kept)
-        products = [i for i in kept if eqns[i].primitive is contraction.primitive]
         # An int32 result that leaves the region, such as one whose range is to be measured, is better left to XLA.
-        if sum(all(r in inside for r in readers[i]) for i in products) >= limits.least:
+        counted = [i for i in kept if eqns[i].primitive is SCAN or all(r in inside for r in readers[i])]
+        if sum(map(contractions, counted)) >= limits.least:
             merged.setdefault(levels[group[0]], []).extend(kept)
     groups = [Group(level, tuple(sorted(members))) for level, members in merged.items()]
     few = limits.most is None or len(groups) <= limits.most
@@ -138,7 +139,7 @@ def _makers(eqns: Sequence[Any]) -> list[list[int]]:
 
 def _candidates(
     eqns: Sequence[Any], makers: Sequence[Sequence[int]], readers: Sequence[Sequence[int]],
-    is_native: Callable[[int], bool],
+    contractions: Callable[[int], int],
 ) -> list[bool]:  # fmt: skip
     """Which equations are candidates."""
     candidate = [False] * len(eqns)
@@ -146,8 +147,8 @@ def _candidates(
     for index, eqn in enumerate(eqns):
         own = any(candidate[i] for i in makers[index])
         born = any(candidate[i] and data[i] for i in makers[index])
-        candidate[index] = _is_vector(eqn, own) or _is_candidate(eqn, born, index, is_native)
-        data[index] = born or eqn.primitive in (contraction.primitive, *ENCODINGS)
+        candidate[index] = _is_vector(eqn, own) or _is_candidate(eqn, born, contractions(index) > 0)
+        data[index] = born or eqn.primitive in (contraction.primitive, SCAN, *ENCODINGS)
     for index in reversed(range(len(eqns))):
         if not candidate[index]:
             # What grows in it, such as a mask that is broadcast to all heads, need not exist outside.
@@ -188,13 +189,28 @@ def _is_vector(eqn: Any, own: bool) -> bool:
     return p in VIEWS or p is primitives.slice_p or is_arithmetic(eqn)
 
 
-def _is_candidate(eqn: Any, born: bool, index: int, is_native: Callable[[int], bool]) -> bool:
+def has_step(eqn: Any, is_native: bool) -> bool:
+    """Whether a region could compute an equation, wherever its operands come from.
+
+    Args:
+      eqn: The equation.
+      is_native: Of a contraction or a scan, whether it has a native step.
+    """
+    return _is_vector(eqn, True) or _is_candidate(eqn, True, is_native)
+
+
+def is_held(atom: Any) -> bool:
+    """Whether a region can hold an array as it is: truths are numbers there."""
+    return _has_place(atom) and atom.aval.dtype != bool
+
+
+def _is_candidate(eqn: Any, born: bool, is_native: bool) -> bool:
     """Whether a region has a step for an equation; `born` says that one of its operands depends on codes."""
     if not all(_has_place(v) for v in (*eqn.invars, *eqn.outvars)):
         return False
     p = eqn.primitive
-    if p is contraction.primitive:
-        return is_native(index)
+    if p in (contraction.primitive, SCAN):
+        return is_native
     if p in ENCODINGS:
         return True
     if not born:
@@ -281,7 +297,7 @@ def _without_tails(group: Sequence[int], eqns: Sequence[Any], readers: Sequence[
     The numbers of a contraction stay, because its own step makes them.
     """
     kept = set(group)
-    work = {*POOLS, *REDUCTIONS, DOT, contraction.primitive, *ENCODINGS, real_numbers.primitive}
+    work = {*POOLS, *REDUCTIONS, DOT, SCAN, contraction.primitive, *ENCODINGS, real_numbers.primitive}
     for index in reversed(group):
         if eqns[index].primitive not in work and not any(r in kept for r in readers[index]):
             kept.discard(index)

@@ -10,17 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxq8._compat import Literal, open_jaxpr
-from jaxq8.kernels.registry import contraction, sums_of_weights
-from jaxq8.native import calls
-from jaxq8.numerics.packed_layout import PackedLayout
-from jaxq8.numerics.packed_tensor import unpacked_codes
 from jaxq8.operations import collected
 from jaxq8.regions.candidates import Limits, found
-from jaxq8.regions.equations import Equation, flat
+from jaxq8.regions.equations import Equation, Flat, flat
 from jaxq8.regions.graph import Graph
-from jaxq8.regions.lowering import Region, Weight, lower
+from jaxq8.regions.lowering import Region, lower
 from jaxq8.regions.native_call import call
-from jaxq8.regions.weights import Packable, padded_form, problem_of, weight_origin, why_not
+from jaxq8.regions.prepared import prepared
+from jaxq8.regions.scans import Scan, sunk, with_bodies
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,44 +94,15 @@ def traced(function: Callable[..., Sequence[Any]], *arguments: Any) -> tuple[Any
     return open_jaxpr(jax.make_jaxpr(whole)(*arguments))
 
 
-def packable(jaxpr: Any, limits: Limits) -> dict[Any, Packable]:
-    """The inputs of a collected program that native contractions read, and how they have to be packed for these.
-
-    An input is left out if several contractions read it in different forms, and if its contraction would be in no region.
-    """
-    program = flat(jaxpr, [None] * len(jaxpr.constvars))
-    eqns = _alive(program.equations, program.results)
-    makers = {v: eqn for eqn in eqns for v in eqn.outvars}
-    inputs = set(jaxpr.invars)
-    ways: dict[int, tuple[Any, Packable]] = {}
-    for i, eqn in enumerate(eqns):
-        if eqn.primitive is contraction.primitive and not why_not(
-            eqn.params["form"], eqn.invars[0].aval.dtype.name
-        ):
-            origin = weight_origin(eqn, makers)
-            if origin is not None and origin.maker is None and origin.variable in inputs:
-                form = padded_form(eqn.params["form"], eqn.params["zero_border"])
-                ways[i] = (origin.variable, Packable(origin.moves, problem_of(form)))
-    groups, _ = found(eqns, ways.__contains__, limits)
-    taken = {i for group in groups for i in group.members}
-    result: dict[Any, Packable] = {}
-    refused = set()
-    for i, (variable, way) in ways.items():
-        if i not in taken or result.setdefault(variable, way).moves != way.moves:
-            refused.add(variable)
-    return {variable: way for variable, way in result.items() if variable not in refused}
-
-
 def arranged(jaxpr: Any, consts: Sequence[Any], limits: Limits) -> Collected:
     """The units of a collected program."""
-    program = flat(jaxpr, consts)
-    known = program.consts
-    renamed = _sums(program.equations, {v: eqn for eqn in program.equations for v in eqn.outvars})
-    results = tuple(v if isinstance(v, Literal) else renamed.get(v, v) for v in program.results)
-    eqns = _alive([eqn.reading(renamed) for eqn in program.equations], results)
-    makers = {v: eqn for eqn in eqns for v in eqn.outvars}
-    weights = {i: w for i, eqn in enumerate(eqns) if (w := _weight(eqn, makers)) is not None}
-    groups, levels = found(eqns, weights.__contains__, limits)
+    return _arranged(with_bodies(flat(jaxpr, consts)), tuple(jaxpr.invars), limits)
+
+
+def _arranged(program: Flat, inputs: tuple[Any, ...], limits: Limits) -> Collected:
+    ready = prepared(program)
+    eqns, results = ready.eqns, ready.results
+    groups, levels = found(eqns, ready.contractions, limits)
     taken = {i: group for group in groups for i in group.members}
     readers: dict[Any, list[int]] = {}
     for index, eqn in enumerate(eqns):
@@ -146,59 +114,32 @@ def arranged(jaxpr: Any, consts: Sequence[Any], limits: Limits) -> Collected:
     for group in groups:
         made = [v for i in group.members for v in eqns[i].outvars]
         wanted = [v for v in made if v in ends or any(taken.get(r) is not group for r in readers.get(v, ()))]
-        graph = Graph(eqns, group.members, wanted, makers, known)
-        region = lower(graph, {i: weights[i] for i in group.members if i in weights})
-        units.append(((group.level, 1, 0), region))
-    candidates = levels.candidates
+        graph = Graph(eqns, group.members, wanted, ready.makers, ready.consts)
+        units.append(((group.level, 1, 0), lower(graph, ready.weights, ready.loops)))
     for index, eqn in enumerate(eqns):
-        if index not in taken:
-            units.append(((levels.of[index], 2 if candidates[index] else 0, index), eqn))
+        if index in taken:
+            continue
+        if isinstance(eqn, Scan):
+            original = ready.loops[index].original if index in ready.loops else eqn
+            eqn = _with_arranged_body(original, ready.makers, limits)
+        units.append(((levels.of[index], 2 if levels.candidates[index] else 0, index), eqn))
     order = [unit for _, unit in sorted(units, key=lambda pair: pair[0])]
-    return Collected(tuple(jaxpr.invars), known, tuple(_needed(order, results)), results)
+    return Collected(inputs, program.consts, tuple(_needed(order, results)), results)
 
 
-def _sums(eqns: Sequence[Any], makers: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Sums of packed weights -> the variables that hold them already."""
-    renamed = {}
-    for eqn in eqns:
-        if eqn.primitive is sums_of_weights.primitive:
-            found_at = weight_origin(eqn, makers)
-            if found_at is not None and _is_packed(found_at):
-                renamed[eqn.outvars[0]] = found_at.maker.invars[1]
-    return renamed
+def _with_arranged_body(scan: Scan, makers: Mapping[Any, Any], limits: Limits) -> Scan:
+    """A scan outside of regions, whose body has regions of its own.
 
-
-def _is_packed(origin: Any) -> bool:
-    """Whether a weight comes from packed bytes by exactly the moves that it was packed with."""
-    maker = origin.maker
-    if maker is None or maker.primitive is not unpacked_codes.primitive:
-        return False
-    return origin.moves == maker.params["moves"]
-
-
-def _weight(eqn: Any, makers: Mapping[Any, Any]) -> Weight | None:
-    """The packed weight of a contraction that has a native step; None for all other equations."""
-    if eqn.primitive is not contraction.primitive or why_not(
-        eqn.params["form"], eqn.invars[0].aval.dtype.name
-    ):
-        return None
-    origin = weight_origin(eqn, makers)
-    if origin is None or not _is_packed(origin):
-        return None
-    params = origin.maker.params
-    if PackedLayout.from_words(calls.layout(params["problem"])) != params["layout"]:
-        return None
-    return Weight(origin.maker.invars[0], params["problem"])
-
-
-def _alive(eqns: Sequence[Equation], results: Sequence[Any]) -> list[Equation]:
-    """The equations that the results depend on."""
-    needed, alive = {v for v in results if not isinstance(v, Literal)}, []
-    for eqn in reversed(eqns):
-        if any(v in needed for v in eqn.outvars) or eqn.eqn.effects:
-            alive.append(eqn)
-            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return alive[::-1]
+    Its body is given packed weights where regions read them, and codes for everything else, so that no step unpacks anything.
+    """
+    inside, replaced = sunk(scan, makers)
+    body = _arranged(inside.body, inside.inputs, limits)
+    made = {v for unit in body.units if isinstance(unit, Equation) for v in unit.outvars}
+    plain = {variable for unpacked, variable in replaced.items() if unpacked in made}
+    if plain:
+        inside, _ = sunk(scan, makers, plain)
+        body = _arranged(inside.body, inside.inputs, limits)
+    return dataclasses.replace(inside, arranged=body)
 
 
 def _needed(units: Sequence[Equation | Region], results: Sequence[Any]) -> list[Equation | Region]:

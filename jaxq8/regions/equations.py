@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import jax
+from jax import lax
 
 from jaxq8._compat import Literal, bind, equation_context, open_jaxpr, user_source
 from jaxq8.analysis.inner_functions import JIT
 from jaxq8.regions.candidates import is_stored
+
+SPLIT = "split"  # by its name: JAX has no public handle on this primitive
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +53,14 @@ class Equation:
             return bind(self.eqn, arrays)
 
 
+def equation_of(function: Callable[..., Any], reads: Sequence[Any], makes: Sequence[Any]) -> Equation:
+    """The equation that a function of one operation is, between these variables."""
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in reads]
+    jaxpr, _ = open_jaxpr(jax.make_jaxpr(function)(*shapes))
+    (eqn,) = jaxpr.eqns
+    return Equation(eqn, tuple(reads), tuple(makes))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flat:
     """A program whose calls of inner functions are replaced by their equations.
@@ -78,7 +92,10 @@ def _equations(jaxpr: Any, names: dict[Any, Any], known: dict[Any, Any], inside:
             # An inner function may be called several times, and its variables are others in each call.
             made = tuple(Inner(v.aval) if inside else v for v in eqn.outvars)
             names.update(zip(eqn.outvars, made, strict=True))
-            yield Equation(eqn, reads, made)
+            if eqn.primitive.name == SPLIT and not isinstance(reads[0], Literal):
+                yield from _slices(eqn, reads[0], made)
+            else:
+                yield Equation(eqn, reads, made)
             continue
         inner, consts = open_jaxpr(eqn.params["jaxpr"])
         own: dict[Any, Any] = dict(zip(inner.invars, reads, strict=True))
@@ -87,6 +104,15 @@ def _equations(jaxpr: Any, names: dict[Any, Any], known: dict[Any, Any], inside:
             known[own[v]] = value
         yield from _equations(inner, own, known, inside=True)
         names.update(zip(eqn.outvars, (_named(v, own) for v in inner.outvars), strict=True))
+
+
+def _slices(eqn: Any, whole: Any, parts: Sequence[Any]) -> Iterator[Equation]:
+    """What an equation that splits an array is as slices of it, each of which regions read where it lies."""
+    axis, start = eqn.params["axis"], 0
+    for size, part in zip(eqn.params["sizes"], parts, strict=True):
+        cut = functools.partial(lax.slice_in_dim, start_index=start, limit_index=start + size, axis=axis)
+        yield equation_of(cut, [whole], [part])
+        start += size
 
 
 def _named(atom: Any, names: Mapping[Any, Any]) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxq8._compat import Literal
+from jaxq8.analysis.inner_functions import SCAN
 from jaxq8.kernels.epilogue import numbers_of_codes
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions.arithmetic import ENCODINGS, is_arithmetic
@@ -78,6 +79,9 @@ class Graph:
             eqn = self.eqns[i]
             if is_stored(eqn):
                 continue
+            if len(eqn.outvars) > 1 or eqn.primitive is SCAN:
+                roots.update((v, v) for v in eqn.outvars)
+                continue
             (out,) = eqn.outvars
             found = {self._root_of_reader(out, self.eqns[r], roots) for r in self.readers.get(out, [])}
             computed = out not in self.wanted and None not in found
@@ -115,6 +119,8 @@ class Graph:
 
     def _root_of_reader(self, variable: Any, reader: Any, roots: Mapping[Any, Any]) -> Any:
         """The root of an equation that reads a variable, `ANYWHERE` if it has several; None if it reads it from memory."""
+        if reader.primitive is SCAN:
+            return None
         (out,) = reader.outvars
         if is_arithmetic(reader) or takes_first(reader):
             return ANYWHERE if roots[out] is None else roots[out]

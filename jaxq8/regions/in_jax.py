@@ -18,7 +18,7 @@ from jaxq8.kernels.forms import ConvForm, DotForm, Form
 from jaxq8.kernels.reference import plain
 from jaxq8.regions import steps as s
 from jaxq8.regions.program import ARENA, Program, Tensor
-from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Pool, Product, Reduce
+from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Loop, Pool, Product, Reduce
 
 Unpack = Callable[[Contract, Any], Any]
 
@@ -98,6 +98,8 @@ class Execution:
             self._reduce(step)
         elif isinstance(step, Product):
             self._product(step)
+        elif isinstance(step, Loop):
+            self._loop(step)
         else:
             self._pool(step)
 
@@ -156,6 +158,33 @@ class Execution:
         if step.kind == "sum" and jnp.issubdtype(src.dtype, jnp.integer):
             src = src.astype(jnp.int32)
         self.write(step.dst, reduce(src, axis=axes, keepdims=True))
+
+    def _loop(self, step: Loop) -> None:
+        given = [self.read(t) for t in step.inputs]
+        shapes = [shape for shape, _ in step.body.args]
+        handed = [i for i, result in enumerate(step.handed) if result != NONE]
+        slices = [
+            a.reshape(step.length, *shape)
+            for a, shape, s in zip(given, shapes, step.sliced, strict=True)
+            if s
+        ]
+
+        def once(state: Any, entries: Any) -> Any:
+            found, taken = dict(zip(handed, state, strict=True)), iter(entries)
+            arrays = [
+                next(taken) if s else found.get(i, a)
+                for i, (a, s) in enumerate(zip(given, step.sliced, strict=True))
+            ]
+            made = run(step.body, arrays, self.unpack)
+            state = [made[step.handed[i]].reshape(given[i].shape) for i in handed]
+            # A result may be handed on to no argument; its last value is the one that counts.
+            return state, made
+
+        _, made = lax.scan(once, [given[i] for i in handed], slices, step.length, step.reverse)
+        last = 0 if step.reverse else step.length - 1
+        for number, spare, array in zip(step.outputs, step.spares, made, strict=True):
+            shape = self.program.tensors[number].shape
+            self.write(number, (array if spare == NONE else array[last]).reshape(shape))
 
     def _product(self, step: Product) -> None:
         dtype = self.program.tensors[step.dst].dtype

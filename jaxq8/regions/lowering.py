@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8._compat import primitives
+from jaxq8._compat import Literal, primitives
 from jaxq8.kernels.epilogue import codes_of
 from jaxq8.kernels.forms import ConvForm
 from jaxq8.kernels.registry import contraction
@@ -24,19 +24,13 @@ from jaxq8.regions.functions import applied
 from jaxq8.regions.graph import Graph
 from jaxq8.regions.instructions import leaves
 from jaxq8.regions.linear import Channels, channels_of, linear
+from jaxq8.regions.loop_steps import Body, LoopSteps
 from jaxq8.regions.places import Places, stored_dtype
+from jaxq8.regions.prepared import Loopable
 from jaxq8.regions.program import Program
 from jaxq8.regions.steps import NONE, Contract, Copy
 from jaxq8.regions.trees import Trees
-from jaxq8.regions.weights import padded_form
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """The packed weight of a contraction: the variable of its bytes, and what they were packed for."""
-
-    packed: Any
-    problem: tuple[int, ...]
+from jaxq8.regions.weights import Weight, padded_form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,23 +46,62 @@ class Region:
 ACCUMULATOR = Contract(NONE, NONE, NONE)
 
 
-def lower(graph: Graph, weights: Mapping[int, Weight]) -> Region:
-    """The region of a group of equations; `weights` has the packed weight of each contraction."""
-    return _Lowering(graph, weights).region()
+def lower(graph: Graph, weights: Mapping[int, Weight], loops: Mapping[int, Loopable]) -> Region:
+    """The region of a group of equations.
+
+    Args:
+      graph: The group.
+      weights: The packed weight of each contraction, by its position.
+      loops: The loop of each scan, by its position.
+    """
+    return _Lowering(graph, weights, loops).region()
+
+
+def _body(loop: Loopable) -> Body:
+    """The program of a loop's body."""
+    body = loop.body
+    wanted = [
+        v for v in dict.fromkeys(v for v in body.results if not isinstance(v, Literal)) if v in body.makers
+    ]
+    graph = Graph(body.eqns, loop.members, wanted, body.makers, body.consts)
+    return _Lowering(graph, body.weights, body.loops).body(body.results)
 
 
 class _Lowering:
     """A program while it is made."""
 
-    def __init__(self, graph: Graph, weights: Mapping[int, Weight]) -> None:
-        self.graph, self.weights = graph, weights
+    def __init__(self, graph: Graph, weights: Mapping[int, Weight], loops: Mapping[int, Loopable]) -> None:
+        self.graph, self.weights, self.loops = graph, weights, loops
         self.builder = Builder()
         self.trees = Trees(graph)
         self.places = Places(graph, self.builder)
         self.elements = ElementSteps(self.places, self._accumulator)
         self.data = DataSteps(graph, self.places)
+        self.loop_steps = LoopSteps(self.places, _body)
 
     def region(self) -> Region:
+        self._steps()
+        names = tuple(tuple(self.graph.names[v]) for v in self.places.results)
+        return Region(self.builder.build(), tuple(self.builder.recipes), names)
+
+    def body(self, results: Sequence[Any]) -> Body:
+        """The program of a loop's body: each of `results` is a result of its own."""
+        self._steps()
+        free = {v: number for number, v in enumerate(self.places.results)}
+        order = []
+        for atom in results:
+            variable = self.graph.real(atom)
+            number = None if isinstance(variable, Literal) else free.pop(variable, None)
+            if number is None:
+                number = self.builder.results
+                is_literal = isinstance(variable, Literal)
+                source = self.places.argument(variable) if is_literal else self.places.tensor(variable)
+                target = self.builder.result(atom.aval.shape, atom.aval.dtype)
+                self.places.add(Copy(source, target))
+            order.append(number)
+        return Body(self.builder.build(), tuple(self.builder.recipes), tuple(order))
+
+    def _steps(self) -> None:
         for index in self.graph.members:
             self._emit(index)
         for variable in self.graph.wanted:
@@ -76,8 +109,6 @@ class _Lowering:
                 self.places.results.append(variable)
                 target = self.builder.result(variable.aval.shape, stored_dtype(variable.aval.dtype))
                 self.places.add(Copy(self.places.tensor(variable), target))
-        names = tuple(tuple(self.graph.names[v]) for v in self.places.results)
-        return Region(self.builder.build(), tuple(self.builder.recipes), names)
 
     def _by_channel(self, trees: Sequence[ex.Tree], channels: Channels) -> list[int]:
         """Trees for which `Channels.has` holds as tensors of one number for each channel, computed in one step."""
@@ -103,6 +134,9 @@ class _Lowering:
         eqn = self.graph.eqns[index]
         p = eqn.primitive
         if is_stored(eqn) or p in VIEWS or (p is primitives.slice_p and not takes_first(eqn)):
+            return
+        if index in self.loops:
+            self.loop_steps.add(self.loops[index])
             return
         (out,) = eqn.outvars
         if self.data.emit(eqn, out):

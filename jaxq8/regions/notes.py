@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,13 +14,19 @@ from jaxq8.regions.candidates import VIEWS, is_stored
 from jaxq8.regions.collect import Collected
 from jaxq8.regions.equations import Equation
 from jaxq8.regions.lowering import Region
+from jaxq8.regions.scans import Scan
 from jaxq8.regions.weights import why_not
 
 RESULT = "the result"
 
 
 def native_regions(program: Collected) -> tuple[NativeRegion, ...]:
-    """The regions of a program in the order in which they run."""
+    """The regions of a program in the order in which they run, those in the bodies of scans after them."""
+    bodies = [unit.arranged for unit in program.units if isinstance(unit, Scan)]
+    return (*_own_regions(program), *itertools.chain(*map(native_regions, bodies)))
+
+
+def _own_regions(program: Collected) -> tuple[NativeRegion, ...]:
     readers: dict[Any, list[Equation | Region]] = {}
     for unit in program.units:
         for variable in _reads(unit):

@@ -71,7 +71,9 @@ class Places:
             return self.builder.argument(
                 aval.shape, np.uint8, lambda read: jnp.asarray(read(variable)).astype(jnp.uint8), [variable]
             )
-        return self.builder.argument(aval.shape, aval.dtype, lambda read: read(variable), [variable])
+        return self.builder.argument(
+            aval.shape, aval.dtype, lambda read: read(variable), [variable], variable
+        )
 
     def dense(self, tensor: int) -> int:
         """The tensor itself, or a dense copy."""
@@ -89,8 +91,9 @@ class Places:
             value = np.asarray(atom.val, np.int32).reshape(1)
             return self.builder.argument((1,), np.int32, lambda read: value)
         return self.builder.argument(
-            (1,), np.int32, lambda read: jnp.reshape(read(atom), (1,)).astype(jnp.int32), [atom]
-        )
+            (1,), np.int32, lambda read: jnp.reshape(read(atom), (1,)).astype(jnp.int32), [atom],
+            atom if atom.aval.dtype == np.int32 else None,
+        )  # fmt: skip
 
     def constant(self, known: ex.Known, shape: Shape) -> int:
         """An argument that holds known numbers."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxq8.errors import TensorError
-from jaxq8.regions.steps import NONE, Contract, Pool, Step
+from jaxq8.regions.steps import NONE, Contract, Loop, Pool, Step
 
 DTYPES = ("uint8", "int8", "int32", "float32")
 ARENA = -1
@@ -52,6 +52,13 @@ class Tensor:
             return 0
         last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         return (last + 1) * self.itemsize
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether its elements lie in order and without gaps."""
+        return all(
+            n == 1 or s == d for n, s, d in zip(self.shape, self.strides, dense(self.shape), strict=True)
+        )
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -106,6 +113,35 @@ class Program:
                 raise TensorError(f"a step of a region writes into an argument: {step}")
             if isinstance(step, Contract) and self._overlap(step.src, step.dst):
                 raise TensorError(f"a contraction of a region writes over what it reads: {step}")
+            if isinstance(step, Loop):
+                self._check_loop(step)
+
+    def _check_loop(self, step: Loop) -> None:
+        """Makes sure that the tensors of a loop are those that its program has arguments and results for."""
+        body = step.body
+        fits = len(body.args) == len(step.inputs) == len(step.sliced) == len(step.handed) and step.length >= 1
+        fits = fits and len(body.results) == len(step.outputs) == len(step.spares)
+        if not fits or any(
+            h != NONE and (s or step.spares[h] == NONE) for h, s in zip(step.handed, step.sliced, strict=True)
+        ):
+            raise TensorError(f"a loop of a region has other tensors than its program: {step}")
+        entries = [step.length if s else 1 for s in step.sliced]
+        entries += [step.length if spare == NONE else 1 for spare in step.spares]
+        for number, (shape, dtype), count in zip(
+            (*step.inputs, *step.outputs), (*body.args, *body.results), entries, strict=True
+        ):
+            tensor = self.tensors[number]
+            if tensor.dtype != dtype or math.prod(tensor.shape) != count * math.prod(shape):
+                raise TensorError(f"a loop of a region has {tensor} for {count} of {dtype}{list(shape)}")
+            if not tensor.is_dense:
+                raise TensorError(f"a loop of a region has a tensor with gaps: {tensor}")
+        for result, spare in zip(step.outputs, step.spares, strict=True):
+            ours, its = (self.tensors[t] for t in (result, result if spare == NONE else spare))
+            if (ours.dtype, ours.shape) != (its.dtype, its.shape) or not its.is_dense:
+                raise TensorError(f"a loop of a region hands {ours} on in {its}")
+        made = step.writes
+        if any(self._overlap(a, b) for i, a in enumerate(made) for b in (*made[:i], *step.inputs)):
+            raise TensorError(f"a loop of a region writes over what it reads or writes: {step}")
 
     def _overlap(self, first: int, second: int) -> bool:
         """Whether two tensors lie in the same place of the same buffer."""
@@ -116,7 +152,14 @@ class Program:
 
     @property
     def contractions(self) -> tuple[Contract, ...]:
-        return tuple(step for step in self.steps if isinstance(step, Contract))
+        """Its contractions, those of loops among them."""
+        found: list[Contract] = []
+        for step in self.steps:
+            if isinstance(step, Contract):
+                found.append(step)
+            elif isinstance(step, Loop):
+                found += step.body.contractions
+        return tuple(found)
 
     def words(self) -> np.ndarray:
         """The program as int64 numbers: what the native executor reads."""
@@ -143,7 +186,11 @@ class Program:
             reads = ", ".join(self._named(t) for t in step.reads)
             writes = ", ".join(self._named(t) for t in step.writes)
             note = f"  # {step.site}" if isinstance(step, Contract) and step.site else ""
+            if isinstance(step, Loop):
+                note = f"  # {step.length} times"
             yield f"{writes} = {name.lower()}({reads}){note}"
+            if isinstance(step, Loop):
+                yield from (f"  {text}" for text in step.body._texts())
 
     def _named(self, number: int) -> str:
         return f"t{number}:{self.tensors[number]}"

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import struct
-from typing import ClassVar
+from typing import Any, ClassVar
 
 NONE = -1  # in place of a tensor's number where there is none
 
@@ -275,7 +275,53 @@ class Product(_OneResult):
         return [self.a, self.b, self.dst]
 
 
-Step = Contract | Elementwise | Copy | Fill | Pool | Reduce | Product
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A program that runs several times, one time after the other.
+
+    Each argument of the program belongs to a tensor, in the order of its arguments: one that is the same every time; one whose
+    first axis has an entry for each time; or one that is handed on, which the program reads the first time, and after that its
+    own result of the time before. Each result belongs to a tensor, too: one whose first axis has an entry for each time, or
+    what is handed on, as it is in the end.
+
+    Attributes:
+      body: The program, a `jaxq8.regions.program.Program`.
+      length: How often it runs, at least once.
+      reverse: Whether entries are taken from the last to the first.
+      inputs: For each argument its tensor. All tensors of this step are dense.
+      sliced: For each argument whether the first axis of its tensor has an entry for each time.
+      handed: For each argument the result that is handed on to it; `NONE` for the others.
+      outputs: For each result its tensor.
+      spares: For each result that is handed on a tensor of the same kind that it lies in every other time; `NONE` for others,
+        which have an entry for each time.
+    """
+
+    opcode: ClassVar[int] = 16
+    body: Any = dataclasses.field(repr=False)
+    length: int
+    reverse: bool
+    inputs: tuple[int, ...]
+    sliced: tuple[bool, ...]
+    handed: tuple[int, ...]
+    outputs: tuple[int, ...]
+    spares: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self.inputs
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return (*self.outputs, *(t for t in self.spares if t != NONE))
+
+    def payload(self) -> list[int]:
+        words = self.body.words().tolist()
+        given = itertools.chain(*zip(self.inputs, map(int, self.sliced), self.handed, strict=True))
+        made = itertools.chain(*zip(self.outputs, self.spares, strict=True))
+        return [self.length, int(self.reverse), len(self.inputs), *given, len(self.outputs), *made, *words]
+
+
+Step = Contract | Elementwise | Copy | Fill | Pool | Reduce | Product | Loop
 
 
 def float_bits(number: float) -> int:

@@ -30,6 +30,14 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
+class Weight:
+    """The packed weight of a contraction: the variable of its bytes, and what they were packed for."""
+
+    packed: Any
+    problem: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Packable:
     """How a weight has to be packed: the moves that make it canonical, and the contraction that reads it."""
 

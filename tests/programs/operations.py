@@ -57,12 +57,14 @@ def line(step: dict[str, Any], noisy: bool = False) -> str:
 def _crops(step: dict[str, Any]) -> bool:
     """Whether the borders of a convolution crop its input. XLA:CPU 0.10.2 reads beside the array then, in float."""
     padding = step.get("padding")
-    return "lhs_dilation" in step and padding not in ("SAME", "VALID") and any(min(pair) < 0 for pair in padding)
+    return (
+        "lhs_dilation" in step and padding not in ("SAME", "VALID") and any(min(pair) < 0 for pair in padding)
+    )
 
 
 def _cropped(x: str, step: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The input of such a convolution with its borders, and the convolution without."""
-    letters = [c for c in step["numbers"][0]]
+    letters = step["numbers"][0]
     config: list[tuple[int, int, int]] = [(0, 0, 0)] * len(letters)
     places = [i for i, letter in enumerate(letters) if letter not in "NC"]
     for place, (low, high), dilation in zip(places, step["padding"], step["lhs_dilation"], strict=True):

@@ -108,7 +108,9 @@ def _as_value(x: Any) -> Value:
     return x if isinstance(x, QTensor) else Array(x)
 
 
-def _body(ctx: Context, index: int, dtypes: Sequence[Any], repeats: int = 1, part: Any = None) -> Any:
+def _body(
+    ctx: Context, index: int, dtypes: Sequence[Any], repeats: int = 1, part: Any = None, whole: bool = False
+) -> Any:
     """A body, or a part of it, as a function ``f(*inputs) -> list of arrays``.
 
     Args:
@@ -117,6 +119,8 @@ def _body(ctx: Context, index: int, dtypes: Sequence[Any], repeats: int = 1, par
       dtypes: The dtypes of the results.
       repeats: How often the equation runs the body.
       part: The part of the body that is evaluated (`scan_hoisting.Part`); None for all of it.
+      whole: Whether operations that are collected stay whole in it, so that `jaxq8.regions` finds them in the equation;
+        otherwise the body becomes a program of its own, which has regions of its own.
     """
     callee = callees(ctx.eqn)[index]
     jaxpr, consts = open_jaxpr(callee.jaxpr)
@@ -129,7 +133,7 @@ def _body(ctx: Context, index: int, dtypes: Sequence[Any], repeats: int = 1, par
         return [jnp.asarray(to_real(r), d) for r, d in zip(results, dtypes, strict=True)]
 
     def run(*inputs: Any) -> list[Any]:
-        if is_collecting():  # a body is a program of its own, which has regions of its own
+        if is_collecting() and not whole:
             return in_native_regions(evaluated, list(inputs), ctx.run.config, ctx.run.recorder)
         return evaluated(inputs)
 
@@ -150,7 +154,7 @@ def scan(ctx: Context, *values: Value, **params: Any) -> Any:
     carry = [_materialised(v) for v in values[nconsts : nconsts + ncarry]]
     stacked = [_stackable(v) for v in values[nconsts + ncarry :]]
     rest, moved = _moved_out(ctx, consts, stacked, params)
-    body = _body(ctx, 0, _out_dtypes(params["jaxpr"]), params["length"], rest)
+    body = _body(ctx, 0, _out_dtypes(params["jaxpr"]), params["length"], rest, whole=True)
     probe = ctx.run.probe
 
     def step(state: Any, slices: Any) -> Any:
@@ -188,7 +192,8 @@ def _moved_out(
     if parts is None:
         return None, []
     before, rest = parts
-    run = framed(probe, _body(ctx, 0, [v.aval.dtype for v in before.outvars], length, before))
+    dtypes = [v.aval.dtype for v in before.outvars]
+    run = framed(probe, _body(ctx, 0, dtypes, length, before, whole=True))
     results, seen = jax.vmap(lambda slices: run(*consts, *slices))(stacked)
     probe.add({name: probe.fold(name, kept) for name, kept in seen.items()})
     return rest, results

@@ -174,7 +174,45 @@ class Checker {
     }
   }
 
+  void operator()(const Loop& s) const {
+    const Program& body = *s.body;
+    Require(static_cast<int>(s.inputs.size()) == body.n_args && static_cast<int>(s.outputs.size()) == body.n_results,
+            "the loop has other tensors than its program");
+    for (size_t i = 0; i < s.inputs.size(); ++i) {
+      const Tensor& t = At(s.inputs[i]);
+      CheckEntries(t, body.needs[i], s.sliced[i] ? s.length : 1);
+      if (s.handed[i] < 0) continue;
+      const size_t from = static_cast<size_t>(s.handed[i]);
+      Require(from < s.outputs.size() && s.spares[from] >= 0 && !s.sliced[i], "what is handed on is no result of that kind");
+      const Tensor& handed = At(s.outputs[from]);
+      Require(handed.dtype == t.dtype && handed.count() == t.count(), "what is handed on differs from the argument it goes to");
+    }
+    std::vector<const Tensor*> written;
+    for (size_t i = 0; i < s.outputs.size(); ++i) {
+      const bool handed = s.spares[i] >= 0;
+      const Tensor& t = Written(s.outputs[i]);
+      CheckEntries(t, body.needs[s.inputs.size() + i], handed ? 1 : s.length);
+      written.push_back(&t);
+      if (!handed) continue;
+      const Tensor& spare = Written(s.spares[i]);
+      Require(spare.dtype == t.dtype && spare.count() == t.count() && spare.dense(), "a spare differs from its result");
+      written.push_back(&spare);
+    }
+    for (size_t i = 0; i < written.size(); ++i) {
+      for (size_t j = 0; j < i; ++j) Require(!written[i]->overlaps(*written[j]), "two results of the loop overlap");
+      for (int id : s.inputs) Require(!written[i]->overlaps(At(id)), "the loop writes over what it reads");
+    }
+  }
+
  private:
+  // That a tensor has so many entries, each of which is what a program needs.
+  void CheckEntries(const Tensor& t, const Need& need, int64_t entries) const {
+    Require(t.dense(), "a tensor of the loop has gaps");
+    Require(t.count() % entries == 0, "a tensor of the loop has not an entry for each time");
+    Require(!need.used || (t.dtype == need.dtype && t.count() / entries * SizeOf(t.dtype) >= need.bytes),
+            "a tensor of the loop is not what its program needs");
+  }
+
   const Tensor& At(int id) const { return program_.tensors[static_cast<size_t>(id)]; }
 
   const Tensor& Written(int id) const {
@@ -200,7 +238,7 @@ void CheckStep(const Program& program, const Step& step) { std::visit(Checker(pr
 
 const char* NameOf(const Step& step) {
   if (const Pool* pool = std::get_if<Pool>(&step)) return pool->largest ? "MAXPOOL" : "SUMPOOL";
-  constexpr const char* names[] = {"CONTRACT", "ELEMENTWISE", "COPY", "FILL", "POOL", "REDUCE", "PRODUCT"};
+  constexpr const char* names[] = {"CONTRACT", "ELEMENTWISE", "COPY", "FILL", "POOL", "REDUCE", "PRODUCT", "LOOP"};
   return names[step.index()];
 }
 

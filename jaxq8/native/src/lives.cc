@@ -21,12 +21,17 @@ struct Reads {
   void operator()(const Pool& s) { AddTo(ids, {s.src, s.border}); }
   void operator()(const Reduce& s) { AddTo(ids, {s.src}); }
   void operator()(const Product& s) { AddTo(ids, {s.a, s.b}); }
+  void operator()(const Loop& s) { ids = s.inputs; }
 };
 
 struct Writes {
   std::vector<int> ids;
 
   void operator()(const Elementwise& s) { ids = s.outputs; }
+  void operator()(const Loop& s) {
+    ids = s.outputs;
+    for (int id : s.spares) AddTo(ids, {id});
+  }
   template <typename S>
   void operator()(const S& s) {
     AddTo(ids, {s.dst});

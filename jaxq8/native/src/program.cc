@@ -12,6 +12,9 @@ constexpr int64_t kVersion = 2;
 constexpr int64_t kLargest = int64_t{1} << 31;      // of a dimension, a window, a number of words
 constexpr int64_t kMostBytes = int64_t{1} << 46;    // of offsets and arenas: sums of a few never overflow
 constexpr int64_t kMostBuffers = 1 << 16;
+constexpr int64_t kLoopCode = 16;
+constexpr int64_t kMostTimes = 1 << 20;             // of a loop: a damaged number shall not run for hours
+constexpr int kMostLoops = 8;                       // one inside the other
 
 [[noreturn]] void Fail(const std::string& text) { throw ProgramError(text); }
 
@@ -175,7 +178,27 @@ Pool ReadPool(Reader& in, int64_t most, bool largest) {
   return s;
 }
 
-Step ReadStep(int64_t opcode, Reader& in, int64_t most) {
+Program ParseAll(Reader& in, int loops);
+
+Loop ReadLoop(Reader& in, int64_t most, int loops) {
+  if (loops >= kMostLoops) Fail("too many loops lie one inside the other");
+  Loop s{};
+  s.length = in.In("length", 1, kMostTimes);
+  s.reverse = in.In("reverse", 0, 1) == 1;
+  for (int64_t i = in.In("n_inputs", 0, kMostBuffers); i > 0; --i) {
+    s.inputs.push_back(static_cast<int>(in.In("input", 0, most)));
+    s.sliced.push_back(static_cast<char>(in.In("sliced", 0, 1)));
+    s.handed.push_back(static_cast<int>(in.In("handed", -1, kMostBuffers)));
+  }
+  for (int64_t i = in.In("n_outputs", 0, kMostBuffers); i > 0; --i) {
+    s.outputs.push_back(static_cast<int>(in.In("output", 0, most)));
+    s.spares.push_back(static_cast<int>(in.In("spare", -1, most)));
+  }
+  s.body = std::make_shared<const Program>(ParseAll(in, loops + 1));
+  return s;
+}
+
+Step ReadStep(int64_t opcode, Reader& in, int64_t most, int loops) {
   switch (opcode) {
     case 1: return ReadContract(in, most);
     case 2: return ReadElementwise(in, most);
@@ -196,11 +219,12 @@ Step ReadStep(int64_t opcode, Reader& in, int64_t most) {
       const int a = static_cast<int>(in.In("a", 0, most)), b = static_cast<int>(in.In("b", 0, most));
       return Product{a, b, static_cast<int>(in.In("dst", 0, most))};
     }
+    case kLoopCode: return ReadLoop(in, most, loops);
     default: return ReadPool(in, most, opcode == 5);
   }
 }
 
-Program ParseAll(Reader& in) {
+Program ParseAll(Reader& in, int loops) {
   if (in.Any("the magic number") != kMagic) Fail("these are not the words of a region program");
   const int64_t version = in.Any("the version");
   if (version != kVersion) Fail("version " + std::to_string(version) + " of region programs is not known");
@@ -232,9 +256,10 @@ Program ParseAll(Reader& in) {
   const int64_t n_steps = in.In("n_steps", 0, kLargest);
   for (int64_t i = 0; i < n_steps; ++i) {
     try {
-      const int64_t opcode = in.In("opcode", 1, 8);
+      const int64_t opcode = in.In("opcode", 1, kLoopCode);
+      if (opcode > 8 && opcode < kLoopCode) Fail("there is no step " + std::to_string(opcode));
       Reader part = in.Part("the step", in.In("n_words", 0, kLargest));
-      Step step = ReadStep(opcode, part, n_tensors - 1);
+      Step step = ReadStep(opcode, part, n_tensors - 1, loops);
       part.Done("the payload");
       CheckStep(program, step);
       program.steps.push_back(std::move(step));
@@ -301,7 +326,7 @@ Tensor Tensor::densely(int new_place, int64_t new_offset) const {
 Program Parse(const int64_t* words, size_t n) {
   try {
     Reader in(words, n);
-    return ParseAll(in);
+    return ParseAll(in, 0);
   } catch (const ProgramError& error) {
     Fail(std::string("region program: ") + error.what());
   }

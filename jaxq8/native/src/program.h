@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <variant>
@@ -102,7 +103,20 @@ struct Reduce { int src, dst; ReduceKind kind; };
 
 struct Product { int a, b, dst; };
 
-using Step = std::variant<Contract, Elementwise, Copy, Fill, Pool, Reduce, Product>;
+struct Program;
+
+// A program that runs several times. For each of its arguments a tensor, whether that has an entry for each time, and the result
+// that is handed on to the argument, or -1; for each result a tensor, and the one that it lies in every other time, or -1 if the
+// tensor has an entry for each time.
+struct Loop {
+  std::shared_ptr<const Program> body;
+  int64_t length;
+  bool reverse;
+  std::vector<int> inputs, handed, outputs, spares;
+  std::vector<char> sliced;
+};
+
+using Step = std::variant<Contract, Elementwise, Copy, Fill, Pool, Reduce, Product, Loop>;
 
 // What the program expects of an argument or a result.
 struct Need {

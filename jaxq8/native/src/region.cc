@@ -28,6 +28,8 @@ void Collect(Collector& collector, const Step& step) {
     CollectReduce(collector, *reduce);
   } else if (const auto* product = std::get_if<Product>(&step)) {
     CollectProduct(collector, *product);
+  } else if (const auto* loop = std::get_if<Loop>(&step)) {
+    collector.actions.push_back(MakeLoop(program, *loop));
   } else {
     collector.actions.push_back(MakePool(program, std::get<Pool>(step)));
   }
@@ -96,15 +98,19 @@ void Region::Run(uint8_t* const* buffers) {
 void Region::RunHere(uint8_t* const* buffers) {
   const ThreadsScope scope(threads_);
   std::unique_ptr<Lane> lane = Take();
-  const Call call = CallOf(*lane, buffers);
+  RunIn(*lane, buffers);
+  GiveBack(std::move(lane));
+}
+
+void Region::RunIn(Lane& lane, uint8_t* const* buffers) {
+  const Call call = CallOf(lane, buffers);
   size_t i = 0;
   try {
     for (; i < actions_.size(); ++i) actions_[i]->Run(call);
-    lane->stream.wait();
+    lane.stream.wait();
   } catch (const std::exception& error) {
     throw ProgramError((i < actions_.size() ? names_[steps_[i]] : "the end") + ": " + error.what());
   }
-  GiveBack(std::move(lane));
 }
 
 std::string Region::Describe() const {

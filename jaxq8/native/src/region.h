@@ -16,13 +16,16 @@ class Region {
   void Run(uint8_t* const* buffers);
   void RunHere(uint8_t* const* buffers);  // on the calling thread
 
+  // The same in pieces, for whoever runs it several times in a call: a lane, which one call at a time may use.
+  std::unique_ptr<Lane> Take();
+  void RunIn(Lane& lane, uint8_t* const* buffers);
+  void GiveBack(std::unique_ptr<Lane> lane);
+
   int threads() const { return threads_; }
   int64_t forks() const { return forks_; }
   std::string Describe() const;  // a line for each step
 
  private:
-  std::unique_ptr<Lane> Take();
-  void GiveBack(std::unique_ptr<Lane> lane);
   Call CallOf(Lane& lane, uint8_t* const* buffers) const;
 
   Actions actions_;
@@ -33,6 +36,9 @@ class Region {
   int64_t forks_;
   std::vector<std::unique_ptr<Lane>> free_;
 };
+
+// loop.cc
+std::unique_ptr<Action> MakeLoop(const Program& program, const Loop& step);
 
 // problem.cc: the words that tell the layout of a problem's packed weights.
 std::vector<int64_t> LayoutWords(const Problem& problem);
