@@ -148,9 +148,53 @@ def repeated(rng):
     return program, check
 
 
+def encoded(rng):
+    """Random codes of numbers or sums: a product, a sum, a largest and a smallest number, each of them or not."""
+    shape = [
+        int(rng.integers(1, 5)),
+        int(rng.integers(1, 40)),
+        int(rng.choice([1, 5, 16, 32, 48, 64, 100, 384, 500, 1500])),
+    ]
+    dtype = rng.choice(["u1", "i1", "i4", "f4"])
+    x = (rng.integers(-500, 500, shape) if dtype in ("i4", "f4") else rng.integers(0, 100, shape)).astype(
+        dtype
+    )
+    vectors = [shape[-1] if rng.random() < 0.6 else 1 for _ in range(2)]
+    factor, offset = (rng.standard_normal((1, 1, n)).astype(np.float32) for n in vectors)
+    numbers = rng.integers(-40, 200, (2, 1, 1, 1)).astype(np.float32)
+    numbers[rng.random(2) < 0.05] = np.nan
+    if dtype == "f4":
+        x[rng.random(shape) < 0.02] = rng.choice([np.nan, np.inf, -np.inf])
+    out = np.zeros(shape, rng.choice(["u1", "i1"]))
+    wide = [*shape[:-1], shape[-1] + int(rng.choice([0, 0, 16]))]
+    program = Program(
+        x,
+        factor,
+        offset,
+        numbers[:1].reshape(1, 1, 1),
+        numbers[1:].reshape(1, 1, 1),
+        results=[np.zeros(wide, out.dtype)],
+    )
+    result = program.tensor(out.dtype, 5, shape, 0, programs.dense(wide))
+    code = [("load", 0, 0)]
+    for number, (name, there) in enumerate(
+        zip(("mul", "add", "max", "min"), rng.random(4) < 0.75, strict=True), 1
+    ):
+        code += [("load", 1, number), (name, 0, 0, 1)] if there else []
+    program.elementwise(shape, [0, 1, 2, 3, 4], [result], [*code, ("encode", 0, 0)])
+    (expected,) = interpreted(program)
+
+    def check(results):
+        got, want = (a[..., : shape[-1]] for a in (results[0], expected))
+        np.testing.assert_array_equal(got, want)
+
+    return program, check
+
+
 def kind(rng):
     """A kind of programs."""
-    return [convolution, loops, steps, product, repeated][rng.choice(5, p=[0.25, 0.15, 0.35, 0.15, 0.1])]
+    chosen = rng.choice(6, p=[0.25, 0.1, 0.3, 0.15, 0.1, 0.1])
+    return [convolution, loops, steps, product, repeated, encoded][chosen]
 
 
 def one(rng):

@@ -156,8 +156,9 @@ def epilogue(acc, mult, offset, residual=None, rescale=None, lo=-np.inf, hi=np.i
 
 
 def encoded(t, dtype):
+    """Numbers as codes; the extension makes the smallest code of NaN."""
     info = np.iinfo(dtype)
-    return np.clip(np.rint(t), info.min, info.max).astype(dtype)
+    return np.clip(np.nan_to_num(np.rint(t), nan=info.min), info.min, info.max).astype(dtype)
 
 
 def differing(codes, t):

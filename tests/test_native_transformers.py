@@ -20,6 +20,7 @@ from tests.test_native_regions import (
 from tests.test_native_regions import Case as StaticCase
 
 HEADS, WIDTH, TOKENS = 4, 64, 12
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def layer_norm(x, p):
@@ -240,3 +241,18 @@ def test_what_is_nearly_an_activation_is_computed_as_it_is(name):
     names, own, other = activated(NEARLY[name])
     assert names == ["", ""]
     np.testing.assert_allclose(own, other, atol=0.02 * float(jnp.abs(other).max()))
+
+
+@needs_native
+def test_a_large_batch_stays_in_one_region_instead_of_blocks():
+    def f(p, x):
+        y = jax.nn.relu(jax.lax.conv_general_dilated(x, p["a"], (1, 1), "SAME", dimension_numbers=LAYOUT))
+        return jax.lax.conv_general_dilated(y, p["b"], (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+    p = {"a": jnp.ones((3, 3, 64, 64)), "b": jnp.ones((3, 3, 64, 64))}
+    x = jnp.ones((8, 56, 56, 64))
+    codes = q8.quantize_weights(f, p, x)
+    assert q8.explain(f, codes, x).blocks > 1  # XLA's forms
+    plan = q8.explain(f, q8.pack(f, codes, x), x)
+    assert plan.blocks == 1
+    assert [region.contractions for region in plan.native] == [2]

@@ -68,7 +68,7 @@ def evaluate_in_parts(
     """`evaluate_call`; a large batch is evaluated in blocks, and weights are encoded once before the first block."""
     leaves, count = call.arguments.given, len(call.consts)
     # Native regions need no blocks: they keep what is temporary in one arena.
-    size = None if ranges and runs_natively(config, leaves) else call.block_size(config)
+    size = None if runs_natively(config, leaves) else call.block_size(config)
     if size is None:
         return evaluate_call(call, leaves, config, ranges, recorder)
     recorder.blocks = leaves[call.examples[0]].shape[0] // size

@@ -32,6 +32,8 @@ FLAGS = (
     "-fno-trapping-math",
     "-DNDEBUG",
 )
+# More flags for one source: here a product and a sum stay two operations, each of which rounds.
+OWN_FLAGS = {"scaled": ("-ffp-contract=off",)}
 _TIMEOUT = 600  # seconds for one compiler
 
 
@@ -73,7 +75,7 @@ def _make(
         # Headers of others come by -isystem: their warnings are theirs.
         where = [part for include in includes for part in ("-isystem", str(include))]
         commands = [
-            [*compiler, *flags, *where, "-c", str(source), "-o", str(target)]
+            [*compiler, *flags, *OWN_FLAGS.get(source.stem, ()), *where, "-c", str(source), "-o", str(target)]
             for source, target in zip(sources, objects, strict=True)
         ]
         with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -150,6 +152,7 @@ def _key(
         str(onednn),
         *map(str, includes),
         *flags,
+        repr(OWN_FLAGS),
         " ".join(sorted(_cpuinfo.flags())),
     ]
     digest = hashlib.sha256("\0".join(parts).encode())

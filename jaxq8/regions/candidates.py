@@ -19,7 +19,7 @@ from jaxq8.analysis.inner_functions import JIT, SCAN
 from jaxq8.kernels.epilogue import nan_among, real_numbers
 from jaxq8.kernels.pooling import max_pool, sum_pool, total
 from jaxq8.kernels.registry import contraction
-from jaxq8.regions.arithmetic import ENCODINGS, is_arithmetic, kind
+from jaxq8.regions.arithmetic import COPIES, ENCODINGS, is_arithmetic, kind
 from jaxq8.regions.expressions import has_small_shape
 from jaxq8.regions.program import DTYPES
 
@@ -78,7 +78,9 @@ class Levels:
 
 def is_stored(eqn: Any) -> bool:
     """Whether an equation returns its operands: a call of `jaxq8._compat.stored`, or one that concerns derivatives only."""
-    return eqn.primitive in JIT and eqn.params.get("name") in ("stored", "stop_gradient")
+    return eqn.primitive in COPIES or (
+        eqn.primitive in JIT and eqn.params.get("name") in ("stored", "stop_gradient")
+    )
 
 
 def is_small(atom: Any) -> bool:

@@ -62,6 +62,7 @@ ElementwiseKernel::ElementwiseKernel(const std::vector<Tensor>& tensors, const E
     outputs.push_back(std::move(port));
   }
   code_ = Compile(step.code, inputs, outputs);
+  scaled_ = TakeScaled(code_, inputs_, outputs_, within_, row_);
 
   // What a block costs beside its loads and stores.
   for (const Instruction& c : step.code) bytes_each_ += CostOf(c.op);
@@ -122,18 +123,28 @@ void ElementwiseKernel::Run(const Call& call, int64_t begin, int64_t end) const 
   State state(call);
   for (const Operation& o : code_.once) Execute(o, state, begin, std::min(block_, end - begin));
   if (!within_) {
-    for (int64_t first = begin; first < end; first += block_) {
-      const int64_t n = std::min(block_, end - first);
-      for (const Operation& o : code_.each) Execute(o, state, first, n);
-    }
+    for (int64_t first = begin; first < end; first += block_) Block(state, first, std::min(block_, end - first));
     return;
   }
   int64_t position = begin % row_;
   for (int64_t first = begin; first < end;) {
     const int64_t n = std::min({block_, row_ - position, end - first});
-    for (const Operation& o : code_.each) Execute(o, state, first, n);
+    Block(state, first, n);
     first += n;
     position = position + n == row_ ? 0 : position + n;
+  }
+}
+
+void ElementwiseKernel::Block(State& state, int64_t first, int64_t n) const {
+  for (const Operation& o : code_.each) Execute(o, state, first, n);
+  if (!scaled_) return;
+  const Walk &in = inputs_[static_cast<size_t>(scaled_->input)], &out = outputs_[static_cast<size_t>(scaled_->output)];
+  const int64_t piece = scaled_->by_rows ? row_ : n;
+  for (int64_t position = 0; position < n; position += piece) {
+    const auto at = [&](const Walk& walk) {
+      return state.call.At(walk.tensor) + walk.Offset(first + position) * SizeOf(walk.tensor.dtype);
+    };
+    RunScaled(*scaled_, in.tensor.dtype, at(in), out.tensor.dtype, at(out), position, std::min(piece, n - position), state.at);
   }
 }
 

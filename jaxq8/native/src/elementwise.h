@@ -5,6 +5,7 @@
 
 #include "action.h"
 #include "code.h"
+#include "scaled.h"
 #include "walk.h"
 
 namespace jaxq8 {
@@ -30,10 +31,12 @@ class ElementwiseKernel {
   void JoinAxes(const Elementwise& step, int64_t rows);
   Port InputPort(const Walk& walk, bool converts) const;
   void Execute(const Operation& o, State& state, int64_t first, int64_t n) const;
+  void Block(State& state, int64_t first, int64_t n) const;
 
   std::vector<Walk> inputs_, outputs_;
   std::vector<Walk> numbers_;  // of inputs that are a number for each row, those numbers
   Code code_;
+  std::optional<Scaled> scaled_;
   int64_t count_, bytes_each_ = 0;
   int64_t rows_, row_length_;  // as they are given
   int64_t row_;    // the last axis, with those before that lie in it in all tensors
