@@ -250,7 +250,7 @@ def test_a_large_batch_stays_in_one_region_instead_of_blocks():
         return jax.lax.conv_general_dilated(y, p["b"], (1, 1), "SAME", dimension_numbers=LAYOUT)
 
     p = {"a": jnp.ones((3, 3, 64, 64)), "b": jnp.ones((3, 3, 64, 64))}
-    x = jnp.ones((8, 56, 56, 64))
+    x = jax.ShapeDtypeStruct((8, 160, 160, 64), jnp.float32)
     codes = q8.quantize_weights(f, p, x)
     assert q8.explain(f, codes, x).blocks > 1  # XLA's forms
     plan = q8.explain(f, q8.pack(f, codes, x), x)
