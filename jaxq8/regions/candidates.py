@@ -35,6 +35,8 @@ REDUCTIONS = {
     nan_among.primitive: "nan",
 }
 DOT = primitives.dot_general_p
+# What reads or writes a part of an array at a place that is found in the run, and how many operands come before its starts.
+PLACED = {primitives.dynamic_slice_p: 1, primitives.dynamic_update_slice_p: 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +209,8 @@ def _is_candidate(eqn: Any, born: bool, index: int, is_native: Callable[[int], b
         return _is_plain_pool(eqn)
     if p is DOT:
         return is_product(eqn)
+    if p in PLACED:
+        return _is_placed(eqn)
     if p in VIEWS or is_stored(eqn):
         return True
     if p in MOVES:
@@ -222,6 +226,14 @@ def is_product(eqn: Any) -> bool:
         return False
     (first, second), _ = eqn.params["dimension_numbers"]
     return len(first) == len(second) == 1 and max(len(v.aval.shape) for v in eqn.invars) <= 6
+
+
+def _is_placed(eqn: Any) -> bool:
+    """Whether a part of numbers or codes is read or written at a place that int32 numbers tell, one for each axis."""
+    starts = eqn.invars[PLACED[eqn.primitive] :]
+    if kind(eqn.outvars[0]) not in ("float", "int", "codes") or len(starts) != len(eqn.outvars[0].aval.shape):
+        return False
+    return all(isinstance(v, Literal) or v.aval.dtype == jnp.int32 for v in starts)
 
 
 def _is_plain_reduction(eqn: Any) -> bool:
@@ -281,7 +293,7 @@ def _without_tails(group: Sequence[int], eqns: Sequence[Any], readers: Sequence[
     The numbers of a contraction stay, because its own step makes them.
     """
     kept = set(group)
-    work = {*POOLS, *REDUCTIONS, DOT, contraction.primitive, *ENCODINGS, real_numbers.primitive}
+    work = {*POOLS, *REDUCTIONS, *PLACED, DOT, contraction.primitive, *ENCODINGS, real_numbers.primitive}
     for index in reversed(group):
         if eqns[index].primitive not in work and not any(r in kept for r in readers[index]):
             kept.discard(index)

@@ -174,6 +174,18 @@ class Checker {
     }
   }
 
+  void operator()(const Placed& s) const {
+    const Tensor &src = At(s.src), &dst = Written(s.dst);
+    const Tensor &part = s.into ? src : dst, &whole = s.into ? dst : src;
+    Require(src.dtype == dst.dtype && src.rank == dst.rank, "src and dst differ in dtype or rank");
+    Require(static_cast<int>(s.starts.size()) == whole.rank, "there is not a start for each axis");
+    for (int i = 0; i < whole.rank; ++i) Require(part.dims[i] <= whole.dims[i], "the part is longer than the whole along an axis");
+    for (int id : s.starts) {
+      if (id >= 0) Require(At(id).dtype == Dtype::kS32 && At(id).count() == 1, "a start is not one int32");
+    }
+    Require(!dst.overlaps(src), "dst lies over src");
+  }
+
  private:
   const Tensor& At(int id) const { return program_.tensors[static_cast<size_t>(id)]; }
 
@@ -200,6 +212,7 @@ void CheckStep(const Program& program, const Step& step) { std::visit(Checker(pr
 
 const char* NameOf(const Step& step) {
   if (const Pool* pool = std::get_if<Pool>(&step)) return pool->largest ? "MAXPOOL" : "SUMPOOL";
+  if (const Placed* placed = std::get_if<Placed>(&step)) return placed->into ? "UPDATE" : "TAKE";
   constexpr const char* names[] = {"CONTRACT", "ELEMENTWISE", "COPY", "FILL", "POOL", "REDUCE", "PRODUCT"};
   return names[step.index()];
 }

@@ -102,7 +102,17 @@ struct Reduce { int src, dst; ReduceKind kind; };
 
 struct Product { int a, b, dst; };
 
-using Step = std::variant<Contract, Elementwise, Copy, Fill, Pool, Reduce, Product>;
+// A copy into a part of dst, or out of a part of src, that begins at a place which is found in the run.
+struct Placed {
+  bool into;  // UPDATE, else TAKE
+  int src, dst;
+  std::vector<int> starts;  // for each axis a tensor of one int32, or -1 for 0
+};
+
+using Step = std::variant<Contract, Elementwise, Copy, Fill, Pool, Reduce, Product, Placed>;
+
+// A result that begins with what an argument holds. Tensors lie in the result alone.
+struct Alias { int argument, result; };
 
 // What the program expects of an argument or a result.
 struct Need {
@@ -117,6 +127,7 @@ struct Program {
   std::vector<Tensor> tensors;
   std::vector<Step> steps;
   std::vector<Need> needs;  // arguments, then results
+  std::vector<Alias> aliases;
 };
 
 // A contraction whose packed layout is asked for.

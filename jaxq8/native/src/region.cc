@@ -28,6 +28,8 @@ void Collect(Collector& collector, const Step& step) {
     CollectReduce(collector, *reduce);
   } else if (const auto* product = std::get_if<Product>(&step)) {
     CollectProduct(collector, *product);
+  } else if (const auto* placed = std::get_if<Placed>(&step)) {
+    collector.actions.push_back(MakePlaced(program, *placed));
   } else {
     collector.actions.push_back(MakePool(program, std::get<Pool>(step)));
   }
