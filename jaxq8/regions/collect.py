@@ -20,6 +20,7 @@ from jaxq8.regions.equations import Equation, flat
 from jaxq8.regions.graph import Graph
 from jaxq8.regions.lowering import Region, Weight, lower
 from jaxq8.regions.native_call import call
+from jaxq8.regions.tables import looked_up
 from jaxq8.regions.weights import Packable, padded_form, problem_of, weight_origin, why_not
 
 
@@ -131,8 +132,9 @@ def arranged(jaxpr: Any, consts: Sequence[Any], limits: Limits) -> Collected:
     known = program.consts
     renamed = _sums(program.equations, {v: eqn for eqn in program.equations for v in eqn.outvars})
     results = tuple(v if isinstance(v, Literal) else renamed.get(v, v) for v in program.results)
-    eqns = _alive([eqn.reading(renamed) for eqn in program.equations], results)
-    makers = {v: eqn for eqn in eqns for v in eqn.outvars}
+    read = [eqn.reading(renamed) for eqn in program.equations]
+    makers = {v: eqn for eqn in read for v in eqn.outvars}
+    eqns = _alive([looked_up(eqn, makers) for eqn in read], results)
     weights = {i: w for i, eqn in enumerate(eqns) if (w := _weight(eqn, makers)) is not None}
     groups, levels = found(eqns, weights.__contains__, limits)
     taken = {i: group for group in groups for i in group.members}
