@@ -12,7 +12,7 @@ from jaxq8._compat import primitives
 from jaxq8.kernels.pooling import max_pool, total
 from jaxq8.regions.arithmetic import is_arithmetic
 from jaxq8.regions.builder import Builder
-from jaxq8.regions.candidates import DOT, PLACED, POOLS, REDUCTIONS
+from jaxq8.regions.candidates import DOTS, PLACED, POOLS, REDUCTIONS
 from jaxq8.regions.graph import Graph
 from jaxq8.regions.places import Places
 from jaxq8.regions.steps import NONE, Copy, Fill, Pool, Product, Reduce, Take, Update
@@ -32,7 +32,7 @@ class DataSteps:
             self._pool(eqn, out)
         elif p in REDUCTIONS:
             self._reduce(eqn, out)
-        elif p is DOT:
+        elif p in DOTS:
             self._product(eqn, out)
         elif p in PLACED:
             self._placed(eqn, out)
@@ -92,7 +92,7 @@ class DataSteps:
     def _transpose(self, eqn: Any, out: Any) -> None:
         """A transposition: its operand may lie in its place already, and many steps read strided memory as it is."""
         readers = [self.graph.eqns[r] for r in self.graph.readers.get(out, ())]
-        as_it_is = all(r.primitive in REDUCTIONS or r.primitive is DOT or is_arithmetic(r) for r in readers)
+        as_it_is = all(r.primitive in {*REDUCTIONS, *DOTS} or is_arithmetic(r) for r in readers)
         if out in self.places.tensors or out in self.graph.wanted or not as_it_is:
             source = self.builder.transposed(self.places.tensor(eqn.invars[0]), eqn.params["permutation"])
             home = self.places.home(out)
