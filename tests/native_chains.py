@@ -1,4 +1,4 @@
-"""Random chains of elementwise steps and reductions, whose temporary tensors lie where dead ones lay.
+"""Random chains of elementwise steps, reductions and updates, whose temporary tensors lie where dead ones lay.
 
 All numbers are integers that float32 holds exactly, so results are equal to NumPy's to the last bit.
 """
@@ -34,16 +34,26 @@ class Chain:
         args = [self.numbers(s, rng.choice(["u1", "i1", "i4", "f4"])) for s in self.shapes]
         args.append(self.numbers(self.shapes[0], "f4"))
         results = [np.zeros(self.shapes[0], t) for t in ("f4", "u1", "i4")] + [np.zeros(self.shapes[1], "f4")]
-        self.program = Program(*args, results=results)
-        self.live = [
-            (i, a.shape, a.dtype) for i, a in enumerate(args)
-        ]  # number, shape and dtype of what can be read
+        # The last two results begin with arguments, which updates write over; starts leave the tensors now and then.
+        args += [self.numbers(self.shapes[0], "u1"), self.numbers(self.shapes[1], "f4")]
+        results += [np.zeros(self.shapes[0], "u1"), np.zeros(self.shapes[1], "f4")]
+        args += [
+            np.array([n], np.int32) for n in (*rng.integers(-3, 60, 3), rng.choice([-(2**31), 2**31 - 1]))
+        ]
+        first = len(self.shapes) + 1
+        self.program = Program(*args, results=results, aliases=[(first, 4), (first + 1, 5)])
+        self.begun = [(self.program.ids[len(args) + i], results[i].shape, results[i].dtype) for i in (4, 5)]
+        self.starts = self.program.ids[first + 2 : first + 6]
+        # Number, shape and dtype of what can be read.
+        given = zip(self.program.ids[:first], args[:first], strict=True)
+        self.live = [*((i, a.shape, a.dtype) for i, a in given), *self.begun]
+        self.whole = len(self.program.tensors)  # tensors from here on lie in the arena
         self.used = []  # (begin, end, number) in the arena
         self.program.arena = 64
         for _ in range(int(rng.integers(1, 14))):
             self.step()
-        for i, result in enumerate(results):
-            self.last(len(args) + i, result)
+        for i, result in enumerate(results[:4]):
+            self.last(self.program.ids[len(args) + i], result)
 
     def numbers(self, shape, dtype):
         low = 0 if dtype == "u1" else -_MOST
@@ -69,12 +79,7 @@ class Chain:
     def target(self, shape, dtype, reads):
         """Where a step writes: a new tensor, or one of those that it reads."""
         for number, other, kind in reads:
-            if (
-                other == shape
-                and kind == dtype
-                and number >= len(self.program.ids)
-                and self.rng.random() < 0.4
-            ):
+            if other == shape and kind == dtype and number >= self.whole and self.rng.random() < 0.4:
                 return number
         return self.place(shape, dtype)
 
@@ -96,6 +101,10 @@ class Chain:
             self.reduce()
         elif kind < 0.42:
             self.copy()
+        elif kind < 0.52:
+            self.update()
+        elif kind < 0.58:
+            self.take()
         else:
             self.elementwise(self.shapes[int(self.rng.choice([0, 0, 0, 1]))])
         self.forget()
@@ -119,6 +128,30 @@ class Chain:
         dst = self.place(shape, dtype)
         self.program.step(programs.COPY, number, dst)
         self.live.append((dst, shape, dtype))
+
+    def started(self, shape):
+        """Where a part begins along each axis: a number that is found in the run, or 0."""
+        return [int(self.rng.choice(self.starts)) if self.rng.random() < 0.7 else -1 for _ in shape]
+
+    def update(self):
+        """The beginning of something is written into a result that begins with an argument, or into the arena."""
+        fits = [t for t in self.live if t[0] >= self.whole] + self.begun
+        number, shape, dtype = fits[int(self.rng.integers(len(fits)))]
+        sources = [t for t in self.live if t[0] != number and t[2] == dtype]
+        if sources:
+            source, other, _ = sources[int(self.rng.integers(len(sources)))]
+            part = [int(self.rng.integers(1, min(n, m) + 1)) for n, m in zip(shape, other, strict=True)]
+            code, place, offset, rank, *rest = self.program.tensors[source]
+            view = self.program.tensor(programs.DTYPES[code], place, part, offset, rest[rank:])
+            self.program.placed(programs.UPDATE, view, number, self.started(shape))
+
+    def take(self):
+        number, shape, dtype = self.choose()
+        fits = [s for s in self.shapes if all(n <= m for n, m in zip(s, shape, strict=True))]
+        part = fits[int(self.rng.integers(len(fits)))]
+        dst = self.place(part, dtype)
+        self.program.placed(programs.TAKE, number, dst, self.started(shape))
+        self.live.append((dst, part, dtype))
 
     def elementwise(self, shape, outputs=None):
         rng = self.rng

@@ -7,9 +7,11 @@ from tests.native_programs import DTYPES, OPERATIONS
 
 
 def interpreted(program):
-    """The results of a program of elementwise steps, copies, fills, reductions and products."""
+    """The results of a program of elementwise steps, copies, fills, reductions, products, updates and taken parts."""
     buffers = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in program.args]
     made = [np.zeros(r.nbytes, np.uint8) for r in program.results]
+    for argument, result in program.aliases:
+        made[result] = buffers[argument].copy()
     arena = np.zeros(program.arena, np.uint8)
     views = []
     for code, place, offset, rank, *rest in program.tensors:
@@ -30,6 +32,17 @@ def _step(opcode, payload, views):
     elif opcode == programs.FILL:
         dst, value, number = payload
         views[dst][...] = number if value < 0 else views[value].reshape(())
+    elif opcode in (programs.UPDATE, programs.TAKE):
+        src, dst, _, *starts = payload
+        whole, part = (views[i] for i in ((dst, src) if opcode == programs.UPDATE else (src, dst)))
+        places = []
+        for start, most, size in zip(starts, np.subtract(whole.shape, part.shape), part.shape, strict=True):
+            first = 0 if start < 0 else min(max(int(views[start].reshape(())), 0), most)
+            places.append(slice(first, first + size))
+        if opcode == programs.UPDATE:
+            whole[tuple(places)] = part.copy()
+        else:
+            part[...] = whole[tuple(places)].copy()
     elif opcode == programs.REDUCE:
         src, dst, kind = payload
         views[dst][...] = programs.reduced(list(programs.REDUCTIONS)[kind], views[src], views[dst].shape)

@@ -8,10 +8,9 @@ import numpy as np
 
 from jaxq8.native import calls
 
-MAGIC, VERSION = 0x6A61787138, 2
+MAGIC, VERSION = 0x6A61787138, 3
 DTYPES = [np.uint8, np.int8, np.int32, np.float32]
-CONTRACT, ELEMENTWISE, COPY, FILL, MAXPOOL, SUMPOOL, REDUCE, PRODUCT = range(1, 9)
-LOOP = 16
+CONTRACT, ELEMENTWISE, COPY, FILL, MAXPOOL, SUMPOOL, REDUCE, PRODUCT, UPDATE, TAKE, LOOP = range(1, 12)
 OPERATIONS = [
     "load", "const", "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "logistic", "tanh", "erf", "sqrt",
     "rsqrt", "store", "encode", "nan_if", "load_int", "store_int", "const_int", "select", "eq", "ne", "lt", "le", "gt", "ge",
@@ -52,10 +51,16 @@ def dense(dims):
 class Program:
     """Collects tensors and steps; `words` are those of the format."""
 
-    def __init__(self, *args, results=()):
+    def __init__(self, *args, results=(), aliases=()):
         self.args, self.results = list(args), list(results)
+        self.aliases = list(aliases)  # (argument, result that begins with it)
         self.tensors, self.steps, self.arena = [], [], 0
-        self.ids = [self.tensor(a.dtype, i, a.shape) for i, a in enumerate([*args, *self.results])]
+        begun = [argument for argument, _ in self.aliases]
+        # An argument that a result begins with has no tensor: its number is NONE.
+        self.ids = [
+            -1 if i in begun else self.tensor(a.dtype, i, a.shape)
+            for i, a in enumerate([*args, *self.results])
+        ]
 
     def tensor(self, dtype, place, dims, offset=0, strides=None):
         dims = [int(d) for d in dims]
@@ -99,9 +104,13 @@ class Program:
         made = [word for entry in outputs for word in entry]
         self.step(LOOP, length, reverse, len(inputs), *flat, len(outputs), *made, *body.words())
 
+    def placed(self, opcode, src, dst, starts):
+        self.step(opcode, src, dst, len(starts), *starts)
+
     def words(self):
-        head = [MAGIC, VERSION, len(self.args), len(self.results), self.arena, len(self.tensors)]
-        parts = [head, *self.tensors, [len(self.steps)], *self.steps]
+        head = [MAGIC, VERSION, len(self.args), len(self.results), self.arena, len(self.aliases)]
+        head += [number for pair in self.aliases for number in pair]
+        parts = [[*head, len(self.tensors)], *self.tensors, [len(self.steps)], *self.steps]
         return np.array([word for part in parts for word in part], np.int64)
 
 
@@ -207,9 +216,9 @@ def packed(w, layout, groups=1, matrix=False):
 
 def run(program, args=None):
     """The results of a program in jax.jit."""
-    words = program.words()
+    words, aliases = program.words(), dict(program.aliases)
     shapes = [jax.ShapeDtypeStruct(r.shape, r.dtype) for r in program.results]
-    out = jax.jit(lambda *a: calls.call(words, a, shapes))(*(program.args if args is None else args))
+    out = jax.jit(lambda *a: calls.call(words, a, shapes, aliases))(*(program.args if args is None else args))
     return [np.asarray(o) for o in out]
 
 

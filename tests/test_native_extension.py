@@ -279,6 +279,10 @@ def product(program, a, b, dst, dtype=np.int8):
     program.step(programs.PRODUCT, *ids)
 
 
+def corner(program, dtype=np.uint8):
+    return program.in_arena(dtype, (1, 1, 1, 1))
+
+
 def code(program, *instructions):
     program.elementwise((1, 3, 3, 16), [], [4], instructions)
 
@@ -307,8 +311,14 @@ def test_truncated_programs_are_errors():
         (lambda p: p.tensor(np.uint8, -1, (65,), p.arena - 64), "tensor 12: it reaches beyond the arena"),
         (lambda p: p.tensor(np.uint8, -1, (2**31, 2**31), 0, (0, 0)), "tensor 12: it has too many elements"),
         (lambda p: p.tensor(np.int32, 0, (2,), 0), "dtype differs"),
-        (lambda p: p.step(15), "there is no step 15"),
-        (lambda p: p.step(17), "opcode is 17"),
+        (lambda p: p.step(12), "opcode is 12"),
+        (lambda p: p.placed(programs.UPDATE, 0, 4, [-1] * 3), "not a start for each axis"),
+        (lambda p: p.placed(programs.UPDATE, 0, 4, [-1] * 4), "the part is longer than the whole"),
+        (lambda p: p.placed(programs.TAKE, 4, 0, [-1] * 4), "it writes to an argument"),
+        (lambda p: p.placed(programs.UPDATE, 4, 4, [-1] * 4), "dst lies over src"),
+        (lambda p: p.placed(programs.UPDATE, corner(p), 4, [2, -1, -1, -1]), "a start is not one int32"),
+        (lambda p: p.placed(programs.UPDATE, corner(p), 4, [-2, -1, -1, -1]), "start is -2"),
+        (lambda p: p.placed(programs.UPDATE, corner(p, np.int8), 4, [-1] * 4), "differ in dtype or rank"),
         (lambda p: p.step(programs.REDUCE, 4, 5, 4), "kind is 4"),
         (lambda p: p.reduce("sum", 4, 5), "neither size 1 nor src's size"),
         (lambda p: p.reduce("sum", 4, p.in_arena(np.uint8, (1, 3, 1, 16))), "sums of integers are not int32"),
@@ -349,6 +359,29 @@ def test_what_is_wrong_is_said(change, message):
         calls.implementations(program.words())
     with pytest.raises(Exception, match="INVALID_ARGUMENT: region program"):
         run(program)
+
+
+def test_aliases_are_checked():
+    program = small()
+    for aliases, message in (
+        ([(0, 0)], "tensor 0: it lies in an argument that a result begins with"),
+        ([(4, 0)], "an alias's argument is 4"),
+        ([(0, 1)], "an alias's result is 1"),
+        ([(0, 0), (1, 0)], "n_aliases is 2"),
+    ):
+        program.aliases = aliases
+        with pytest.raises(NativeError, match=message):
+            calls.implementations(program.words())
+    twice = Program(
+        *[np.zeros(4, np.uint8)] * 2, results=[np.zeros(4, np.uint8)] * 2, aliases=[(0, 0), (1, 1)]
+    )
+    assert calls.implementations(twice.words()) == []
+    twice.aliases = [(0, 0), (0, 1)]
+    with pytest.raises(NativeError, match="two aliases have the same argument or result"):
+        calls.implementations(twice.words())
+    unlike = Program(np.zeros(8, np.uint8), results=[np.zeros(8, np.int32)], aliases=[(0, 0)])
+    with pytest.raises(Exception, match="argument 0 is unlike result 0, which begins with it"):
+        calls.call(unlike.words(), unlike.args, [jax.ShapeDtypeStruct((8,), np.int32)])
 
 
 def test_other_buffers_than_the_program_s():

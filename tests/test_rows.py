@@ -107,7 +107,7 @@ def test_large_batched_products_are_the_same_numbers():
         assert float_forms.batched_pays(params, p, v, exact.shape)
         assert not float_forms.batched_pays(params, p[:1], v[:1], exact[:1].shape)
         assert not float_forms.batched_pays(params, p.astype(jnp.bfloat16), v, exact.shape)
-        found = jax.jit(lambda p, v: float_forms.batched_dot(params, p, v))(p, v)
+        found = jax.jit(lambda p, v: float_forms.batched_dot(p, v, **params))(p, v)
         np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6)  # another order of 128 terms at most
 
 

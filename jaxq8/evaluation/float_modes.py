@@ -45,7 +45,7 @@ def better_float(ctx: Context, operands: Sequence[Value]) -> Array | None:
     x, w = (to_real(v) for v in operands)
     if ctx.eqn.primitive is primitives.dot_general_p:
         pays = float_forms.batched_pays(params, x, w, ctx.eqn.outvars[0].aval.shape)
-        return Array(float_forms.batched_dot(params, x, w)) if pays else None
+        return Array(float_forms.batched_dot(x, w, **params)) if pays else None
     is_plain = params["batch_group_count"] == 1 and x.dtype == w.dtype == jnp.float32
     if not is_plain or params["feature_group_count"] == 1:
         return None

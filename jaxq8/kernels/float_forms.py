@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -13,6 +14,7 @@ from jaxq8.kernels import conv
 from jaxq8.kernels.forms import ConvForm
 from jaxq8.kernels.reference import plain
 from jaxq8.numerics.sizes import certainly_less
+from jaxq8.operations import operation
 
 
 def pays(form: ConvForm) -> bool:
@@ -47,8 +49,15 @@ def _is_large(operand: Any, result: tuple[int, ...]) -> bool:
     return not certainly_less(size, LARGE_BATCHED) and not certainly_less(size, math.prod(result) + 1)
 
 
-def batched_dot(params: Mapping[str, Any], x: Any, y: Any) -> Any:
+def _product(x: Any, y: Any, **params: Any) -> Any:
+    return jax.eval_shape(lambda x, y: lax.dot_general(x, y, **params), x, y)
+
+
+@operation(_product)
+def batched_dot(x: Any, y: Any, **params: Any) -> Any:
     """A batched float32 product with its smaller operand halved and its result doubled: exact except for subnormal numbers.
+
+    Its parameters are those of `jax.lax.dot_general`. A region reads it as that.
 
     XLA:CPU compiles a softmax and the product that reads it into one call. The call runs several times faster if the product
     is not its last operation.

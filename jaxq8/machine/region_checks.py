@@ -27,10 +27,13 @@ from jaxq8.regions.steps import (
     NONE,
     STORE,
     Contract,
+    Copy,
     Elementwise,
     Pool,
     Product,
     Reduce,
+    Take,
+    Update,
 )
 from jaxq8.regions.weights import problem_of
 
@@ -191,9 +194,23 @@ def _attention() -> _Net:
     return net
 
 
+def _updated() -> _Net:
+    """A cache that takes in what a contraction made, at a place beyond its end, and a part of it."""
+    net = _Net()
+    sums, cache = net.builder.temporary((2, 1, 32), np.int32), net.given(np.zeros((2, 8, 32), np.int32))
+    net.contract(net.data(2, 16), net.builder.reshaped(sums, (2, 32)))
+    changed, part = net.builder.result((2, 8, 32), np.int32), net.builder.result((2, 3, 32), np.int32)
+    late, early = net.given(np.full(1, 9, np.int32)), net.given(np.full(1, 5, np.int32))
+    net.builder.steps += [
+        Copy(cache, changed), Update(sums, changed, (NONE, late, NONE)), Take(changed, part, (NONE, early, NONE))
+    ]  # fmt: skip
+    return net
+
+
 _NETS: dict[str, Callable[[], _Net]] = {
     "two convolutions": _convolutions, "depthwise 3x3": _depthwise, "products": _products, "residual sum": _residual,
     "join": _join, "pooling": _pools, "measured range": _measured, "attention": _attention,
+    "cache": _updated,
 }  # fmt: skip
 CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     case: lambda make=make: make().results()  # type: ignore[misc]

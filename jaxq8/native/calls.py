@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.ffi
@@ -17,14 +17,17 @@ _TARGET = "jaxq8_region"
 
 
 def call(
-    words: np.ndarray, args: Sequence[jax.Array], results: Sequence[jax.ShapeDtypeStruct]
-) -> list[jax.Array]:
+    words: np.ndarray, args: Sequence[jax.Array], results: Sequence[jax.ShapeDtypeStruct],
+    aliases: Mapping[int, int] | None = None,
+) -> list[jax.Array]:  # fmt: skip
     """Runs a region program on arrays, in `jax.jit` or outside; mapped over a batch by `jax.vmap`, it runs for each example.
 
     Args:
       words: The program, an int64 vector.
       args: The arrays of its arguments, in order.
       results: Shapes and dtypes of its results, in order.
+      aliases: For each argument that a result begins with the number of this result, as in the program. XLA then gives both
+        the same memory, and copies the argument only where somebody else reads it later. Without it the call copies.
 
     Returns:
       The results.
@@ -33,7 +36,8 @@ def call(
       NativeError: If there are no native regions here. What is wrong with a program is an error when it is compiled.
     """
     _register()
-    run = jax.ffi.ffi_call(_TARGET, list(results), vmap_method="sequential")
+    shared = dict(aliases or {})
+    run = jax.ffi.ffi_call(_TARGET, list(results), vmap_method="sequential", input_output_aliases=shared)
     return list(run(*args, program=_words(words)))
 
 

@@ -53,7 +53,9 @@ def is_arithmetic(eqn: Any) -> bool:
         return False
     made, reads = kind(eqn.outvars[0]), [kind(v) for v in eqn.invars]
     if p is CONVERT:
-        return reads[0] != "" and (made in ("float", "int") or made == reads[0])
+        return reads[0] != "" and (
+            made in ("float", "int") or made == reads[0] or (reads[0], made) == ("float", "codes")
+        )
     if p is BROADCAST:
         return len(reads) == 1 and made in ("float", "int", "bool")
     if p in COPIES:
@@ -134,7 +136,14 @@ def _nan_if(eqn: Any, operands: Sequence[Tree]) -> Tree:
 
 
 def _converted(eqn: Any, operands: Sequence[Tree]) -> Tree:
-    return as_int(operands[0]) if kind(eqn.outvars[0]) == "int" else as_float(operands[0])
+    made = kind(eqn.outvars[0])
+    if made == "int":
+        return as_int(operands[0])
+    if made == "codes" and kind(eqn.invars[0]) == "float":
+        # Truncated and saturated as XLA does it; NaN becomes 0.
+        info = jnp.iinfo(eqn.outvars[0].aval.dtype)
+        return clipped(as_float(as_int(operands[0])), info.min, info.max)
+    return as_float(operands[0])
 
 
 def _broadcast(eqn: Any, operands: Sequence[Tree]) -> Tree:

@@ -8,7 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxq8.regions.program import ARENA, Program, Tensor
-from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Loop, Pool, Product, Reduce, Step
+from jaxq8.regions.steps import (
+    NONE,
+    Contract,
+    Copy,
+    Elementwise,
+    Fill,
+    Loop,
+    Pool,
+    Product,
+    Reduce,
+    Step,
+    Take,
+    Update,
+)
 
 
 class _CannotError(Exception):
@@ -38,6 +51,8 @@ class _Folding:
     def __init__(self, program: Program, size: int, batched: Sequence[bool]) -> None:
         self.before, self.size = program, size
         self.buffers = {("arg", i) for i, flag in enumerate(batched) if flag}
+        count = len(program.args)
+        self.buffers |= {("arg", count + result) for argument, result in program.aliases if batched[argument]}
         changed = True
         while changed:
             count = len(self.buffers)
@@ -56,6 +71,9 @@ class _Folding:
 
     def program(self) -> Program:
         before = self.before
+        for argument, result in before.aliases:
+            if (("arg", len(before.args) + result) in self.buffers) != (("arg", argument) in self.buffers):
+                raise _CannotError  # each batch writes into what is the same for all
         tensors = tuple(self._tensor(i, t) for i, t in enumerate(before.tensors))
         steps = tuple(map(self._step, before.steps))
         places = range(len(before.args) + len(before.results))
@@ -65,9 +83,8 @@ class _Folding:
         ]
         count = len(before.args)
         buffers = tuple((start * self.size, nbytes * self.size) for start, nbytes in before.buffers)
-        return Program(
-            tuple(longer[:count]), tuple(longer[count:]), tensors, steps, before.arena * self.size, buffers
-        )
+        args, results = tuple(longer[:count]), tuple(longer[count:])
+        return Program(args, results, tensors, steps, before.arena * self.size, buffers, before.aliases)
 
     def _longer(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not shape:
@@ -107,12 +124,18 @@ class _Folding:
             self.before.tensors[t].shape[:1] != self.before.tensors[step.src].shape[:1] for t in step.writes
         ):
             raise _CannotError  # it reduces the first axis
+        if isinstance(step, Update | Take) and not self._keeps_first(step):
+            raise _CannotError  # it moves along the first axis
         same, longer = _operands(step, len(self.before.tensors[step.writes[0]].shape))
         if any(t != NONE and self.is_batched(t) for t in same):
             raise _CannotError
         if any(t != NONE and not self.is_batched(t) for t in longer):
             raise _CannotError
         return step
+
+    def _keeps_first(self, step: Update | Take) -> bool:
+        src, dst = (self.before.tensors[t].shape for t in (step.src, step.dst))
+        return step.starts[:1] == (NONE,) and src[0] == dst[0]
 
     def _elementwise(self, step: Elementwise) -> Elementwise:
         for number in step.inputs:
@@ -124,13 +147,17 @@ class _Folding:
 
 
 def _operands(
-    step: Contract | Copy | Fill | Pool | Reduce | Product, rank: int
+    step: Contract | Copy | Fill | Pool | Reduce | Product | Update | Take, rank: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The tensors that must be the same for all batches, and those that must be longer where the result, of this rank, is."""
     if isinstance(step, Product):
         return ((step.b,), (step.a,)) if rank == 2 else ((), (step.a, step.b))
     if isinstance(step, Contract):
         return (step.weights, step.mult, step.offset, step.rescale, step.shift), (step.src, step.residual)
+    if isinstance(step, Update):
+        return step.starts, (step.src, step.dst)
+    if isinstance(step, Take):
+        return step.starts, (step.src,)
     if isinstance(step, Pool):
         return (step.border,), (step.src,)
     return ((step.value,), ()) if isinstance(step, Fill) else ((), (step.src,))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxq8.regions.program import ARENA, Program, Tensor, dense
-from jaxq8.regions.steps import NONE, Contract, Step
+from jaxq8.regions.steps import NONE, Contract, Copy, Step
 
 ALIGNMENT = 64
 
@@ -69,6 +69,7 @@ class Builder:
         self._results: list[tuple[tuple[int, ...], str]] = []
         self._buffers: list[_Buffer] = []
         self._views: list[_View] = []
+        self._aliases: list[tuple[int, int]] = []
 
     def argument(
         self, shape: Sequence[int], dtype: Any, compute: Callable[[Any], Any], variables: Sequence[Any] = (),
@@ -158,6 +159,7 @@ class Builder:
 
     def build(self) -> Program:
         """The program, with all temporary tensors in one arena."""
+        self._leave_out_copies()
         self._take_over()
         offsets, arena = self._placed()
         numbers = {buffer: number for number, buffer in enumerate(offsets)}
@@ -172,7 +174,8 @@ class Builder:
             tensors.append(Tensor(view.dtype, view.shape, place, offset, view.strides, number))
         buffers = tuple((start, self._buffers[buffer].nbytes) for buffer, start in offsets.items())
         args, results = tuple(self._args), tuple(self._results)
-        return Program(args, results, tuple(tensors), tuple(self.steps), arena, buffers)
+        aliases = tuple(sorted(self._aliases))
+        return Program(args, results, tuple(tensors), tuple(self.steps), arena, buffers, aliases)
 
     def _root(self, buffer: int) -> int:
         while self._buffers[buffer].same != buffer:
@@ -188,6 +191,44 @@ class Builder:
                 if self._buffers[buffer].place == ARENA:
                     lives[buffer] = (lives.get(buffer, (index, index))[0], index)
         return lives
+
+    def _leave_out_copies(self) -> None:
+        """Leaves out copies of whole buffers that nobody uses afterwards: the copy lies where the original lay.
+
+        So updates of a cache are made in place. Where the original is an argument and the copy ends as a result, the two
+        become one buffer, and whoever calls the program decides whether the argument has to be copied for that.
+        """
+        for index in reversed(range(len(self.steps))):
+            step = self.steps[index]
+            if isinstance(step, Copy) and self._merged(step, index):
+                del self.steps[index]
+
+    def _merged(self, step: Copy, index: int) -> bool:
+        """Makes one buffer of what a copy reads and what it writes, if nobody can tell; returns whether it did."""
+        old, new = self._views[step.src], self._views[step.dst]
+        source, target = self._root(old.buffer), self._root(new.buffer)
+        whole = all(self.is_dense(t) and self._is_whole(t) for t in (step.src, step.dst))
+        before, after = self._buffers[source].place, self._buffers[target].place
+        if source == target or not whole or old.dtype != new.dtype or before < ARENA or after > ARENA:
+            return False
+        uses = [(i, buffer) for i, other in enumerate(self.steps) for buffer in self._used(other)]
+        if any(i > index for i, buffer in uses if buffer == source):
+            return False
+        if any(i < index for i, buffer in uses if buffer == target):
+            return False
+        if before > ARENA:
+            if after == ARENA:
+                return False
+            argument, result = before, -2 - after
+            taken = any(argument == a or result == r for a, r in self._aliases)
+            if taken or self._args[argument] != self._results[result]:
+                return False
+            self._aliases.append((argument, result))
+        self._buffers[source].same = target
+        return True
+
+    def _used(self, step: Step) -> set[int]:
+        return {self._root(self._views[t].buffer) for t in (*step.reads, *step.writes)}
 
     def _take_over(self) -> None:
         """Lets a contraction write over a residual that nobody reads after it, so that the sum is made in place."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxq8._compat import Literal, primitives
 from jaxq8.analysis.inner_functions import JIT, SCAN
 from jaxq8.kernels.epilogue import nan_among, real_numbers
+from jaxq8.kernels.float_forms import batched_dot
 from jaxq8.kernels.pooling import max_pool, sum_pool, total
 from jaxq8.kernels.registry import contraction
 from jaxq8.regions.arithmetic import COPIES, ENCODINGS, is_arithmetic, kind
@@ -34,7 +35,9 @@ REDUCTIONS = {
     primitives.reduce_min_p: "min",
     nan_among.primitive: "nan",
 }
-DOT = primitives.dot_general_p
+DOTS = {primitives.dot_general_p, batched_dot.primitive}
+# What reads or writes a part of an array at a place that is found in the run, and how many operands come before its starts.
+PLACED = {primitives.dynamic_slice_p: 1, primitives.dynamic_update_slice_p: 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +226,10 @@ def _is_candidate(eqn: Any, born: bool, is_native: bool) -> bool:
         return False
     if p in POOLS:
         return _is_plain_pool(eqn)
-    if p is DOT:
+    if p in DOTS:
         return is_product(eqn)
+    if p in PLACED:
+        return _is_placed(eqn)
     if p in VIEWS or is_stored(eqn):
         return True
     if p in MOVES:
@@ -235,11 +240,19 @@ def _is_candidate(eqn: Any, born: bool, is_native: bool) -> bool:
 
 
 def is_product(eqn: Any) -> bool:
-    """Whether a `dot_general` is one product of float32 matrices for each place of some axes."""
+    """Whether a product of data is one product of float32 matrices for each place of some axes."""
     if any(v.aval.dtype != jnp.float32 for v in (*eqn.invars, *eqn.outvars)):
         return False
     (first, second), _ = eqn.params["dimension_numbers"]
     return len(first) == len(second) == 1 and max(len(v.aval.shape) for v in eqn.invars) <= 6
+
+
+def _is_placed(eqn: Any) -> bool:
+    """Whether a part of numbers or codes is read or written at a place that int32 numbers tell, one for each axis."""
+    starts = eqn.invars[PLACED[eqn.primitive] :]
+    if kind(eqn.outvars[0]) not in ("float", "int", "codes") or len(starts) != len(eqn.outvars[0].aval.shape):
+        return False
+    return all(isinstance(v, Literal) or v.aval.dtype == jnp.int32 for v in starts)
 
 
 def _is_plain_reduction(eqn: Any) -> bool:
@@ -299,7 +312,9 @@ def _without_tails(group: Sequence[int], eqns: Sequence[Any], readers: Sequence[
     The numbers of a contraction stay, because its own step makes them.
     """
     kept = set(group)
-    work = {*POOLS, *REDUCTIONS, DOT, SCAN, contraction.primitive, *ENCODINGS, real_numbers.primitive}
+    work = {
+        *POOLS, *REDUCTIONS, *PLACED, *DOTS, SCAN, contraction.primitive, *ENCODINGS, real_numbers.primitive,
+    }  # fmt: skip
     for index in reversed(group):
         if eqns[index].primitive not in work and not any(r in kept for r in readers[index]):
             kept.discard(index)

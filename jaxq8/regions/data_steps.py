@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ from jaxq8._compat import primitives
 from jaxq8.kernels.pooling import max_pool, total
 from jaxq8.regions.arithmetic import is_arithmetic
 from jaxq8.regions.builder import Builder
-from jaxq8.regions.candidates import DOT, POOLS, REDUCTIONS
+from jaxq8.regions.candidates import DOTS, PLACED, POOLS, REDUCTIONS
 from jaxq8.regions.graph import Graph
 from jaxq8.regions.places import Places
-from jaxq8.regions.steps import NONE, Copy, Fill, Pool, Product, Reduce
+from jaxq8.regions.steps import NONE, Copy, Fill, Pool, Product, Reduce, Take, Update
 
 
 class DataSteps:
@@ -31,8 +32,10 @@ class DataSteps:
             self._pool(eqn, out)
         elif p in REDUCTIONS:
             self._reduce(eqn, out)
-        elif p is DOT:
+        elif p in DOTS:
             self._product(eqn, out)
+        elif p in PLACED:
+            self._placed(eqn, out)
         elif p is primitives.concatenate_p:
             self._concatenate(eqn, out)
         elif p is primitives.transpose_p:
@@ -51,6 +54,32 @@ class DataSteps:
                 self.places.add(Copy(source, part))
         assert home == self.places.tensors[out]
 
+    def _placed(self, eqn: Any, out: Any) -> None:
+        """A part that is read or written at a place that is found in the run."""
+        operands, starts = eqn.invars[: PLACED[eqn.primitive]], eqn.invars[PLACED[eqn.primitive] :]
+        tensors = [self.places.tensor(v) for v in operands]
+        if len(operands) == 1:
+            source, found = self._begun(tensors[0], out.aval.shape, starts)
+            self.places.add(Take(source, self.places.home(out), found))
+            return
+        # A copy that is updated; `Builder` leaves the copy out where nobody reads the original afterwards.
+        home = self.places.own_home(out)
+        self.places.add(Copy(tensors[0], home))
+        target, found = self._begun(home, operands[1].aval.shape, starts)
+        self.places.add(Update(tensors[1], target, found))
+
+    def _begun(self, tensor: int, sizes: Sequence[int], starts: Sequence[Any]) -> tuple[int, tuple[int, ...]]:
+        """A tensor cut along axes where it is known where a part of these sizes begins, and the starts along all axes."""
+        shape, found, known = list(self.builder.shape(tensor)), [], []
+        for axis, atom in enumerate(starts):
+            most = shape[axis] - sizes[axis]
+            number = 0 if most == 0 else self.graph.number(atom)
+            known.append(0 if number is None else min(max(number, 0), most))
+            found.append(self.places.one_number(atom) if number is None else NONE)
+            if number is not None:
+                shape[axis] = sizes[axis]
+        return self.builder.cut(tensor, known, shape), tuple(found)
+
     def _pad(self, eqn: Any, out: Any) -> None:
         home = self.places.home(out)
         self.places.add(Fill(home, self.places.one_number(eqn.invars[1])))
@@ -61,7 +90,7 @@ class DataSteps:
     def _transpose(self, eqn: Any, out: Any) -> None:
         """A transposition: its operand may lie in its place already, and many steps read strided memory as it is."""
         readers = [self.graph.eqns[r] for r in self.graph.readers.get(out, ())]
-        as_it_is = all(r.primitive in REDUCTIONS or r.primitive is DOT or is_arithmetic(r) for r in readers)
+        as_it_is = all(r.primitive in {*REDUCTIONS, *DOTS} or is_arithmetic(r) for r in readers)
         if out in self.places.tensors or out in self.graph.wanted or not as_it_is:
             source = self.builder.transposed(self.places.tensor(eqn.invars[0]), eqn.params["permutation"])
             home = self.places.home(out)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxq8._compat import Literal
 from jaxq8.analysis.inner_functions import SCAN
 from jaxq8.kernels.epilogue import numbers_of_codes
@@ -66,6 +68,14 @@ class Graph:
         if isinstance(atom, Literal) or atom not in self.position:
             return None
         return self.eqns[self.position[atom]]
+
+    def number(self, atom: Any) -> int | None:
+        """A whole number that is known before the run; None for all others."""
+        value = atom.val if isinstance(atom, Literal) else self.consts.get(atom)
+        if not isinstance(value, int | np.ndarray | np.generic):
+            return None
+        found = np.asarray(value)
+        return int(found.reshape(())) if found.size == 1 and found.dtype.kind in "iu" else None
 
     def only_reader(self, variable: Any) -> int | None:
         """The one member that reads a variable; None if there are others, or if the variable leaves the group."""

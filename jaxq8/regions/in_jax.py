@@ -18,7 +18,19 @@ from jaxq8.kernels.forms import ConvForm, DotForm, Form
 from jaxq8.kernels.reference import plain
 from jaxq8.regions import steps as s
 from jaxq8.regions.program import ARENA, Program, Tensor
-from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Loop, Pool, Product, Reduce
+from jaxq8.regions.steps import (
+    NONE,
+    Contract,
+    Copy,
+    Elementwise,
+    Fill,
+    Loop,
+    Pool,
+    Product,
+    Reduce,
+    Take,
+    Update,
+)
 
 Unpack = Callable[[Contract, Any], Any]
 
@@ -41,6 +53,8 @@ class Execution:
         self.program, self.unpack = program, unpack
         made = [jnp.zeros((math.prod(shape),), dtype) for shape, dtype in program.results]
         self.buffers: list[Any] = [*(jnp.reshape(a, -1) for a in arrays), *made]
+        for argument, result in program.aliases:
+            self.buffers[len(program.args) + result] = self.buffers[argument]
         self.arena = jnp.zeros((program.arena,), jnp.uint8)
 
     def results(self) -> list[Any]:
@@ -100,8 +114,17 @@ class Execution:
             self._product(step)
         elif isinstance(step, Loop):
             self._loop(step)
+        elif isinstance(step, Update):
+            whole = lax.dynamic_update_slice(self.read(step.dst), self.read(step.src), self._starts(step))
+            self.write(step.dst, whole)
+        elif isinstance(step, Take):
+            sizes = self.program.tensors[step.dst].shape
+            self.write(step.dst, lax.dynamic_slice(self.read(step.src), self._starts(step), sizes))
         else:
             self._pool(step)
+
+    def _starts(self, step: Update | Take) -> list[Any]:
+        return [jnp.int32(0) if t == NONE else self.read(t).reshape(()) for t in step.starts]
 
     def _contract(self, step: Contract) -> None:
         src, weights = self.program.tensors[step.src], self.read(step.weights)

@@ -30,7 +30,7 @@ def _function(program: Program) -> Any:
 
     @custom_vmap
     def run(*arrays: Any) -> Any:
-        return tuple(calls.call(words, arrays, shapes))
+        return tuple(calls.call(words, arrays, shapes, dict(program.aliases)))
 
     @run.def_vmap
     def batched(size: int, in_batched: Sequence[bool], *arrays: Any) -> Any:

@@ -36,6 +36,7 @@ class Places:
         self.results: list[Any] = []
         self.whole: dict[int, int] = {}
         self._constants: dict[bytes, int] = {}
+        self._numbers: dict[Any, int] = {}
 
     def add(self, step: Any) -> None:
         """Adds a step to the program."""
@@ -90,10 +91,12 @@ class Places:
         if isinstance(atom, Literal):
             value = np.asarray(atom.val, np.int32).reshape(1)
             return self.builder.argument((1,), np.int32, lambda read: value)
-        return self.builder.argument(
-            (1,), np.int32, lambda read: jnp.reshape(read(atom), (1,)).astype(jnp.int32), [atom],
-            atom if atom.aval.dtype == np.int32 else None,
-        )  # fmt: skip
+        if atom not in self._numbers:
+            self._numbers[atom] = self.builder.argument(
+                (1,), np.int32, lambda read: jnp.reshape(read(atom), (1,)).astype(jnp.int32), [atom],
+                atom if atom.aval.dtype == np.int32 else None,
+            )  # fmt: skip
+        return self._numbers[atom]
 
     def constant(self, known: ex.Known, shape: Shape) -> int:
         """An argument that holds known numbers."""
@@ -108,15 +111,21 @@ class Places:
         """Where a step writes a variable: a result, a place inside of its only reader's input or join, or new memory."""
         if variable in self.tensors:
             return self.tensors[variable]
-        aval = variable.aval
-        if variable in self.graph.wanted:
-            self.results.append(variable)
-            home = self.builder.result(aval.shape, stored_dtype(aval.dtype))
-        else:
-            inner = self._home_in_reader(variable)
-            home = self.builder.temporary(aval.shape, stored_dtype(aval.dtype)) if inner is None else inner
-        self.tensors[variable] = home
-        return home
+        inner = None if variable in self.graph.wanted else self._home_in_reader(variable)
+        if inner is None:
+            return self.own_home(variable)
+        self.tensors[variable] = inner
+        return inner
+
+    def own_home(self, variable: Any) -> int:
+        """A result if others read the variable, else new memory of its own."""
+        shape, dtype = variable.aval.shape, stored_dtype(variable.aval.dtype)
+        if variable not in self.tensors:
+            wanted = variable in self.graph.wanted
+            if wanted:
+                self.results.append(variable)
+            self.tensors[variable] = (self.builder.result if wanted else self.builder.temporary)(shape, dtype)
+        return self.tensors[variable]
 
     def _home_in_reader(self, variable: Any) -> int | None:
         index = self.graph.only_reader(variable)

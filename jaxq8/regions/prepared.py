@@ -17,6 +17,7 @@ from jaxq8.regions.candidates import POOLS, has_step, is_held
 from jaxq8.regions.equations import Equation, Flat
 from jaxq8.regions.joined_weights import with_joined_weights
 from jaxq8.regions.scans import Scan, sunk
+from jaxq8.regions.tables import looked_up
 from jaxq8.regions.weights import Origin, Weight, weight_origin, why_not
 
 MOST_TIMES = 1 << 20  # of a loop, as in the extension
@@ -78,15 +79,16 @@ def prepared(program: Flat) -> Prepared:
     makers = {v: eqn for eqn in equations for v in eqn.outvars}
     renamed = _sums(equations, makers)
     results = tuple(v if isinstance(v, Literal) else renamed.get(v, v) for v in program.results)
-    eqns = alive([eqn.reading(renamed) for eqn in equations], results)
-    makers = {v: eqn for eqn in eqns for v in eqn.outvars}
+    read = [eqn.reading(renamed) for eqn in equations]
+    makers = {v: eqn for eqn in read for v in eqn.outvars}
+    eqns = alive([looked_up(eqn, makers) for eqn in read], results)
     loops = {}
     for i, eqn in enumerate(eqns):
         loop = _loop(eqn, makers) if isinstance(eqn, Scan) else None
         if loop is not None:
             loops[i], eqns[i] = loop, loop.scan
     weights = {i: w for i, eqn in enumerate(eqns) if (w := _weight(eqn, makers)) is not None}
-    makers = {v: eqn for eqn in eqns for v in eqn.outvars}
+    makers |= {v: eqn for eqn in eqns for v in eqn.outvars}
     return Prepared(tuple(eqns), program.consts, results, makers, weights, loops)
 
 

@@ -18,7 +18,7 @@ from jaxq8.regions.steps import NONE, Contract, Loop, Pool, Step
 
 DTYPES = ("uint8", "int8", "int32", "float32")
 ARENA = -1
-MAGIC, VERSION = 0x6A61787138, 2
+MAGIC, VERSION = 0x6A61787138, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +80,11 @@ class Program:
       steps: What is done, in this order.
       arena: Bytes of temporary memory.
       buffers: Where each temporary buffer begins in the arena, and its bytes. Buffers that live at different times may overlap.
+      aliases: (argument, result): the result begins with what the argument holds. Tensors lie in the result alone, so that
+        the two can be the same memory.
 
     Raises:
-      TensorError: A view leaves its buffer, or a step names a tensor that does not exist.
+      TensorError: A view leaves its buffer, a step names a tensor that does not exist, or an alias is of unlike buffers.
     """
 
     args: tuple[tuple[tuple[int, ...], str], ...]
@@ -91,12 +93,19 @@ class Program:
     steps: tuple[Step, ...]
     arena: int
     buffers: tuple[tuple[int, int], ...] = ()
+    aliases: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         buffers = [*self.args, *self.results]
+        self._check_aliases()
+        begun = {argument for argument, _ in self.aliases}
         for number, tensor in enumerate(self.tensors):
             if tensor.dtype not in DTYPES or not -1 <= tensor.place < len(buffers):
                 raise TensorError(f"tensor {number} of a region ({tensor}) has no buffer {tensor.place}")
+            if tensor.place in begun:
+                raise TensorError(
+                    f"tensor {number} of a region ({tensor}) lies in an argument that a result begins with"
+                )
             size = self.arena
             if tensor.place != ARENA:
                 shape, dtype = buffers[tensor.place]
@@ -125,6 +134,9 @@ class Program:
             h != NONE and (s or step.spares[h] == NONE) for h, s in zip(step.handed, step.sliced, strict=True)
         ):
             raise TensorError(f"a loop of a region has other tensors than its program: {step}")
+        again = [h for h in step.handed if h != NONE]
+        if len(set(again)) < len(again):
+            raise TensorError(f"a loop of a region hands a result on twice: {step}")
         entries = [step.length if s else 1 for s in step.sliced]
         entries += [step.length if spare == NONE else 1 for spare in step.spares]
         for number, (shape, dtype), count in zip(
@@ -142,6 +154,19 @@ class Program:
         made = step.writes
         if any(self._overlap(a, b) for i, a in enumerate(made) for b in (*made[:i], *step.inputs)):
             raise TensorError(f"a loop of a region writes over what it reads or writes: {step}")
+
+    def _check_aliases(self) -> None:
+        for which, count in enumerate((len(self.args), len(self.results))):
+            numbers = [pair[which] for pair in self.aliases]
+            if len(set(numbers)) < len(numbers) or any(not 0 <= n < count for n in numbers):
+                raise TensorError(
+                    f"the aliases of a region name a buffer that does not exist, or one twice: {self.aliases}"
+                )
+        for argument, result in self.aliases:
+            if self.args[argument] != self.results[result]:
+                raise TensorError(
+                    f"argument {argument} of a region is unlike result {result}, which begins with it"
+                )
 
     def _overlap(self, first: int, second: int) -> bool:
         """Whether two tensors lie in the same place of the same buffer."""
@@ -163,7 +188,9 @@ class Program:
 
     def words(self) -> np.ndarray:
         """The program as int64 numbers: what the native executor reads."""
-        words = [MAGIC, VERSION, len(self.args), len(self.results), self.arena, len(self.tensors)]
+        words = [MAGIC, VERSION, len(self.args), len(self.results), self.arena, len(self.aliases)]
+        words += [number for pair in self.aliases for number in pair]
+        words.append(len(self.tensors))
         for t in self.tensors:
             words += [DTYPES.index(t.dtype), t.place, t.offset, len(t.shape), *t.shape, *t.strides]
         words.append(len(self.steps))

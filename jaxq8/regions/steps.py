@@ -276,6 +276,53 @@ class Product(_OneResult):
 
 
 @dataclasses.dataclass(frozen=True)
+class Update(_OneResult):
+    """A tensor written into a larger one at a place that is found in the run; the rest of the larger one stays.
+
+    Attributes:
+      src: What is written.
+      dst: Where it is written: of the same rank, and along no axis shorter.
+      starts: For each axis of `dst` a tensor of one int32 number, the first index that is written; `NONE` for 0. As in
+        `jax.lax.dynamic_update_slice`, a start that would leave `dst` is moved to the nearest one that does not.
+    """
+
+    opcode: ClassVar[int] = 9
+    src: int
+    dst: int
+    starts: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.src, self.dst, *(t for t in self.starts if t != NONE))
+
+    def payload(self) -> list[int]:
+        return [self.src, self.dst, len(self.starts), *self.starts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Take(_OneResult):
+    """The part of a tensor that begins at a place that is found in the run.
+
+    Attributes:
+      src: What is read.
+      dst: The part: of the same rank, and along no axis longer.
+      starts: For each axis of `src` the first index that is read, as in `Update`.
+    """
+
+    opcode: ClassVar[int] = 10
+    src: int
+    dst: int
+    starts: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.src, *(t for t in self.starts if t != NONE))
+
+    def payload(self) -> list[int]:
+        return [self.src, self.dst, len(self.starts), *self.starts]
+
+
+@dataclasses.dataclass(frozen=True)
 class Loop:
     """A program that runs several times, one time after the other.
 
@@ -296,7 +343,7 @@ class Loop:
         which have an entry for each time.
     """
 
-    opcode: ClassVar[int] = 16
+    opcode: ClassVar[int] = 11
     body: Any = dataclasses.field(repr=False)
     length: int
     reverse: bool
@@ -321,7 +368,7 @@ class Loop:
         return [self.length, int(self.reverse), len(self.inputs), *given, len(self.outputs), *made, *words]
 
 
-Step = Contract | Elementwise | Copy | Fill | Pool | Reduce | Product | Loop
+Step = Contract | Elementwise | Copy | Fill | Pool | Reduce | Product | Update | Take | Loop
 
 
 def float_bits(number: float) -> int:

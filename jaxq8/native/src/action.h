@@ -43,7 +43,10 @@ class Action {
 using Actions = std::vector<std::unique_ptr<Action>>;
 
 std::unique_ptr<Action> MakeCopy(const Tensor& src, const Tensor& dst);
+std::unique_ptr<Action> MakePlaced(const Program& program, const Placed& step);
 std::unique_ptr<Action> MakeFill(const Program& program, const Fill& step);
+// vector_product.cc: nothing for products that it cannot do.
+std::unique_ptr<Action> MakeVectorProduct(const Tensor& a, const Tensor& b, const Tensor& dst);
 std::unique_ptr<Action> MakePool(const Program& program, const Pool& step);
 std::unique_ptr<Action> MakeElementwise(const Program& program, const Elementwise& step);
 

@@ -186,6 +186,7 @@ class Checker {
       Require(from < s.outputs.size() && s.spares[from] >= 0 && !s.sliced[i], "what is handed on is no result of that kind");
       const Tensor& handed = At(s.outputs[from]);
       Require(handed.dtype == t.dtype && handed.count() == t.count(), "what is handed on differs from the argument it goes to");
+      for (size_t j = 0; j < i; ++j) Require(s.handed[j] != s.handed[i], "a result is handed on twice");
     }
     std::vector<const Tensor*> written;
     for (size_t i = 0; i < s.outputs.size(); ++i) {
@@ -198,10 +199,31 @@ class Checker {
       Require(spare.dtype == t.dtype && spare.count() == t.count() && spare.dense(), "a spare differs from its result");
       written.push_back(&spare);
     }
+    for (const Alias& alias : body.aliases) {
+      const size_t argument = static_cast<size_t>(alias.argument), result = static_cast<size_t>(alias.result);
+      const Tensor &from = At(s.inputs[argument]), &to = At(s.outputs[result]);
+      const int64_t entries = s.sliced[argument] ? s.length : 1, made = s.spares[result] < 0 ? s.length : 1;
+      const Need& need = body.needs[s.inputs.size() + result];
+      Require(from.dtype == to.dtype && from.count() / entries == to.count() / made &&
+                  from.count() / entries * SizeOf(from.dtype) >= need.bytes,
+              "a result of the loop's program begins with an argument that is unlike it");
+    }
     for (size_t i = 0; i < written.size(); ++i) {
       for (size_t j = 0; j < i; ++j) Require(!written[i]->overlaps(*written[j]), "two results of the loop overlap");
       for (int id : s.inputs) Require(!written[i]->overlaps(At(id)), "the loop writes over what it reads");
     }
+  }
+
+  void operator()(const Placed& s) const {
+    const Tensor &src = At(s.src), &dst = Written(s.dst);
+    const Tensor &part = s.into ? src : dst, &whole = s.into ? dst : src;
+    Require(src.dtype == dst.dtype && src.rank == dst.rank, "src and dst differ in dtype or rank");
+    Require(static_cast<int>(s.starts.size()) == whole.rank, "there is not a start for each axis");
+    for (int i = 0; i < whole.rank; ++i) Require(part.dims[i] <= whole.dims[i], "the part is longer than the whole along an axis");
+    for (int id : s.starts) {
+      if (id >= 0) Require(At(id).dtype == Dtype::kS32 && At(id).count() == 1, "a start is not one int32");
+    }
+    Require(!dst.overlaps(src), "dst lies over src");
   }
 
  private:
@@ -238,7 +260,8 @@ void CheckStep(const Program& program, const Step& step) { std::visit(Checker(pr
 
 const char* NameOf(const Step& step) {
   if (const Pool* pool = std::get_if<Pool>(&step)) return pool->largest ? "MAXPOOL" : "SUMPOOL";
-  constexpr const char* names[] = {"CONTRACT", "ELEMENTWISE", "COPY", "FILL", "POOL", "REDUCE", "PRODUCT", "LOOP"};
+  if (const Placed* placed = std::get_if<Placed>(&step)) return placed->into ? "UPDATE" : "TAKE";
+  constexpr const char* names[] = {"CONTRACT", "ELEMENTWISE", "COPY", "FILL", "POOL", "REDUCE", "PRODUCT", "PLACED", "LOOP"};
   return names[step.index()];
 }
 

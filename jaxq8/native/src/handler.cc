@@ -1,4 +1,5 @@
 // What XLA calls: a region is instantiated with a compiled program and executed with its buffers. Nothing thrown leaves here.
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -75,6 +76,20 @@ uint8_t* Checked(const ffi::AnyBuffer& buffer, const Need& need, const char* kin
   return static_cast<uint8_t*>(buffer.untyped_data());
 }
 
+// What results that begin with an argument begin with. XLA gives most of them the argument's memory.
+void Begin(const Program& program, ffi::RemainingArgs& arguments, ffi::RemainingRets& results) {
+  for (const Alias& alias : program.aliases) {
+    const ffi::AnyBuffer argument = arguments.get<ffi::AnyBuffer>(static_cast<size_t>(alias.argument)).value();
+    const ffi::AnyBuffer result = *results.get<ffi::AnyBuffer>(static_cast<size_t>(alias.result)).value();
+    if (argument.element_type() != result.element_type() || argument.size_bytes() != result.size_bytes()) {
+      throw ProgramError("region program: argument " + std::to_string(alias.argument) + " is unlike result " +
+                         std::to_string(alias.result) + ", which begins with it");
+    }
+    if (argument.untyped_data() == result.untyped_data()) continue;
+    std::memcpy(result.untyped_data(), argument.untyped_data(), result.size_bytes());
+  }
+}
+
 ffi::Error Execute(RegionState* state, ffi::Span<const int64_t>, ffi::RemainingArgs arguments, ffi::RemainingRets results) {
   try {
     const Program& program = state->program;
@@ -91,6 +106,7 @@ ffi::Error Execute(RegionState* state, ffi::Span<const int64_t>, ffi::RemainingA
     for (size_t i = 0; i < n_results; ++i) {
       buffers[n_args + i] = Checked(*results.get<ffi::AnyBuffer>(i).value(), program.needs[n_args + i], "result", i);
     }
+    Begin(program, arguments, results);
     state->Current()->Run(buffers.data());
     return ffi::Error::Success();
   } catch (const std::exception& error) {

@@ -22,6 +22,11 @@ struct Reads {
   void operator()(const Reduce& s) { AddTo(ids, {s.src}); }
   void operator()(const Product& s) { AddTo(ids, {s.a, s.b}); }
   void operator()(const Loop& s) { ids = s.inputs; }
+  void operator()(const Placed& s) {
+    ids = {s.src};
+    if (s.into) ids.push_back(s.dst);  // what is not written over stays, as if it had been read
+    for (int id : s.starts) AddTo(ids, {id});
+  }
 };
 
 struct Writes {

@@ -1,5 +1,6 @@
 // LOOP: a region inside of a region. What is handed on changes places with a spare, so that nothing is copied.
 #include <algorithm>
+#include <cstring>
 
 #include "onednn.h"
 #include "region.h"
@@ -15,6 +16,13 @@ class LoopAction final : public Action {
     for (size_t i = 0; i < step.outputs.size(); ++i) {
       outputs_.push_back({at(step.outputs[i]), step.spares[i] < 0 ? step.length : 0});
       spares_.push_back(step.spares[i] < 0 ? Tensor{} : at(step.spares[i]));
+      changes_.push_back(step.spares[i] >= 0);
+    }
+    // What begins with what it is handed on to stays where it is.
+    for (const Alias& alias : step.body->aliases) {
+      const size_t argument = static_cast<size_t>(alias.argument), result = static_cast<size_t>(alias.result);
+      if (step.handed[argument] == alias.result) changes_[result] = 0;
+      aliases_.push_back({argument, result, step.body->needs[step.inputs.size() + result].bytes});
     }
   }
 
@@ -29,8 +37,13 @@ class LoopAction final : public Action {
         buffers[i] = handed ? buffers[n_inputs + static_cast<size_t>(step_.handed[i])] : inputs_[i].At(call, entry);
       }
       for (size_t i = 0; i < outputs_.size(); ++i) {
-        const bool spare = step_.spares[i] >= 0 && (step_.length - 1 - time) % 2 == 1;
+        const bool spare = changes_[i] && (step_.length - 1 - time) % 2 == 1;
         buffers[n_inputs + i] = spare ? call.At(spares_[i]) : outputs_[i].At(call, entry);
+      }
+      for (const Begun& begun : aliases_) {
+        const uint8_t* from = buffers[begun.argument];
+        uint8_t* to = buffers[n_inputs + begun.result];
+        if (from != to) std::memcpy(to, from, static_cast<size_t>(begun.bytes));
       }
       body_.RunIn(*lane, buffers.data());
     }
@@ -55,9 +68,16 @@ class LoopAction final : public Action {
     }
   };
 
+  struct Begun {
+    size_t argument, result;
+    int64_t bytes;
+  };
+
   Loop step_;
   std::vector<Whole> inputs_, outputs_;
   std::vector<Tensor> spares_;
+  std::vector<char> changes_;  // of each result, whether it lies in the spare every other time
+  std::vector<Begun> aliases_;
   mutable Region body_;  // its lanes are given out under a lock
 };
 

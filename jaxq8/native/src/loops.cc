@@ -1,4 +1,4 @@
-// COPY and FILL: axes that lie one in the other become one, and the innermost runs as a row.
+// COPY, UPDATE, TAKE and FILL: axes that lie one in the other become one, and the innermost runs as a row.
 #include <algorithm>
 #include <cstring>
 
@@ -60,9 +60,10 @@ class CopyAction final : public Action {
  public:
   CopyAction(const Tensor& src, const Tensor& dst) : src_(src), dst_(dst), axes_(src, dst), size_(SizeOf(src.dtype)) {}
 
-  void Run(const Call& call) const override {
-    const uint8_t* src = call.At(src_);
-    uint8_t* dst = call.At(dst_);
+  void Run(const Call& call) const override { Run(call.At(src_), call.At(dst_)); }
+
+  // The same between other places.
+  void Run(const uint8_t* src, uint8_t* dst) const {
     const int64_t from = axes_.a[axes_.rank - 1], to = axes_.b[axes_.rank - 1];
     if (src_.count() == 0) return;
     // One long row is cut into pieces, so that several threads copy it.
@@ -91,6 +92,50 @@ class CopyAction final : public Action {
   Tensor src_, dst_;
   Axes axes_;
   int64_t size_;
+};
+
+// A copy of a part of a larger tensor, which begins where numbers in tensors say.
+class PlacedAction final : public Action {
+ public:
+  PlacedAction(const Program& program, const Placed& step)
+      : into_(step.into), src_(program.tensors[static_cast<size_t>(step.src)]),
+        dst_(program.tensors[static_cast<size_t>(step.dst)]), copy_(Part(src_, dst_), Part(dst_, src_)) {
+    const Tensor &part = into_ ? src_ : dst_, &whole = into_ ? dst_ : src_;
+    for (int i = 0; i < whole.rank; ++i) {
+      const int id = step.starts[static_cast<size_t>(i)];
+      if (id < 0) continue;
+      starts_.push_back({program.tensors[static_cast<size_t>(id)], whole.dims[i] - part.dims[i], whole.strides[i] * SizeOf(whole.dtype)});
+    }
+  }
+
+  void Run(const Call& call) const override {
+    int64_t offset = 0;
+    for (const Start& start : starts_) {
+      const int64_t index = *reinterpret_cast<const int32_t*>(call.At(start.number));
+      offset += std::clamp<int64_t>(index, 0, start.most) * start.bytes;
+    }
+    copy_.Run(call.At(src_) + (into_ ? 0 : offset), call.At(dst_) + (into_ ? offset : 0));
+  }
+
+  std::string Describe() const override { return into_ ? "update" : "take"; }
+
+ private:
+  struct Start {
+    Tensor number;
+    int64_t most, bytes;  // the largest index, and what it is multiplied by
+  };
+
+  // A tensor with the smaller one's dimensions.
+  static Tensor Part(const Tensor& t, const Tensor& other) {
+    Tensor out = t;
+    for (int i = 0; i < t.rank; ++i) out.dims[i] = std::min(t.dims[i], other.dims[i]);
+    return out;
+  }
+
+  bool into_;
+  Tensor src_, dst_;
+  CopyAction copy_;
+  std::vector<Start> starts_;
 };
 
 class FillAction final : public Action {
@@ -144,6 +189,10 @@ class FillAction final : public Action {
 }  // namespace
 
 std::unique_ptr<Action> MakeCopy(const Tensor& src, const Tensor& dst) { return std::make_unique<CopyAction>(src, dst); }
+
+std::unique_ptr<Action> MakePlaced(const Program& program, const Placed& step) {
+  return std::make_unique<PlacedAction>(program, step);
+}
 
 std::unique_ptr<Action> MakeFill(const Program& program, const Fill& step) {
   const Tensor* value = step.value < 0 ? nullptr : &program.tensors[static_cast<size_t>(step.value)];

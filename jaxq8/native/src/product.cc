@@ -1,4 +1,4 @@
-// PRODUCT: oneDNN's products of matrices, both of which are data. They are read where they lie if a good implementation does
+// PRODUCT: single rows in loops of our own, and oneDNN's products of matrices, both of which are data. They are read where they lie if a good implementation does
 // that, and are copied otherwise.
 #include <algorithm>
 #include <optional>
@@ -118,6 +118,10 @@ std::optional<Made> Make(const Operands& operands, bool led, int copied) {
 
 void CollectProduct(Collector& collector, const Product& step) {
   const auto at = [&](int id) -> const Tensor& { return collector.program.tensors[static_cast<size_t>(id)]; };
+  if (std::unique_ptr<Action> row = MakeVectorProduct(at(step.a), at(step.b), at(step.dst))) {
+    collector.actions.push_back(std::move(row));
+    return;
+  }
   std::optional<Made> best;
   std::string refused;
   for (int form = 0; form < 16; ++form) {

@@ -8,11 +8,11 @@ namespace jaxq8 {
 namespace {
 
 constexpr int64_t kMagic = 0x6a61787138;
-constexpr int64_t kVersion = 2;
+constexpr int64_t kVersion = 3;
 constexpr int64_t kLargest = int64_t{1} << 31;      // of a dimension, a window, a number of words
 constexpr int64_t kMostBytes = int64_t{1} << 46;    // of offsets and arenas: sums of a few never overflow
 constexpr int64_t kMostBuffers = 1 << 16;
-constexpr int64_t kLoopCode = 16;
+constexpr int64_t kLoopCode = 11;
 constexpr int64_t kMostTimes = 1 << 20;             // of a loop: a damaged number shall not run for hours
 constexpr int kMostLoops = 8;                       // one inside the other
 
@@ -81,6 +81,9 @@ Tensor ReadTensor(Reader& in, const Program& program) {
   t.rank = static_cast<int>(in.In("rank", 0, kMaxRank));
   in.Several("dimension", t.rank, 0, kLargest, t.dims);
   in.Several("stride", t.rank, 0, kMostBytes, t.strides);
+  for (const Alias& alias : program.aliases) {
+    if (t.place == alias.argument) Fail("it lies in an argument that a result begins with");
+  }
   if (t.offset % SizeOf(t.dtype)) Fail("its offset is not a multiple of its item size");
   return t;
 }
@@ -178,6 +181,28 @@ Pool ReadPool(Reader& in, int64_t most, bool largest) {
   return s;
 }
 
+Placed ReadPlaced(Reader& in, int64_t most, bool into) {
+  Placed s{};
+  s.into = into;
+  s.src = static_cast<int>(in.In("src", 0, most));
+  s.dst = static_cast<int>(in.In("dst", 0, most));
+  for (int64_t i = in.In("n_starts", 0, kMaxRank); i > 0; --i) s.starts.push_back(static_cast<int>(in.In("start", -1, most)));
+  return s;
+}
+
+std::vector<Alias> ReadAliases(Reader& in, const Program& program) {
+  std::vector<Alias> out;
+  for (int64_t i = in.In("n_aliases", 0, std::min(program.n_args, program.n_results)); i > 0; --i) {
+    const int argument = static_cast<int>(in.In("an alias's argument", 0, program.n_args - 1));
+    const int result = static_cast<int>(in.In("an alias's result", 0, program.n_results - 1));
+    for (const Alias& other : out) {
+      if (other.argument == argument || other.result == result) Fail("two aliases have the same argument or result");
+    }
+    out.push_back({argument, result});
+  }
+  return out;
+}
+
 Program ParseAll(Reader& in, int loops);
 
 Loop ReadLoop(Reader& in, int64_t most, int loops) {
@@ -219,6 +244,8 @@ Step ReadStep(int64_t opcode, Reader& in, int64_t most, int loops) {
       const int a = static_cast<int>(in.In("a", 0, most)), b = static_cast<int>(in.In("b", 0, most));
       return Product{a, b, static_cast<int>(in.In("dst", 0, most))};
     }
+    case 9:
+    case 10: return ReadPlaced(in, most, opcode == 9);
     case kLoopCode: return ReadLoop(in, most, loops);
     default: return ReadPool(in, most, opcode == 5);
   }
@@ -232,6 +259,7 @@ Program ParseAll(Reader& in, int loops) {
   program.n_args = static_cast<int>(in.In("n_args", 0, kMostBuffers));
   program.n_results = static_cast<int>(in.In("n_results", 0, kMostBuffers));
   program.arena_bytes = in.In("arena_bytes", 0, kMostBytes);
+  program.aliases = ReadAliases(in, program);
   program.needs.resize(static_cast<size_t>(program.n_args + program.n_results));
   const int64_t n_tensors = in.In("n_tensors", 0, kLargest);
   for (int64_t i = 0; i < n_tensors; ++i) {
@@ -257,7 +285,6 @@ Program ParseAll(Reader& in, int loops) {
   for (int64_t i = 0; i < n_steps; ++i) {
     try {
       const int64_t opcode = in.In("opcode", 1, kLoopCode);
-      if (opcode > 8 && opcode < kLoopCode) Fail("there is no step " + std::to_string(opcode));
       Reader part = in.Part("the step", in.In("n_words", 0, kLargest));
       Step step = ReadStep(opcode, part, n_tensors - 1, loops);
       part.Done("the payload");

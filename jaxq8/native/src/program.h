@@ -103,6 +103,13 @@ struct Reduce { int src, dst; ReduceKind kind; };
 
 struct Product { int a, b, dst; };
 
+// A copy into a part of dst, or out of a part of src, that begins at a place which is found in the run.
+struct Placed {
+  bool into;  // UPDATE, else TAKE
+  int src, dst;
+  std::vector<int> starts;  // for each axis a tensor of one int32, or -1 for 0
+};
+
 struct Program;
 
 // A program that runs several times. For each of its arguments a tensor, whether that has an entry for each time, and the result
@@ -116,7 +123,10 @@ struct Loop {
   std::vector<char> sliced;
 };
 
-using Step = std::variant<Contract, Elementwise, Copy, Fill, Pool, Reduce, Product, Loop>;
+using Step = std::variant<Contract, Elementwise, Copy, Fill, Pool, Reduce, Product, Placed, Loop>;
+
+// A result that begins with what an argument holds. Tensors lie in the result alone.
+struct Alias { int argument, result; };
 
 // What the program expects of an argument or a result.
 struct Need {
@@ -131,6 +141,7 @@ struct Program {
   std::vector<Tensor> tensors;
   std::vector<Step> steps;
   std::vector<Need> needs;  // arguments, then results
+  std::vector<Alias> aliases;
 };
 
 // A contraction whose packed layout is asked for.

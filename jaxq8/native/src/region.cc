@@ -30,6 +30,8 @@ void Collect(Collector& collector, const Step& step) {
     CollectProduct(collector, *product);
   } else if (const auto* loop = std::get_if<Loop>(&step)) {
     collector.actions.push_back(MakeLoop(program, *loop));
+  } else if (const auto* placed = std::get_if<Placed>(&step)) {
+    collector.actions.push_back(MakePlaced(program, *placed));
   } else {
     collector.actions.push_back(MakePool(program, std::get<Pool>(step)));
   }
