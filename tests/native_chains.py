@@ -37,7 +37,9 @@ class Chain:
         # The last two results begin with arguments, which updates write over; starts leave the tensors now and then.
         args += [self.numbers(self.shapes[0], "u1"), self.numbers(self.shapes[1], "f4")]
         results += [np.zeros(self.shapes[0], "u1"), np.zeros(self.shapes[1], "f4")]
-        args += [np.array([n], np.int32) for n in (*rng.integers(-3, 60, 3), rng.choice([-(2**31), 2**31 - 1]))]
+        args += [
+            np.array([n], np.int32) for n in (*rng.integers(-3, 60, 3), rng.choice([-(2**31), 2**31 - 1]))
+        ]
         first = len(self.shapes) + 1
         self.program = Program(*args, results=results, aliases=[(first, 4), (first + 1, 5)])
         self.begun = [(self.program.ids[len(args) + i], results[i].shape, results[i].dtype) for i in (4, 5)]
@@ -77,12 +79,7 @@ class Chain:
     def target(self, shape, dtype, reads):
         """Where a step writes: a new tensor, or one of those that it reads."""
         for number, other, kind in reads:
-            if (
-                other == shape
-                and kind == dtype
-                and number >= self.whole
-                and self.rng.random() < 0.4
-            ):
+            if other == shape and kind == dtype and number >= self.whole and self.rng.random() < 0.4:
                 return number
         return self.place(shape, dtype)
 

@@ -58,7 +58,8 @@ class Program:
         begun = [argument for argument, _ in self.aliases]
         # An argument that a result begins with has no tensor: its number is NONE.
         self.ids = [
-            -1 if i in begun else self.tensor(a.dtype, i, a.shape) for i, a in enumerate([*args, *self.results])
+            -1 if i in begun else self.tensor(a.dtype, i, a.shape)
+            for i, a in enumerate([*args, *self.results])
         ]
 
     def tensor(self, dtype, place, dims, offset=0, strides=None):

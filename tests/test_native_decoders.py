@@ -104,7 +104,9 @@ def test_a_step_is_one_region_whose_caches_are_not_copied(name, dynamic):
     c = case(name, dynamic)
     _, region, _ = program(c)
     kinds = [type(step) for step in region.steps]
-    parts = 2 if "eight-bit" in name else 1  # codes and scales; the zero points are known, and XLA writes them
+    parts = (
+        2 if "eight-bit" in name else 1
+    )  # codes and scales; the zero points are known, and XLA writes them
     assert kinds.count(Update) == 2 * LAYERS * parts
     sizes = [np.prod(region.tensors[step.dst].shape) for step in region.steps if isinstance(step, Copy)]
     assert max(sizes, default=0) < min(leaf.size for leaf in jax.tree.leaves(c.x[1]))
@@ -183,7 +185,10 @@ def test_who_reads_the_old_cache_afterwards_finds_it():
 
 @needs_native
 def test_a_region_that_reads_an_array_before_and_after_its_update_copies_it():
-    p = {"a": jax.random.normal(jax.random.key(0), (32, 32)), "b": jax.random.normal(jax.random.key(1), (32, 32))}
+    p = {
+        "a": jax.random.normal(jax.random.key(0), (32, 32)),
+        "b": jax.random.normal(jax.random.key(1), (32, 32)),
+    }
     x = (jax.random.normal(jax.random.key(2), (4, 32)), jnp.ones((8, 32)), jnp.int32(3))
 
     def f(p, x):
@@ -205,9 +210,13 @@ def test_a_region_that_reads_an_array_before_and_after_its_update_copies_it():
 def test_nan_is_where_xlas_forms_have_it(name):
     c = case(name)
     ids, cache, position = c.x
-    bad = jax.tree.map(lambda a: a.at[(0, 1) if name == "of the zoo" else 1].set(jnp.nan) if a.dtype == jnp.float32 else a, cache)
+    bad = jax.tree.map(
+        lambda a: a.at[(0, 1) if name == "of the zoo" else 1].set(jnp.nan) if a.dtype == jnp.float32 else a,
+        cache,
+    )
     own, other = (
-        jax.jit(c.quantized(kind))(p, (ids, bad, position)) for kind, p in (("native", c.packed), ("xla", c.codes))
+        jax.jit(c.quantized(kind))(p, (ids, bad, position))
+        for kind, p in (("native", c.packed), ("xla", c.codes))
     )
     for one, two in zip(leaves(own), leaves(other), strict=True):
         np.testing.assert_array_equal(np.isnan(one), np.isnan(two))
@@ -234,7 +243,9 @@ def test_vmap_is_a_loop(name, mapped):
     one = jax.jit(lambda x: run(c.packed, x))
     for i in range(3):
         take = operator.itemgetter(i)
-        each = tuple(jax.tree.map(take, part) if axis == 0 else part for part, axis in zip(x, axes, strict=True))
+        each = tuple(
+            jax.tree.map(take, part) if axis == 0 else part for part, axis in zip(x, axes, strict=True)
+        )
         near(jax.tree.map(take, own), one(each), 1e-3)
 
 
@@ -305,7 +316,8 @@ def placed(seed):
     old, new = (argument(rng.integers(0, 99, shape).astype(dtype)) for shape in (whole, parts[0]))
     far = [-(2**31), -3, *range(9), 2**31 - 1]
     starts = [
-        [argument(np.array([rng.choice(far)], np.int32)) if rng.random() < 0.7 else NONE for _ in whole] for _ in range(2)
+        [argument(np.array([rng.choice(far)], np.int32)) if rng.random() < 0.7 else NONE for _ in whole]
+        for _ in range(2)
     ]
     changed, taken = builder.result(whole, dtype), builder.result(parts[1], dtype)
     builder.steps += [
@@ -320,8 +332,8 @@ def test_updates_and_parts_of_every_kind(seed):
     moves, given = placed(seed)
     assert [type(step) for step in moves.steps] == [Update, Take]
     assert moves.aliases == ((0, 0),)
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in moves.results]
     for told in (dict(moves.aliases), {}):  # XLA need not know of it
-        shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in moves.results]
         own = jax.jit(lambda *a, told=told: calls.call(moves.words(), a, shapes, told))(*given)
         for one, two in zip(own, in_jax.run(moves, given, unpack), strict=True):
             np.testing.assert_array_equal(one, two)
@@ -343,7 +355,11 @@ def test_copies_stay_where_somebody_reads_the_original():
 def test_aliases_are_checked_when_a_program_is_made():
     array, other = ((4,), "uint8"), ((5,), "uint8")
     rp.Program((array,), (array,), (), (), 0, (), ((0, 0),))
-    for aliases, text in ((((0, 1),), "does not exist"), (((0, 0), (0, 1)), "one twice"), (((0, 0),), "unlike result 0")):
+    for aliases, text in (
+        (((0, 1),), "does not exist"),
+        (((0, 0), (0, 1)), "one twice"),
+        (((0, 0),), "unlike result 0"),
+    ):
         results = (array, array) if "twice" in text else (other,) if "unlike" in text else (array,)
         with pytest.raises(TensorError, match=text):
             rp.Program((array,), results, (), (), 0, (), aliases)
@@ -356,8 +372,10 @@ def test_aliases_are_checked_when_a_program_is_made():
 def test_updates_that_stay_in_their_batch_are_folded():
     args = ((3, 4), "float32"), ((3, 1), "float32"), ((1,), "int32")
     views = (
-        rp.Tensor("float32", (3, 4), 3, 0, (4, 1)), rp.Tensor("float32", (3, 1), 1, 0, (1, 1)), rp.Tensor("int32", (1,), 2, 0, (1,))
-    )  # fmt: skip
+        rp.Tensor("float32", (3, 4), 3, 0, (4, 1)),
+        rp.Tensor("float32", (3, 1), 1, 0, (1, 1)),
+        rp.Tensor("int32", (1,), 2, 0, (1,)),
+    )
     for starts, stays in (((NONE, 2), True), ((2, NONE), False)):
         moves = rp.Program(args, args[:1], views, (Update(1, 0, starts),), 0, (), ((0, 0),))
         assert (folded(moves, 2, [True, True, False]) is not None) == stays

@@ -372,7 +372,9 @@ def test_aliases_are_checked():
         program.aliases = aliases
         with pytest.raises(NativeError, match=message):
             calls.implementations(program.words())
-    twice = Program(*[np.zeros(4, np.uint8)] * 2, results=[np.zeros(4, np.uint8)] * 2, aliases=[(0, 0), (1, 1)])
+    twice = Program(
+        *[np.zeros(4, np.uint8)] * 2, results=[np.zeros(4, np.uint8)] * 2, aliases=[(0, 0), (1, 1)]
+    )
     assert calls.implementations(twice.words()) == []
     twice.aliases = [(0, 0), (0, 1)]
     with pytest.raises(NativeError, match="two aliases have the same argument or result"):

@@ -53,7 +53,9 @@ def is_arithmetic(eqn: Any) -> bool:
         return False
     made, reads = kind(eqn.outvars[0]), [kind(v) for v in eqn.invars]
     if p is CONVERT:
-        return reads[0] != "" and (made in ("float", "int") or made == reads[0] or (reads[0], made) == ("float", "codes"))
+        return reads[0] != "" and (
+            made in ("float", "int") or made == reads[0] or (reads[0], made) == ("float", "codes")
+        )
     if p is BROADCAST:
         return len(reads) == 1 and made in ("float", "int", "bool")
     if p in COPIES:

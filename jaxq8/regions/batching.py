@@ -8,7 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxq8.regions.program import ARENA, Program, Tensor
-from jaxq8.regions.steps import NONE, Contract, Copy, Elementwise, Fill, Pool, Product, Reduce, Step, Take, Update
+from jaxq8.regions.steps import (
+    NONE,
+    Contract,
+    Copy,
+    Elementwise,
+    Fill,
+    Pool,
+    Product,
+    Reduce,
+    Step,
+    Take,
+    Update,
+)
 
 
 class _CannotError(Exception):

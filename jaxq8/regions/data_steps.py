@@ -68,9 +68,7 @@ class DataSteps:
         target, found = self._begun(home, operands[1].aval.shape, starts)
         self.places.add(Update(tensors[1], target, found))
 
-    def _begun(
-        self, tensor: int, sizes: Sequence[int], starts: Sequence[Any]
-    ) -> tuple[int, tuple[int, ...]]:
+    def _begun(self, tensor: int, sizes: Sequence[int], starts: Sequence[Any]) -> tuple[int, tuple[int, ...]]:
         """A tensor cut along axes where it is known where a part of these sizes begins, and the starts along all axes."""
         shape, found, known = list(self.builder.shape(tensor)), [], []
         for axis, atom in enumerate(starts):

@@ -96,7 +96,9 @@ class Program:
             if tensor.dtype not in DTYPES or not -1 <= tensor.place < len(buffers):
                 raise TensorError(f"tensor {number} of a region ({tensor}) has no buffer {tensor.place}")
             if tensor.place in begun:
-                raise TensorError(f"tensor {number} of a region ({tensor}) lies in an argument that a result begins with")
+                raise TensorError(
+                    f"tensor {number} of a region ({tensor}) lies in an argument that a result begins with"
+                )
             size = self.arena
             if tensor.place != ARENA:
                 shape, dtype = buffers[tensor.place]
@@ -118,10 +120,14 @@ class Program:
         for which, count in enumerate((len(self.args), len(self.results))):
             numbers = [pair[which] for pair in self.aliases]
             if len(set(numbers)) < len(numbers) or any(not 0 <= n < count for n in numbers):
-                raise TensorError(f"the aliases of a region name a buffer that does not exist, or one twice: {self.aliases}")
+                raise TensorError(
+                    f"the aliases of a region name a buffer that does not exist, or one twice: {self.aliases}"
+                )
         for argument, result in self.aliases:
             if self.args[argument] != self.results[result]:
-                raise TensorError(f"argument {argument} of a region is unlike result {result}, which begins with it")
+                raise TensorError(
+                    f"argument {argument} of a region is unlike result {result}, which begins with it"
+                )
 
     def _overlap(self, first: int, second: int) -> bool:
         """Whether two tensors lie in the same place of the same buffer."""

@@ -50,7 +50,7 @@ def looked_up(eqn: Equation, makers: Mapping[Any, Any]) -> Equation:
     moves, layout = maker.params["moves"], maker.params["layout"]
     if any(kind != "transpose" for kind, _ in moves) or len(layout.dims) != 2:
         return eqn
-    order = (0, 1)
+    order: tuple[int, ...] = (0, 1)
     for _, permutation in moves:
         order = tuple(order[axis] for axis in permutation)
     rows, columns = (layout.places(order.index(axis)) for axis in (0, 1))
@@ -61,5 +61,8 @@ def looked_up(eqn: Equation, makers: Mapping[Any, Any]) -> Equation:
 def _reads_rows(eqn: Equation) -> bool:
     """Whether a gather reads whole rows of a table with two axes."""
     dimensions, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
-    plain = dimensions.collapsed_slice_dims == dimensions.start_index_map == (0,) and len(dimensions.offset_dims) == 1
+    plain = (
+        dimensions.collapsed_slice_dims == dimensions.start_index_map == (0,)
+        and len(dimensions.offset_dims) == 1
+    )
     return len(shape) == 2 and plain and tuple(eqn.params["slice_sizes"]) == (1, shape[1])
