@@ -332,8 +332,8 @@ def test_updates_and_parts_of_every_kind(seed):
     moves, given = placed(seed)
     assert [type(step) for step in moves.steps] == [Update, Take]
     assert moves.aliases == ((0, 0),)
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in moves.results]
     for told in (dict(moves.aliases), {}):  # XLA need not know of it
-        shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in moves.results]
         own = jax.jit(lambda *a, told=told: calls.call(moves.words(), a, shapes, told))(*given)
         for one, two in zip(own, in_jax.run(moves, given, unpack), strict=True):
             np.testing.assert_array_equal(one, two)
@@ -372,8 +372,10 @@ def test_aliases_are_checked_when_a_program_is_made():
 def test_updates_that_stay_in_their_batch_are_folded():
     args = ((3, 4), "float32"), ((3, 1), "float32"), ((1,), "int32")
     views = (
-        rp.Tensor("float32", (3, 4), 3, 0, (4, 1)), rp.Tensor("float32", (3, 1), 1, 0, (1, 1)), rp.Tensor("int32", (1,), 2, 0, (1,))
-    )  # fmt: skip
+        rp.Tensor("float32", (3, 4), 3, 0, (4, 1)),
+        rp.Tensor("float32", (3, 1), 1, 0, (1, 1)),
+        rp.Tensor("int32", (1,), 2, 0, (1,)),
+    )
     for starts, stays in (((NONE, 2), True), ((2, NONE), False)):
         moves = rp.Program(args, args[:1], views, (Update(1, 0, starts),), 0, (), ((0, 0),))
         assert (folded(moves, 2, [True, True, False]) is not None) == stays

@@ -140,18 +140,13 @@ class PackedLayout:
         return whole[tuple(slice(d) for d in self.dims)] if self.dims != self.padded else whole
 
     def places(self, axis: int) -> np.ndarray[Any, Any]:
-        """Where the indices of an axis lie: element (i, j, ...) is byte ``places(0)[i] + places(1)[j] + ...``.
+        """Where the indices of an axis lie; the byte of an element is the sum of the places of its indices along all axes.
 
         Args:
           axis: One of the logical axes.
 
         Returns:
           An int64 vector with a number for each index of the axis.
-
-        Example:
-          >>> from jaxq8.numerics.packed_layout import PackedLayout
-          >>> PackedLayout((2, 3), (2, 4), (4, 4), ((1, 4),)).places(0)
-          array([0, 4])
         """
         rest, found, size = np.arange(self.dims[axis]), np.zeros(self.dims[axis], np.int64), 1
         for other, n in reversed(self.inner):

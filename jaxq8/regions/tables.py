@@ -50,7 +50,7 @@ def looked_up(eqn: Equation, makers: Mapping[Any, Any]) -> Equation:
     moves, layout = maker.params["moves"], maker.params["layout"]
     if any(kind != "transpose" for kind, _ in moves) or len(layout.dims) != 2:
         return eqn
-    order = (0, 1)
+    order: tuple[int, ...] = (0, 1)
     for _, permutation in moves:
         order = tuple(order[axis] for axis in permutation)
     rows, columns = (layout.places(order.index(axis)) for axis in (0, 1))
