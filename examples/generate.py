@@ -5,7 +5,8 @@
     python examples/generate.py --speed               # only time per token, at width 1024 with random weights
 
 The text is what `help()` prints, which comes with every Python; a character is a token. Prefill and all steps are one compiled
-function, quantized as it stands: `jax.jit(q8.quantize(generate))`.
+function, quantized as it stands: `jax.jit(q8.quantize(generate))`. Where native regions can be used, the packed weights are read by one call
+for the prompt and one for each step, inside of the scan; the caches are updated in place.
 """
 
 from __future__ import annotations
@@ -191,15 +192,22 @@ def milliseconds_per_token(
     return [float((whole - prefill) / steps) for whole, prefill in medians]
 
 
-def variants_of(module: Decoder, variables: Any) -> list[Variant]:
-    """Float, eight bits, and eight bits with an eight-bit cache."""
+def variants_of(module: Decoder, variables: Any, length: int, steps: int) -> list[Variant]:
+    """Float, eight bits, and eight bits with an eight-bit cache; native too, for `length` tokens of prompt and `steps` more."""
     codes = q8.quantize_weights(reader(module), variables, np.zeros((1, 2), np.int32))
-    return [
+    variants = [
         Variant("float", variables, False, False),
         Variant("float, 8-bit cache", variables, False, True),
         Variant("8 bits", codes, True, False),
         Variant("8 bits, 8-bit cache", codes, True, True),
     ]
+    if q8.native_status().available:
+        prompt = jax.ShapeDtypeStruct((1, length), np.int32)
+        noise = jax.ShapeDtypeStruct((steps, 1, module.vocabulary), np.float32)
+        for name, eight_bit_cache in (("native", False), ("native, 8-bit cache", True)):
+            packed = q8.pack(generator(module, eight_bit_cache), codes, prompt, noise)
+            variants.append(Variant(name, packed, True, eight_bit_cache))
+    return variants
 
 
 def equal_tokens(exact: np.ndarray, found: np.ndarray) -> int:
@@ -255,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.speed:
         wide = WIDE.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
-        speed(WIDE, variants_of(WIDE, wide), np.zeros(16, np.int32), 32, options.rounds)
+        speed(WIDE, variants_of(WIDE, wide, 16, 33), np.zeros(16, np.int32), 32, options.rounds)
         return 0
     module = Decoder()
     try:
@@ -276,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"{len(tokens):,} characters; {loss:.2f} nats a character after {time.perf_counter() - start:.0f} s"
     )
-    variants = variants_of(module, variables)
+    variants = variants_of(module, variables, len(encoded(options.prompt)), options.tokens)
     show(module, variants, tokens[split:], options.prompt, options)
     speed(module, variants, encoded(options.prompt), 64, options.rounds)
     return 0

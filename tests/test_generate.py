@@ -11,6 +11,7 @@ import jaxq8 as q8
 from examples import generate
 from examples.models.decoder import CACHE_SPEC, Decoder, empty_caches, extended, real
 from tests.small import ALWAYS, assert_equal, normal, sqnr_db
+from tests.test_native_regions import needs_native
 
 TINY = Decoder(vocabulary=64, width=32, layers=2, heads=2, hidden=48)
 VARIABLES = TINY.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
@@ -129,3 +130,18 @@ def test_the_program_writes_and_measures(capsys):
     out = capsys.readouterr().out
     for text in ("--- float", "perplexity", "8 bits, 8-bit cache", "ms/token"):
         assert text in out
+
+
+@needs_native
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_the_loop_runs_natively_with_packed_weights(eight_bit):
+    native = q8.Config(kernels="native")  # a net as small as this one is float otherwise
+    write = generate.generator(TINY, eight_bit)
+    codes = q8.quantize_weights(write, VARIABLES, PROMPT, GREEDY, config=native)
+    packed = q8.pack(write, codes, PROMPT, GREEDY, config=native)
+    plan = q8.explain(write, packed, PROMPT, GREEDY, config=native)
+    assert len(plan.native) == 2  # the prompt, and the step that the scan repeats
+    assert len({region.contractions for region in plan.native}) == 1
+    own = jax.jit(q8.quantize(write, native))(packed, PROMPT, GREEDY)
+    other = jax.jit(q8.quantize(write, q8.Config(kernels="xla")))(codes, PROMPT, GREEDY)
+    np.testing.assert_array_equal(own, other)
