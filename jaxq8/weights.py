@@ -41,7 +41,8 @@ def quantize_weights(
         that is left is taken out of the bias or the running mean after the contraction (Nagel et al. 2019). The program and
         its speed stay the same. Not for weights that are traced, nor for code books. "auto" does that where it can: weights
         whose `Config.rounding` is another one than to the nearest stay as it rounds them, and traced variables are rounded
-        to the nearest code. None rounds each weight by itself, as `quantize` does with float variables.
+        to the nearest code. None rounds each weight by itself, as `quantize` does with float variables;
+        take it for variables that were fitted to the nearest codes, by `correct_bias` or by training in simulation.
       **kwargs: Keyword arguments of `fn`.
 
     Returns:
@@ -86,7 +87,9 @@ def quantize_weights(
             for leaf, use in analysis.weights.items()
             if leaf >= count and (correct == "statistics" or _to_nearest(config, use.sites))
         }
-        with jax.ensure_compile_time_eval():  # the numbers are known, even while a function that uses them is traced
+        with (
+            jax.ensure_compile_time_eval()
+        ):  # the numbers are known, even while a function that uses them is traced
             encoded = corrected(Chains.of(call, config), call.arguments.leaves, encoded[: len(arrays)], kept)
     for position, i in enumerate(arrays):
         if not isinstance(flat[i], CodeBook | PackedTensor):

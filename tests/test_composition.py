@@ -150,7 +150,9 @@ def test_shapes_and_jaxprs_without_data():
 
 @pytest.mark.parametrize("encoded", [False, True])
 def test_exported_programs_give_the_same_bits(encoded):
-    leaves, tree = jax.tree.flatten(q8.quantize_weights(dense, PAIR, X, config=ALWAYS, correct=None) if encoded else PAIR)
+    leaves, tree = jax.tree.flatten(
+        q8.quantize_weights(dense, PAIR, X, config=ALWAYS, correct=None) if encoded else PAIR
+    )
 
     def flat(leaves, x):
         return fast(jax.tree.unflatten(tree, leaves), x)

@@ -447,7 +447,11 @@ def test_many_small_regions_are_left_to_xla():
         f, config = chain(count), q8.Config(kernels=kernels)
         ranges = q8.calibrate(f, weights, [(x,)], config=config, progress=False)
         packed = q8.pack(
-            f, q8.quantize_weights(f, weights, x, config=config, correct=None), x, config=config, ranges=ranges
+            f,
+            q8.quantize_weights(f, weights, x, config=config, correct=None),
+            x,
+            config=config,
+            ranges=ranges,
         )
         assert len(q8.explain(f, packed, x, config=config, ranges=ranges).native) == expected
 

@@ -76,7 +76,9 @@ def decibels(exact: Sequence[Any], found: Sequence[Any]) -> float:
 def measure(build: Callable[[], Any], bits: int = 8) -> tuple[list[float], list[float], float]:
     """(SQNR of the weights alone, of the eight-bit program, seconds to encode), for each way of rounding in `HOW`."""
     apply, variables, inputs = build()
-    config = q8.Config(weights=q8.Spec(bits=bits, symmetric=True, granularity="channel")) if bits < 8 else None
+    config = (
+        q8.Config(weights=q8.Spec(bits=bits, symmetric=True, granularity="channel")) if bits < 8 else None
+    )
     apart = list(examples(inputs))
     exact, fast = jax.jit(apply), jax.jit(q8.quantize(apply, config))
     wanted = [exact(variables, *x) for x in apart]
@@ -106,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     worse = []
-    print(f"{'SQNR, dB':<28}{'weights':>8}{'corrected':>11}{'gain':>7}{'all':>8}{'corrected':>11}{'gain':>7}{'CPU s':>8}")
+    print(
+        f"{'SQNR, dB':<28}{'weights':>8}{'corrected':>11}{'gain':>7}{'all':>8}{'corrected':>11}{'gain':>7}{'CPU s':>8}"
+    )
     for name, build in models().items():
         if options.names and not any(part.lower() in name.lower() for part in options.names):
             continue

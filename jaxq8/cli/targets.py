@@ -31,8 +31,8 @@ def add_targets(command: argparse.ArgumentParser) -> None:
     group.add_argument("--resume", metavar="FOLDER",
                        help="(--target) keep every step there; the same command goes on from it")  # fmt: skip
     group.add_argument("--correct", choices=["statistics", "none"],
-                       help="correct codes and biases by the statistics of norms, which needs no data (the default where a weight "
-                       "is rounded to the nearest code), or round each weight by itself")  # fmt: skip
+                       help="correct codes and biases by the statistics of norms, without data (the default where weights are "
+                       "rounded to the nearest code), or round each weight by itself")  # fmt: skip
 
 
 def target(text: str) -> tuple[str, float | int]:

@@ -161,7 +161,9 @@ def _along_leaf(
     found = [_of_reader(chains, rank, node, site, known) for node, site in readers]
     if len(found) == 1 and found[0] is not None:
         return found[0]
-    alike = [_taps(node, site) > 1 or node.inputs[1 - (site.weight or 0)] in positive for node, site in readers]
+    alike = [
+        _taps(node, site) > 1 or node.inputs[1 - (site.weight or 0)] in positive for node, site in readers
+    ]
     return (1.0, 1.0) if readers and all(alike) else None
 
 

@@ -16,7 +16,19 @@ KEPT = {
     "reduce_precision", "copy", "reduce_sum", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_sum", "cumsum",
     "tanh", "erf", "log1p", "expm1", "round", "floor", "optimization_barrier", "stop_gradient", "split",
 }  # fmt: skip
-ALL = {"add", "add_any", "mul", "div", "min", "concatenate", "pad", "rem", "pow", "dot_general", "conv_general_dilated"}
+ALL = {
+    "add",
+    "add_any",
+    "mul",
+    "div",
+    "min",
+    "concatenate",
+    "pad",
+    "rem",
+    "pow",
+    "dot_general",
+    "conv_general_dilated",
+}
 
 
 def never_negative(chains: Chains) -> set[Ref]:
