@@ -88,7 +88,7 @@ def _moments(
     order = {norm.result: i for i, norm in enumerate(norms)}
     for node in chains.nodes:
         out = node.outputs[0] if node.outputs else None
-        if out in results:
+        if out is not None and out in results:
             norm = results[out]
             drawn = jnp.roll(numbers[_positions(out, norm.axis)], 997 * order[out])
             known[out] = _drawn(out, norm.axis, norm.result_mean, norm.result_spread, drawn)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from jaxq8._compat import Literal
@@ -35,7 +33,7 @@ def never_negative(chains: Chains) -> set[Ref]:
     """The values that cannot be below zero."""
     found: set[Ref] = set()
     for node in chains.nodes:
-        if _result_is(node, lambda i, node=node: _known(node, i, found)):
+        if _result_is(node, [_known(node, i, found) for i in range(len(node.inputs))]):
             found.update(node.outputs)
     return found
 
@@ -47,20 +45,19 @@ def _known(node: Node, i: int, found: set[Ref]) -> bool:
     return node.inputs[i] in found
 
 
-def _result_is(node: Node, known: Callable[[int], bool]) -> bool:
-    """Whether the result of an operation is never negative, if that is known of some of its operands."""
+def _result_is(node: Node, known: list[bool]) -> bool:
+    """Whether the result of an operation is never negative, where this is known of some of its operands."""
     name, inputs = node.primitive.name, node.inputs
-    everything = range(len(inputs))
     if name in ALWAYS:
         return True
     if name == "integer_pow":
-        return node.eqn.params["y"] % 2 == 0 or known(0)
+        return node.eqn.params["y"] % 2 == 0 or known[0]
     if name in KEPT or name == "clamp":  # clamp(low, x, high)
-        return known(0)
+        return known[0]
     if name == "mul" and inputs[0] is not None and inputs[0] == inputs[1]:
         return True
     if name == "max":
-        return any(map(known, everything))
+        return any(known)
     if name == "select_n":
-        return all(map(known, everything[1:]))
-    return name in ALL and all(map(known, everything))
+        return all(known[1:])
+    return name in ALL and all(known)
