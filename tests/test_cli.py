@@ -62,9 +62,13 @@ def test_every_mode_is_written_and_runs(at, call, mode, form):
     assert sqnr_db(np.stack(expected), np.load("y.npy")) > 40
 
 
-@pytest.mark.parametrize(("given", "correct"), [("", "auto"), ("--correct none", None), ("--correct statistics", "statistics")])
+@pytest.mark.parametrize(
+    ("given", "correct"), [("", "auto"), ("--correct none", None), ("--correct statistics", "statistics")]
+)
 def test_codes_are_corrected_unless_it_is_declined(at, call, given, correct):
-    line = f"quantize net.py:Net --params net.safetensors {' '.join(SMALL)} --keep-norms --output m.q8 {given}"
+    line = (
+        f"quantize net.py:Net --params net.safetensors {' '.join(SMALL)} --keep-norms --output m.q8 {given}"
+    )
     assert call(line)[0] == 0
     variables, x = q8.load_float("net.safetensors"), np.load("x.npy")
     config = q8.Config(kernels="xla")

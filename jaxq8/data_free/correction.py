@@ -22,8 +22,9 @@ from jaxq8.data_free.signs import never_negative
 from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.qtensor import QTensor, is_concrete
 
-# Codes of so few bits get scales of least squared error, where statistics tell what an error costs: the large weights of
-# SqueezeNet, which has none, carry the signal, and to clip them costs it 4 dB. With eight bits the extremes are as good.
+# Codes of so few bits get scales of least squared error, where statistics tell what an error costs, or where inputs have either
+# sign. Not where they are only known to be positive: the large weights of SqueezeNet carry the signal, and to clip them costs
+# it 4 dB. With eight bits the scales of the extremes are as good.
 FITTED_BITS = 4
 
 
@@ -59,10 +60,10 @@ def corrected(
     positive = never_negative(chains)
     for leaf in rounded:
         moments = _along_leaf(chains, leaf, np.ndim(leaves[leaf]), sources.get(leaf, []), known, positive)
+        if result[leaf].bits <= FITTED_BITS and (moments is None or np.ndim(moments[1])):
+            result[leaf] = fitted(leaves[leaf], result[leaf], 1.0 if moments is None else moments[1])
         if moments is None:
             continue
-        if result[leaf].bits <= FITTED_BITS and np.ndim(moments[1]):
-            result[leaf] = fitted(leaves[leaf], result[leaf], moments[1])
         result[leaf] = balanced(leaves[leaf], result[leaf], kept[leaf], *moments)
 
     def error(leaf: int) -> np.ndarray | None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxq8.data_free.balanced_codes import ends
 from jaxq8.numerics.qtensor import QTensor
 
-FACTORS = tuple(1 - 0.04 * i for i in range(13))  # down to about half of the range
+FACTORS = tuple(1 - 0.02 * i for i in range(21))
 
 
 def fitted(weight: Any, codes: QTensor, variance: Any = 1.0, factors: tuple[float, ...] = FACTORS) -> QTensor:
