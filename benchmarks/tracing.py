@@ -125,7 +125,9 @@ def compare(name: str, rounds: int) -> list[str]:
     }
     status = q8.native_status()
     if status.available:
-        packed = q8.pack(apply, q8.quantize_weights(apply, variables, *inputs), *inputs, ranges=ranges)
+        packed = q8.pack(
+            apply, q8.quantize_weights(apply, variables, *inputs, correct=None), *inputs, ranges=ranges
+        )
         forms["native"] = steps(rounds, static, (packed, *inputs), fast)
     lines = [f"{name}: seconds of processor time  trace   lower compile   all (times float)   by the clock"]
     for form, found in forms.items():

@@ -57,7 +57,7 @@ def print_net(title: str, bits: int, seconds: float, progress: bool = True) -> N
 def nearest(apply: Callable[..., Any], variables: Any, inputs: jax.Array, bits: int) -> Any:
     """The weights rounded to the nearest code, with one scale a channel: what there is without the recipe."""
     config = q8.Config(weights=q8.Spec(bits=bits, symmetric=True, granularity="channel"))
-    return q8.quantize_weights(apply, variables, inputs, config=config)
+    return q8.quantize_weights(apply, variables, inputs, config=config, correct=None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

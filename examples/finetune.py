@@ -138,7 +138,7 @@ def finetune(
     With `ranges`, activations have as many bits as weights, and their ranges are trained too; they are the second result.
     """
     settings = config(bits, kernels="simulate", activation_bits=bits if ranges else 8)
-    template = q8.quantize_weights(infer, variables, data.images[:1], config=config(bits))
+    template = q8.quantize_weights(infer, variables, data.images[:1], config=config(bits), correct=None)
     start_ranges = q8.initial_ranges(ranges or {})
 
     def start(leaf: Any, found: Any) -> Any:
@@ -209,7 +209,7 @@ def accuracy(fn: Any, variables: Any, data: Data) -> float:
 def compare(variables: Any, bits: int, data: Data, epochs: int) -> dict[str, float]:
     """Accuracies at some bits: to nearest, GPTQ, and fine-tuned, simulated and in integers."""
     integer, simulated = (q8.quantize(infer, config(bits, kernels)) for kernels in ("xla", "simulate"))
-    nearest = q8.quantize_weights(infer, variables, data.images[:1], config=config(bits))
+    nearest = q8.quantize_weights(infer, variables, data.images[:1], config=config(bits), correct=None)
     calibration = [data.images[i : i + BATCH] for i in range(0, 4 * BATCH, BATCH)]
     learned = q8.learn_rounding(infer, variables, calibration, config=config(bits), progress=False)
     row = {"nearest": accuracy(integer, nearest, data), "gptq": accuracy(integer, learned, data)}
@@ -226,7 +226,7 @@ def compare_activations(variables: Any, bits: int, data: Data, epochs: int) -> d
     settings = config(bits, activation_bits=bits)
     batches = [data.images[i : i + BATCH] for i in range(0, 4 * BATCH, BATCH)]
     ranges = q8.calibrate(infer, variables, batches, config=settings, observer="mse", progress=False)
-    nearest = q8.quantize_weights(infer, variables, data.images[:1], config=settings)
+    nearest = q8.quantize_weights(infer, variables, data.images[:1], config=settings, correct=None)
     tuned, learned = finetune(variables, bits, data, epochs, ranges)
     return {
         "activations, calibrated": accuracy(q8.quantize(infer, settings, ranges=ranges), nearest, data),

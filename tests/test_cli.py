@@ -44,6 +44,7 @@ def test_quantize_prints_sizes_share_and_error(at, call):
 def test_every_mode_is_written_and_runs(at, call, mode, form):
     """A file of each mode gives what `quantize` in that mode gives, whether with the model's code or without."""
     line = f"quantize net.py:Net --params net.safetensors {' '.join(SMALL)} --mode {mode} --bits 6 --output m.{form}"
+    line += " --correct none"  # as `quantize` rounds weights that are float
     status, out, _ = call(line + (" --platforms cpu" if form == "q8x" else ""))
     assert status == 0
     assert ("after gzip" in out) == (mode == "weights_rounded")
@@ -59,6 +60,21 @@ def test_every_mode_is_written_and_runs(at, call, mode, form):
     ]
     # Compiled apart, codes at the border of a rounding may fall either way.
     assert sqnr_db(np.stack(expected), np.load("y.npy")) > 40
+
+
+@pytest.mark.parametrize(
+    ("given", "correct"), [("", "auto"), ("--correct none", None), ("--correct statistics", "statistics")]
+)
+def test_codes_are_corrected_unless_it_is_declined(at, call, given, correct):
+    line = (
+        f"quantize net.py:Net --params net.safetensors {' '.join(SMALL)} --keep-norms --output m.q8 {given}"
+    )
+    assert call(line)[0] == 0
+    variables, x = q8.load_float("net.safetensors"), np.load("x.npy")
+    config = q8.Config(kernels="xla")
+    expected = q8.quantize_weights(_apply(), variables, x[:1], config=config, correct=correct)
+    pairs = zip(jax.tree.leaves(q8.load("m.q8")[0]), jax.tree.leaves(expected), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _apply():

@@ -27,7 +27,7 @@ XLA = q8.Config(kernels="xla")
 def exported(path, name, config=XLA, **options):
     fn, variables, inputs = ZOO[name].build(jax.random.key(0))
     inputs = tuple(inputs)
-    encoded = q8.quantize_weights(fn, variables, *inputs, config=config)
+    encoded = q8.quantize_weights(fn, variables, *inputs, config=config, correct=None)
     q8.export(path, fn, encoded, *inputs, config=config, **options)
     return q8.load_exported(path), jax.jit(q8.quantize(fn, config)), encoded, inputs
 

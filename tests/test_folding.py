@@ -41,7 +41,7 @@ def filled(variables):
 
 NET = Net()
 V = filled(NET.init(jax.random.key(2), X))
-Q = q8.quantize_weights(NET.apply, V, X, config=ALWAYS)
+Q = q8.quantize_weights(NET.apply, V, X, config=ALWAYS, correct=None)
 FOLDED = q8.fold_norms(NET.apply, Q, X)
 
 
@@ -144,14 +144,14 @@ def test_what_cannot_be_folded_stays(fn, v):
     ids=["one scale", "code book"],
 )
 def test_weights_without_a_scale_for_each_channel_stay(spec):
-    v = q8.quantize_weights(dense, small(), ROWS, config=q8.Config(kernels="xla", weights=spec))
+    v = q8.quantize_weights(dense, small(), ROWS, config=q8.Config(kernels="xla", weights=spec), correct=None)
     assert same_leaf(q8.fold_norms(dense, v, ROWS), v)
 
 
 def test_groups_of_weights():
     spec = q8.Spec(bits=4, symmetric=True, granularity="group", group=16)
     config = q8.Config(mode="weights", kernels="xla", weights=spec)
-    v = q8.quantize_weights(dense, small(factor=jnp.linspace(-2, -1, 32)), ROWS, config=config)
+    v = q8.quantize_weights(dense, small(factor=jnp.linspace(-2, -1, 32)), ROWS, config=config, correct=None)
     folded = q8.fold_norms(dense, v, ROWS, config=config)
     assert (folded["factor"] == 1).all()
     run = q8.quantize(dense, config)

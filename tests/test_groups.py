@@ -18,7 +18,7 @@ X = Y / jnp.geomspace(0.01, 1, 128)
 
 
 def test_groups_are_those_of_numpy() -> None:
-    q = q8.quantize_weights(dense, V, X, config=CONFIG)["w"]
+    q = q8.quantize_weights(dense, V, X, config=CONFIG, correct=None)["w"]
     assert (q.shape, q.scale.shape, q.is_grouped) == ((128, 64), (4, 64), True)
     groups = np.asarray(V["w"]).reshape(4, 32, 64)
     scale = np.abs(groups).max(1, keepdims=True) / 7
@@ -53,7 +53,7 @@ def test_groups_lie_along_the_last_summed_axis_that_they_divide(axis, shape, sca
 )
 def test_every_mode_computes_with_the_decoded_weights(mode: str) -> None:
     config = q8.Config(mode=mode, kernels="xla", weights=SPEC)
-    q_vars = q8.quantize_weights(dense, EVEN, Y, config=config)
+    q_vars = q8.quantize_weights(dense, EVEN, Y, config=config, correct=None)
     decoded = jax.tree.map(lambda q: q.dequantize() if isinstance(q, q8.QTensor) else q, q_vars,
                            is_leaf=lambda q: isinstance(q, q8.QTensor))  # fmt: skip
     found = jax.jit(q8.quantize(dense, config))(q_vars, Y)
@@ -84,7 +84,7 @@ def test_learned_rounding_and_derivatives_with_groups() -> None:
         dense, V, [train], method="nearest", search=False, stages=1, config=config, progress=False
     )
     np.testing.assert_array_equal(
-        nearest["w"].scale, q8.quantize_weights(dense, V, X, config=config)["w"].scale
+        nearest["w"].scale, q8.quantize_weights(dense, V, X, config=config, correct=None)["w"].scale
     )
     assert sqnr_db(dense(V, train), fast(learned, train)) > sqnr_db(dense(V, train), fast(nearest, train))
     slope = grad(lambda v: q8.quantize(dense, CONFIG.simulated())(v, Y).sum())(EVEN)
@@ -93,7 +93,7 @@ def test_learned_rounding_and_derivatives_with_groups() -> None:
 
 
 def test_files_hold_groups_packed(tmp_path) -> None:
-    q_vars = q8.quantize_weights(dense, V, X, config=CONFIG)
+    q_vars = q8.quantize_weights(dense, V, X, config=CONFIG, correct=None)
     q8.save(tmp_path / "m.q8", q_vars, config=CONFIG)
     loaded, _, config = q8.load(tmp_path / "m.q8")
     assert config == CONFIG

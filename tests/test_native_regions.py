@@ -140,7 +140,7 @@ def case(name):
         f, p, x = NETS[name], weights(), images(CHANNELS[name])
         batches = [(images(CHANNELS[name], seed=s),) for s in (1, 2)]
         ranges = q8.calibrate(f, p, batches, config=NATIVE, progress=False)
-        codes = q8.quantize_weights(f, p, x, config=NATIVE)
+        codes = q8.quantize_weights(f, p, x, config=NATIVE, correct=None)
         packed = q8.pack(f, codes, x, config=NATIVE, ranges=ranges)
         CASES[name] = Case(f, p, x, ranges, codes, packed)
     return CASES[name]
@@ -453,7 +453,11 @@ def test_many_small_regions_are_left_to_xla():
         f, config = chain(count), q8.Config(kernels=kernels)
         ranges = q8.calibrate(f, weights, [(x,)], config=config, progress=False)
         packed = q8.pack(
-            f, q8.quantize_weights(f, weights, x, config=config), x, config=config, ranges=ranges
+            f,
+            q8.quantize_weights(f, weights, x, config=config, correct=None),
+            x,
+            config=config,
+            ranges=ranges,
         )
         assert len(q8.explain(f, packed, x, config=config, ranges=ranges).native) == expected
 

@@ -96,7 +96,7 @@ def transformer(name, dynamic):
             if dynamic
             else q8.calibrate(f, p, [(tokens(s),) for s in (0, 1)], config=NATIVE, progress=False)
         )
-        codes = q8.quantize_weights(f, p, x, config=NATIVE)
+        codes = q8.quantize_weights(f, p, x, config=NATIVE, correct=None)
         packed = q8.pack(f, codes, x, config=NATIVE, ranges=ranges)
         CASES[name, dynamic] = StaticCase(f, p, x, ranges, codes, packed)
     return CASES[name, dynamic]
@@ -214,7 +214,7 @@ def activated(function):
         return function(x @ p["a"] + 0.05) @ p["b"]
 
     ranges = q8.calibrate(f, p, [(x,)], config=NATIVE, progress=False)
-    codes = q8.quantize_weights(f, p, x, config=NATIVE)
+    codes = q8.quantize_weights(f, p, x, config=NATIVE, correct=None)
     c = StaticCase(f, p, x, ranges, codes, q8.pack(f, codes, x, config=NATIVE, ranges=ranges))
     ((program, _),) = arguments(program_of(c))
     names = [step.function for step in program.steps if isinstance(step, Contract)]

@@ -64,7 +64,7 @@ def test_gptq_is_at_least_as_good_as_nearest_on_every_layer_of_squeezenet() -> N
     learned, nearest = (
         q8.learn_rounding(subject.fn, subject.variables, batches, method="gptq", config=four, stages=1, correct=False,
                           progress=False),
-        q8.quantize_weights(subject.fn, subject.variables, batches[0], config=four),
+        q8.quantize_weights(subject.fn, subject.variables, batches[0], config=four, correct=None),
     )  # fmt: skip
     model, variables = rounding_lab.IMAGE_NETS["SqueezeNet 1.1"].load()
     inputs: dict[str, list[Any]] = {}

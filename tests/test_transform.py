@@ -63,7 +63,7 @@ def test_models_keep_their_results_within_the_noise_of_eight_bits(name):
 def test_encoded_variables_give_the_same_results(name):
     """The codes are the same; the float code around them is another program, to a few units of float32."""
     fn, variables, inputs = ZOO[name].build(jax.random.key(0))
-    encoded = q8.quantize_weights(fn, variables, *inputs, config=ALWAYS)
+    encoded = q8.quantize_weights(fn, variables, *inputs, config=ALWAYS, correct=None)
     again = jax.tree.leaves(jax.jit(q8.quantize(fn, ALWAYS))(encoded, *inputs))
     for f, a in zip(results(name, "xla")[0], again, strict=True):
         np.testing.assert_allclose(f, a, rtol=1e-5, atol=1e-5 * np.abs(f).max())
@@ -196,7 +196,7 @@ def test_gradients_point_where_those_of_float_do(argument):
 
 def test_rounding_has_derivative_one():
     """Straight through: of ``x @ w`` by x it is exactly the decoded w, where rounding's own derivative would be zero."""
-    w = q8.quantize_weights(lambda v, x: x @ v["w"], PAIR, X, config=ALWAYS)
+    w = q8.quantize_weights(lambda v, x: x @ v["w"], PAIR, X, config=ALWAYS, correct=None)
     found = jax.grad(lambda x: q8.quantize(lambda v, x: x @ v["w"], ALWAYS)(w, x).sum())(X)
     expected = jnp.broadcast_to(w["w"].dequantize().sum(1), X.shape)
     # The extremes of each row lie on the edge of the range, where the derivative of the clip is one or a half.
@@ -301,7 +301,7 @@ def test_bytes_as_input_are_used_as_they_are():
     plan = q8.explain(module.apply, variables, codes)
     assert plan["params/kernel:conv"].range == "codes of its producer"
     jaxpr = str(jax.make_jaxpr(q8.quantize(module.apply))(
-        q8.quantize_weights(module.apply, variables, codes), codes
+        q8.quantize_weights(module.apply, variables, codes, correct=None), codes
     ))  # fmt: skip
     assert "reduce_min" not in jaxpr
     assert "reduce_max" not in jaxpr

@@ -55,7 +55,7 @@ def prepare_float_forms(model: Model) -> Prepared:
 
 def prepare_dynamic(model: Model) -> Prepared:
     """jaxq8 with weights quantized in advance and ranges found in each run."""
-    weights = q8.quantize_weights(model.apply, model.variables, *model.inputs)
+    weights = q8.quantize_weights(model.apply, model.variables, *model.inputs, correct=None)
     return compiled(q8.quantize(model.apply), weights, model.inputs, q8.compiler_options())
 
 
@@ -92,7 +92,7 @@ def prepare_native_dynamic(model: Model) -> Prepared:
         UnavailableError: there are no native regions on this machine, or none in this model.
     """
     _require_native()
-    weights = q8.quantize_weights(model.apply, model.variables, *model.inputs)
+    weights = q8.quantize_weights(model.apply, model.variables, *model.inputs, correct=None)
     return _native(model, weights, q8.quantize(model.apply), {})
 
 
@@ -120,5 +120,5 @@ def _quantized(model: Model, config: q8.Config) -> tuple[Any, Callable[..., Any]
     """(weights, function, ranges) of a model with ranges from the calibration batches."""
     batches = [batch if len(batch) > 1 else batch[0] for batch in model.calibration]
     ranges = q8.calibrate(model.apply, model.variables, batches, config=config)
-    weights = q8.quantize_weights(model.apply, model.variables, *model.inputs, config=config)
+    weights = q8.quantize_weights(model.apply, model.variables, *model.inputs, config=config, correct=None)
     return weights, q8.quantize(model.apply, config, ranges=ranges), ranges

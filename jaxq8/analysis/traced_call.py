@@ -56,11 +56,14 @@ class Call:
             self._analyses[config] = self._analyse(config)
         return self._analyses[config]
 
-    def analyse_first(self, count: int, config: Config) -> Analysis:
-        """`analyse`, where weights are the first `count` leaves, whatever container holds them, and nothing else."""
+    def with_first(self, count: int) -> Call:
+        """The same call, in which weights are the first `count` leaves, whatever container holds them, and nothing else."""
         weights = tuple(i < count for i in range(len(self.arguments.given)))
-        arguments = dataclasses.replace(self.arguments, weights=weights)
-        return dataclasses.replace(self, arguments=arguments).analyse(config)
+        return dataclasses.replace(self, arguments=dataclasses.replace(self.arguments, weights=weights))
+
+    def analyse_first(self, count: int, config: Config) -> Analysis:
+        """`analyse` of `with_first`."""
+        return self.with_first(count).analyse(config)
 
     def _analyse(self, config: Config) -> Analysis:
         names = [p if w else None for p, w in zip(self.arguments.paths, self.arguments.weights, strict=True)]

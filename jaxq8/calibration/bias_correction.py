@@ -51,14 +51,15 @@ def correct_bias(
       **kwargs: Keyword arguments of `fn`.
 
     Returns:
-      `variables` with corrected vectors, still in float; pass them to `quantize_weights`, or use them as they are.
+      `variables` with corrected vectors, still in float; pass them to `quantize_weights` with ``correct=None``, or use them as
+      they are. They make up for weights rounded to the nearest code, so no other correction may follow.
 
     Raises:
       ArgumentError: There are no batches.
 
     Example:
       >>> better = q8.correct_bias(model.apply, variables, batches, ranges=ranges)
-      >>> q_vars = q8.quantize_weights(model.apply, better, images)
+      >>> q_vars = q8.quantize_weights(model.apply, better, images, correct=None)
     """
     config, given = checked_config(fn, config), Ranges(ranges)
     step = jax.jit(lambda v, x: _shifts(fn, v, x, kwargs, config, given))

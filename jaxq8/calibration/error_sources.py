@@ -92,7 +92,7 @@ def error_sources(
       RangesError: `ranges` names sites that `fn` does not have.
 
     Example:
-      >>> q_vars = q8.quantize_weights(model.apply, variables, images, correct="statistics")
+      >>> q_vars = q8.quantize_weights(model.apply, variables, images)
       >>> print(q8.error_sources(model.apply, variables, [images], fast_variables=q_vars))
       source...sqnr_db...share
       ...

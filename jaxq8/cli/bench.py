@@ -114,7 +114,8 @@ def _forms(
     with foreign(
         f"tracing {model.name}", "check that --params, --input-shape and --keyword belong to this model"
     ):
-        encoded = quantize_weights(model.fn, model.variables, *inputs, config=config)
+        # A correction would change numbers and no time.
+        encoded = quantize_weights(model.fn, model.variables, *inputs, config=config, correct=None)
     made = dataclasses.replace(model, variables=encoded, config=config, quantized=True)
     forms = [(f"{model.name}, float", model.runner()), (f"{model.name}, {config.mode}", made.runner())]
     if not options.native:

@@ -43,6 +43,7 @@ from jaxq8.weights import quantize_weights
 
 # The error is measured on at most this many examples: calibration sets may be large, and a share of them is enough.
 MEASURED = 64
+CORRECT = {None: "auto", "none": None, "statistics": "statistics"}  # what --correct means
 EPILOG = """\
 modes:
   eightbit         integer codes stored and computed with: speed and size
@@ -130,7 +131,7 @@ def execute(options: argparse.Namespace) -> int:
             targets.reached(options, model, config, inputs, ranges, calibration) if options.target else None
         )
         if found is None:
-            encoded, folded = _encoded(model, config, inputs, options.keep_norms, options.correct)
+            encoded, folded = _encoded(model, config, inputs, options.keep_norms, CORRECT[options.correct])
         else:
             encoded, folded, config = found.variables, 0, found.config
         plan = explain(model.fn, encoded, *inputs, config=config, ranges=ranges)

@@ -30,8 +30,9 @@ def add_targets(command: argparse.ArgumentParser) -> None:
                        help=f"(--target) begin no step that would end later (default {SECONDS:.0f})")  # fmt: skip
     group.add_argument("--resume", metavar="FOLDER",
                        help="(--target) keep every step there; the same command goes on from it")  # fmt: skip
-    group.add_argument("--correct", choices=["statistics"],
-                       help="correct codes and biases by the statistics of batch norms; needs no data")  # fmt: skip
+    group.add_argument("--correct", choices=["statistics", "none"],
+                       help="correct codes and biases by the statistics of norms, without data (the default where weights are "
+                       "rounded to the nearest code), or round each weight by itself")  # fmt: skip
 
 
 def target(text: str) -> tuple[str, float | int]:
@@ -60,7 +61,7 @@ def check_targets(options: argparse.Namespace) -> None:
     Raises:
       Misuse: They do; the message names them.
     """
-    if options.correct and options.mode not in ("eightbit", "weights"):
+    if options.correct == "statistics" and options.mode not in ("eightbit", "weights"):
         raise Misuse(f"--correct: mode {options.mode} stores no codes; use --mode eightbit or weights")
     if not options.target:
         for name in ("time", "resume"):

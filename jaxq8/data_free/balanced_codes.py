@@ -50,7 +50,7 @@ def balanced(
     step_sizes = columns(codes.by_element(codes.scale))
     exact, decoded = columns(weight), columns(codes.dequantize(np.float32))
     means, variances = columns(mean), columns(variance)
-    low, high = _ends(codes)
+    low, high = ends(codes)
     width = max(1, COLUMNS // max(rows, 1))
     for start in range(0, values.shape[1], width):
         some = (slice(None), slice(start, start + width))
@@ -62,7 +62,7 @@ def balanced(
     return dataclasses.replace(codes, values=jnp.asarray(back, codes.values.dtype))
 
 
-def _ends(codes: QTensor) -> tuple[int, int]:
+def ends(codes: QTensor) -> tuple[int, int]:
     """The smallest and largest code."""
     count = 2**codes.bits
     if not codes.signed:

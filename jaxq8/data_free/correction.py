@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq8._compat import Literal, bind
+from jaxq8._compat import Literal, bind, primitives
 from jaxq8.analysis.channel_factors import activation_axis, weight_axis
 from jaxq8.analysis.flat_function import Chains, Node, Ref
 from jaxq8.analysis.sites import Site
 from jaxq8.data_free.balanced_codes import balanced
 from jaxq8.data_free.batch_norms import BatchNorm, batch_norms
 from jaxq8.data_free.expected_inputs import Moments, expected_inputs
+from jaxq8.data_free.fitted_scales import fitted
 from jaxq8.data_free.mean_shift import explaining_mean, explains, mean_shift
+from jaxq8.data_free.signs import never_negative
 from jaxq8.numerics.codebook import is_encoded
 from jaxq8.numerics.qtensor import QTensor, is_concrete
+
+# Codes of so few bits get scales of least squared error, where statistics tell what an error costs, or where inputs have either
+# sign. Not where they are only known to be positive: the large weights of SqueezeNet carry the signal, and to clip them costs
+# it 4 dB. With eight bits the scales of the extremes are as good.
+FITTED_BITS = 4
 
 
 def corrected(
@@ -50,8 +57,13 @@ def corrected(
     rounded = [
         i for i in kept if i < len(result) and isinstance(result[i], QTensor) and not is_encoded(leaves[i])
     ]
+    positive = never_negative(chains)
     for leaf in rounded:
-        moments = _along_leaf(chains, leaf, np.ndim(leaves[leaf]), sources.get(leaf, []), known)
+        moments = _along_leaf(chains, leaf, np.ndim(leaves[leaf]), sources.get(leaf, []), known, positive)
+        if result[leaf].bits <= FITTED_BITS and (moments is None or np.ndim(moments[1])):
+            result[leaf] = fitted(leaves[leaf], result[leaf], 1.0 if moments is None else moments[1])
+        if moments is None:
+            continue
         result[leaf] = balanced(leaves[leaf], result[leaf], kept[leaf], *moments)
 
     def error(leaf: int) -> np.ndarray | None:
@@ -134,21 +146,48 @@ def _weights(chains: Chains) -> dict[int, list[tuple[Node, Site]]]:
 
 
 def _along_leaf(
-    chains: Chains, leaf: int, rank: int, readers: Sequence[tuple[Node, Site]], known: Mapping[Node, Moments]
-) -> tuple[Any, Any]:
-    """Mean and variance of what each element of a weight is multiplied with; ones where they are not known."""
-    unknown = 1.0, 1.0
-    if len(readers) != 1:
-        return unknown
-    ((node, site),) = readers
+    chains: Chains,
+    leaf: int,
+    rank: int,
+    readers: Sequence[tuple[Node, Site]],
+    known: Mapping[Node, Moments],
+    positive: Set[Ref],
+) -> tuple[Any, Any] | None:
+    """Mean and variance of what each element of a weight is multiplied with; None if there is no reason for any mean.
+
+    Where the statistics do not tell them, they are one for values that are never negative, and for the neighbours that a
+    convolution of several taps reads, which are alike. What may have either sign has the mean zero: to balance codes for it
+    would only make each of them worse.
+    """
+    found = [_of_reader(chains, rank, node, site, known) for node, site in readers]
+    if len(found) == 1 and found[0] is not None:
+        return found[0]
+    alike = [
+        _taps(node, site) > 1 or node.inputs[1 - (site.weight or 0)] in positive for node, site in readers
+    ]
+    return (1.0, 1.0) if readers and all(alike) else None
+
+
+def _taps(node: Node, site: Site) -> int:
+    """How many neighbours in space a contraction sums over."""
+    if node.primitive is not primitives.conv_general_dilated_p:
+        return 1
+    shape = node.eqn.invars[site.weight or 0].aval.shape
+    return int(np.prod([shape[d] for d in node.eqn.params["dimension_numbers"].rhs_spec[2:]], dtype=int))
+
+
+def _of_reader(
+    chains: Chains, rank: int, node: Node, site: Site, known: Mapping[Node, Moments]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and variance along the axis of a leaf that a contraction sums over; None where they are not known."""
     weight = site.weight or 0
     moments, axis = known.get(node), activation_axis(node, site.weight)
     if moments is None or axis is None or moments.variance is None:
-        return unknown
+        return None
     place = weight_axis(node, weight, axis, out=False)
     sources = chains.trails[node.inputs[weight]].sources  # type: ignore[index]
     if place is None or len(sources) != 1 or len(sources[0][1][place]) != 1:
-        return unknown
+        return None
     shape = [1] * rank
     shape[sources[0][1][place][0]] = -1
     return moments.mean.reshape(shape), moments.variance.reshape(shape)

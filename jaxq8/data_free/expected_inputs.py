@@ -3,14 +3,16 @@
 Nagel et al. 2019 (data-free quantization, section 4.2.1 and appendix C) derive the mean of a clipped normal distribution in
 closed form. Here the result of a batch norm is replaced by normally distributed numbers of its mean and spread, and the
 function itself computes what becomes of them. So every activation function, sum, pooling and join is covered, and no formula
-is needed. What depends on the function's data in any other way is not computed, and stays unknown.
+is needed. What a layer norm (RMS norm, group norm) reads is unknown as well, but of no account: normally distributed numbers
+stand for it, and the function computes the norm of them, whose mean is its shift. What depends on the function's data in any
+other way is not computed, and stays unknown.
 """
 
 from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +23,8 @@ from jaxq8._compat import Literal, bind
 from jaxq8.analysis.channel_factors import activation_axis
 from jaxq8.analysis.flat_function import Chains, Node, Ref
 from jaxq8.data_free.batch_norms import BatchNorm
+from jaxq8.data_free.normalized import normalized_values
+from jaxq8.data_free.signs import never_negative
 
 FEWEST = 16  # positions for which the spread of a normal distribution can be shown
 
@@ -42,11 +46,14 @@ def expected_inputs(
       leaves: The leaves by number, in float.
       norms: Its batch norms.
     """
-    norms = [norm for norm in norms if _positions(norm) >= FEWEST]
-    if not norms:
+    norms = [norm for norm in norms if _positions(norm.result, norm.axis) >= FEWEST]
+    free = normalized_values(chains) - never_negative(chains)
+    free = {ref for ref in free if ref[1].aval.ndim and _positions(ref, -1) >= FEWEST}
+    if not norms and not free:
         return {}
-    run = jax.jit(functools.partial(_moments, chains, norms))
-    found = jax.device_get(run(dict(leaves), {n: _normal_numbers(n) for n in map(_positions, norms)}))
+    counts = {_positions(norm.result, norm.axis) for norm in norms} | {_positions(ref, -1) for ref in free}
+    run = jax.jit(functools.partial(_moments, chains, norms, free))
+    found = jax.device_get(run(dict(leaves), {n: _normal_numbers(n) for n in counts}))
     return {
         node: Moments(*(np.asarray(part, np.float64) for part in moments))
         for (node, _), moments in zip(chains.contractions(), found, strict=True)
@@ -54,10 +61,10 @@ def expected_inputs(
     }
 
 
-def _positions(norm: BatchNorm) -> int:
-    """How many values each channel has."""
-    shape = norm.result[1].aval.shape
-    return int(np.prod(shape, dtype=int)) // int(shape[norm.axis])
+def _positions(ref: Ref, axis: int) -> int:
+    """How many numbers a value has in each of the channels along an axis."""
+    shape = ref[1].aval.shape
+    return int(np.prod(shape, dtype=int)) // max(int(shape[axis]), 1)
 
 
 def _normal_numbers(count: int) -> np.ndarray:
@@ -69,8 +76,9 @@ def _normal_numbers(count: int) -> np.ndarray:
 
 
 def _moments(
-    chains: Chains, norms: Sequence[BatchNorm], leaves: Mapping[int, Any], numbers: Mapping[int, jax.Array]
-) -> list[tuple[jax.Array, jax.Array] | None]:
+    chains: Chains, norms: Sequence[BatchNorm], free: Set[Ref], leaves: Mapping[int, Any],
+    numbers: Mapping[int, jax.Array],
+) -> list[tuple[jax.Array, jax.Array] | None]:  # fmt: skip
     """(mean, variance) of the activation of each contraction; None where it is unknown. Runs inside of `jax.jit`."""
     known: dict[Ref, Any] = {}
     for ref, trail in chains.trails.items():
@@ -80,10 +88,14 @@ def _moments(
     order = {norm.result: i for i, norm in enumerate(norms)}
     for node in chains.nodes:
         out = node.outputs[0] if node.outputs else None
-        if out in results:
+        if out is not None and out in results:
             norm = results[out]
-            known[out] = _drawn(norm, jnp.roll(numbers[_positions(norm)], 997 * order[out]))
+            drawn = jnp.roll(numbers[_positions(out, norm.axis)], 997 * order[out])
+            known[out] = _drawn(out, norm.axis, norm.result_mean, norm.result_spread, drawn)
             continue
+        for ref in node.inputs:
+            if ref in free and ref not in known:
+                known[ref] = _drawn(ref, -1, 0.0, 1.0, numbers[_positions(ref, -1)])
         operands = [
             variable.val if isinstance(variable, Literal) else known.get(ref) if ref is not None else None
             for ref, variable in zip(node.inputs, node.eqn.invars, strict=True)
@@ -98,12 +110,13 @@ def _moments(
     return found
 
 
-def _drawn(norm: BatchNorm, numbers: jax.Array) -> jax.Array:
-    """Numbers with the mean and spread of a batch norm's result: each channel has all of them, in an order of its own."""
-    aval, axis = norm.result[1].aval, norm.axis
+def _drawn(ref: Ref, axis: int, mean: Any, spread: Any, numbers: jax.Array) -> jax.Array:
+    """Numbers in the shape of a value, with this mean and spread: each channel has all of them, in an order of its own."""
+    aval = ref[1].aval
+    axis = axis % aval.ndim
     shape = [n for d, n in enumerate(aval.shape) if d != axis]
     channels, count = aval.shape[axis], numbers.size
-    mean, spread = (jnp.asarray(v, jnp.float32) for v in (norm.result_mean, norm.result_spread))
+    mean, spread = (jnp.asarray(v, jnp.float32) for v in (mean, spread))
     noise = numbers[(jnp.arange(count)[:, None] + 7 * jnp.arange(channels)) % count]
     return jnp.moveaxis((mean + spread * noise).reshape(*shape, channels), -1, axis).astype(aval.dtype)
 

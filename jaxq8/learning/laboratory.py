@@ -235,7 +235,8 @@ class _Laboratory:
 
     def _encoded(self, setting: Setting, config: Config) -> Any:
         if not setting.is_learned:
-            return quantize_weights(self.fn, self.variables, *self.data[0], config=config)
+            # A row shows what its rounding does, and no correction.
+            return quantize_weights(self.fn, self.variables, *self.data[0], config=config, correct=None)
         return learn_rounding(
             self.fn,
             self.variables,

@@ -118,7 +118,8 @@ def learn_rounding(
             shifts = {site: error for site, error in mean_errors.items() if site in vectors}
             current = moved(tree.unflatten(leaves), chains, shifts)
     bar.close()
-    return quantize_weights(fn, current, *inputs[0], config=config, **kwargs)
+    # These codes are chosen, and biases corrected by what was measured: nothing is left to statistics.
+    return quantize_weights(fn, current, *inputs[0], config=config, correct=None, **kwargs)
 
 
 def _groups(layers: list[Layer], memory: int) -> Iterator[list[Layer]]:

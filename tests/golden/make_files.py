@@ -29,7 +29,7 @@ def main() -> None:
     variables: Any = model.init(jax.random.key(0), x)
     config = q8.Config(weights=q8.Spec(bits=4, symmetric=True, granularity="channel"), kernels="xla")
     ranges = q8.Ranges({"params/Dense_0/kernel:dot": (-4.0, 4.0)})
-    encoded = q8.quantize_weights(model.apply, variables, x, config=config)
+    encoded = q8.quantize_weights(model.apply, variables, x, config=config, correct=None)
     name = str(FOLDER / "version1")
     q8.save(f"{name}.q8", encoded, ranges=ranges, config=config)
     q8.export(f"{name}.q8x", model.apply, encoded, x, ranges=ranges, config=config, platforms=("cpu",))

@@ -86,7 +86,7 @@ def _encoded(t: Trial) -> list[str] | None:
     """Weights that were encoded beforehand, and came back from a file, are the same weights."""
     if not t.p:
         return None
-    encoded = q8.quantize_weights(t.f, t.p, t.x, config=t.settings.config())
+    encoded = q8.quantize_weights(t.f, t.p, t.x, config=t.settings.config(), correct=None)
     run = t.compiled()
     results = flat(run(encoded, t.x))
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +104,7 @@ def _encoded(t: Trial) -> list[str] | None:
 @law("export", 0.06)
 def _export(t: Trial) -> list[str]:
     """The exported program computes the same: the same bits, where it is not for any batch and so another program."""
-    encoded = q8.quantize_weights(t.f, t.p, t.x, config=t.settings.config()) if t.p else t.p
+    encoded = q8.quantize_weights(t.f, t.p, t.x, config=t.settings.config(), correct=None) if t.p else t.p
     settings = {"ranges": t.ranges, "config": t.settings.config(), "platforms": ("cpu",)}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -176,7 +176,7 @@ def _native(t: Trial) -> list[str] | None:
     if t.ranges is None or not t.p or not q8.native_status().available:
         return None
     config = t.settings.config("native")
-    encoded = q8.quantize_weights(t.f, t.p, t.x, config=config)
+    encoded = q8.quantize_weights(t.f, t.p, t.x, config=config, correct=None)
     packed = q8.pack(t.f, encoded, t.x, config=config, ranges=t.ranges)
     leaves = jax.tree.leaves(packed, is_leaf=lambda leaf: isinstance(leaf, q8.PackedTensor))
     if not any(isinstance(leaf, q8.PackedTensor) for leaf in leaves):

@@ -19,8 +19,8 @@ CALLS = {
     "simulation": "slow = jax.jit(q8.quantize(f, q8.Config(kernels='simulate', attention={attention}), ranges=ranges))(p, x)",
     "reference": "slow = jax.jit(q8.quantize(f, q8.Config(kernels='reference', attention={attention}), ranges=ranges))(p, x)",
     "nan": "jax.tree.leaves(x)[{which}].ravel()[{element}] = np.nan\nslow = f(p, x)",
-    "encoded": "slow = {compiled}(p, x)\np = q8.quantize_weights(f, p, x, config=config)",
-    "export": "q = q8.quantize_weights(f, p, x, config=config) if p else p\n"
+    "encoded": "slow = {compiled}(p, x)\np = q8.quantize_weights(f, p, x, config=config, correct=None)",
+    "export": "q = q8.quantize_weights(f, p, x, config=config, correct=None) if p else p\n"
     "q8.export('program.q8x', f, q, x, ranges=ranges, config=config, platforms=('cpu',), symbolic_batch={symbolic})\n"
     "slow = q8.load_exported('program.q8x')(x)",
     "sign of dots": "slow = {compiled}(p, x)\nfrom jaxq8.kernels import dot\ndot.mixed_dots_are_fast = lambda: {other}",
