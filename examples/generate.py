@@ -5,8 +5,8 @@
     python examples/generate.py --speed               # only time per token, at width 1024 with random weights
 
 The text is what `help()` prints, which comes with every Python; a character is a token. Prefill and all steps are one compiled
-function, quantized as it stands: `jax.jit(q8.quantize(generate))`. Where native regions can be used, the packed weights are read by one call
-for the prompt and one for each step, inside of the scan; the caches are updated in place.
+function, quantized as it stands: `jax.jit(q8.quantize(generate))`. Where native regions can be used, the packed weights are
+read by one call for the prompt and one for each step, inside of the scan; the caches are updated in place.
 """
 
 from __future__ import annotations
