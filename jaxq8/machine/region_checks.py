@@ -197,7 +197,10 @@ def _attention() -> _Net:
 def _updated() -> _Net:
     """A cache that takes in what a contraction made, at a place beyond its end, and a part of it."""
     net = _Net()
-    sums, cache = net.builder.temporary((2, 1, 32), np.int32), net.given(np.zeros((2, 8, 32), np.int32))
+    sums, cache = (
+        net.builder.temporary((2, 1, 32), np.int32),
+        net.given(net.numbers.integers(-99, 99, (2, 8, 32)).astype(np.int32)),
+    )
     net.contract(net.data(2, 16), net.builder.reshaped(sums, (2, 32)))
     changed, part = net.builder.result((2, 8, 32), np.int32), net.builder.result((2, 3, 32), np.int32)
     late, early = net.given(np.full(1, 9, np.int32)), net.given(np.full(1, 5, np.int32))
