@@ -3,7 +3,7 @@
 Each architecture of docs/MODELS.md and each model of tests/zoo is quantized with dynamic ranges, with weights rounded to the
 nearest code and with `quantize_weights(correct="statistics")`. "weights" is the SQNR of the float function with the numbers
 that the codes stand for, "all" that of the eight-bit program. The models of docs/MODELS.md need the packages of
-benchmarks/architectures/requirements.txt. Its ViT, BEiT and RegNet have two results each, of which the error depends on luck (for
+benchmarks/architectures/requirements.txt. Its ViT, BEiT and RegNet have two results each, whose error depends on luck (for
 ViT, with other random weights, 37 to 53 dB with nearest codes); here they have 1000, as the published ones.
 """
 
