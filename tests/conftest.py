@@ -50,10 +50,14 @@ def _fresh_compilations() -> Iterator[None]:
 
 
 @pytest.fixture
-def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Schemes and observers that a test registers are gone after it."""
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Schemes, observers and rules that a test registers are gone after it."""
     monkeypatch.setattr(rounding, "_REGISTRY", dict(rounding._REGISTRY))
     monkeypatch.setattr(observers, "_REGISTRY", dict(observers._REGISTRY))
+    rules = dict(interpreter.RULES)
+    yield
+    interpreter.RULES.clear()
+    interpreter.RULES.update(rules)
 
 
 @pytest.fixture
@@ -61,10 +65,7 @@ def unchanged(own_registries: None, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """For code of the documentation: what it registers, bars, tunes and writes is gone afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rounding_problems, "_METHODS", dict(rounding_problems._METHODS))
-    rules = dict(interpreter.RULES)
     yield
-    interpreter.RULES.clear()
-    interpreter.RULES.update(rules)
     tuned.use({})
     barred.bar_forms()
 
