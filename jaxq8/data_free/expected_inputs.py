@@ -93,9 +93,9 @@ def _moments(
             drawn = jnp.roll(numbers[_positions(out, norm.axis)], 997 * order[out])
             known[out] = _drawn(out, norm.axis, norm.result_mean, norm.result_spread, drawn)
             continue
-        for ref in node.inputs:
-            if ref in free and ref not in known:
-                known[ref] = _drawn(ref, -1, 0.0, 1.0, numbers[_positions(ref, -1)])
+        for operand in node.inputs:
+            if operand is not None and operand in free and operand not in known:
+                known[operand] = _drawn(operand, -1, 0.0, 1.0, numbers[_positions(operand, -1)])
         operands = [
             variable.val if isinstance(variable, Literal) else known.get(ref) if ref is not None else None
             for ref, variable in zip(node.inputs, node.eqn.invars, strict=True)
