@@ -1,10 +1,10 @@
 """`python -m benchmarks.architectures.corrections [NAME ...]`: does the correction of weights without data harm a model?
 
 Each architecture of docs/MODELS.md and each model of tests/zoo is quantized with dynamic ranges, with weights rounded to the
-nearest code and with `quantize_weights(correct="statistics")`. "weights" is the SQNR of the float function with the numbers
-that the codes stand for, "all" that of the eight-bit program. The models of docs/MODELS.md need the packages of
-benchmarks/architectures/requirements.txt. Its ViT, BEiT and RegNet have two results each, whose error depends on luck (for
-ViT, with other random weights, 37 to 53 dB with nearest codes); here they have 1000, as the published ones.
+nearest code and as `quantize_weights` corrects it. "weights" is the SQNR of the float function with the numbers that the codes
+stand for, "all" that of the eight-bit program. The models of docs/MODELS.md need the packages of
+benchmarks/architectures/requirements.txt. Its ViT, BEiT and RegNet have two results each, of which the error depends on luck
+(of ViT with other random weights it is 37 to 53 dB with nearest codes); here they have 1000, as the published ones.
 """
 
 from __future__ import annotations
