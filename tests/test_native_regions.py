@@ -493,3 +493,15 @@ def test_a_program_is_checked_when_it_is_made():
         rp.Program((((4,), "uint8"),), (((4,), "uint8"),), (tensor,), (steps.Copy(0, 1),), 0)
     with pytest.raises(TensorError, match="into an argument"):
         rp.Program((((4,), "uint8"),), (((4,), "uint8"),), (tensor,), (steps.Copy(0, 0),), 0)
+
+
+@needs_native
+def test_a_weight_of_a_convolution_that_several_products_at_once_read_too():
+    def f(p, x):
+        y = jax.lax.conv_general_dilated(x, p, [1], "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+        return jnp.einsum("bmk,bkn->bmn", y, p)
+
+    p, x = jnp.eye(8)[None] + 0.1, jnp.arange(16.0).reshape(1, 2, 8)
+    codes = q8.quantize_weights(f, p, x, config=NATIVE)
+    own = jax.jit(q8.quantize(f, NATIVE))(q8.pack(f, codes, x, config=NATIVE), x)
+    np.testing.assert_allclose(own, jax.jit(q8.quantize(f, NATIVE))(codes, x), rtol=1e-5)

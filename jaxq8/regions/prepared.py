@@ -162,7 +162,8 @@ def sum_positions(
     found = []
     for i, eqn in enumerate(eqns):
         origin = weight_origin(eqn, makers) if eqn.primitive is sums_of_weights.primitive else None
-        if origin is not None and is_packed(origin):
+        is_vector = len(eqn.outvars[0].aval.shape) == 1  # those of several products at once have three axes
+        if origin is not None and is_vector and is_packed(origin):
             found.append(i)
     return found
 
