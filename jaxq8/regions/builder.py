@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq8.regions.program import ARENA, Program, Tensor, dense
+from jaxq8.regions.program import ARENA, Program, Tensor, dense, in_order
 from jaxq8.regions.steps import NONE, Contract, Copy, Step
 
 ALIGNMENT = 64
@@ -112,9 +112,7 @@ class Builder:
 
     def is_dense(self, tensor: int) -> bool:
         view = self._views[tensor]
-        return all(
-            n == 1 or s == d for n, s, d in zip(view.shape, view.strides, dense(view.shape), strict=True)
-        )
+        return in_order(view.shape, view.strides)
 
     def is_same(self, first: int, second: int) -> bool:
         """Whether two tensors are the same view."""

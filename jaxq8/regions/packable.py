@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from jaxq8.kernels.registry import contraction
 from jaxq8.regions.candidates import Limits, found
 from jaxq8.regions.equations import Equation, Flat, flat
 from jaxq8.regions.joined_weights import layout_of, parts_of
-from jaxq8.regions.prepared import SEVERAL, alive, computed, sum_positions
+from jaxq8.regions.prepared import SEVERAL, alive, computed, sums_of
 from jaxq8.regions.scans import Scan, with_bodies
 from jaxq8.regions.weights import (
     Moves,
     Origin,
     Packable,
+    native_weight,
     origin,
     padded_form,
     problem_of,
-    weight_origin,
-    why_not,
 )
 
 Way = tuple[Any, Packable]  # an input of the whole program, and how it is read
@@ -60,7 +58,7 @@ class _Ways:
     results: tuple[Any, ...]
     own: Mapping[int, list[Way]]
     inner: Mapping[int, _Ways]
-    sums: list[int]
+    sums: Collection[int]
 
     def taken(self, limits: Limits) -> list[Way]:
         """The ways of the contractions that would be in regions."""
@@ -95,17 +93,13 @@ def _ways(program: Flat, inputs: Inputs) -> _Ways:
     makers = {v: eqn for eqn in eqns for v in eqn.outvars}
     own = {i: ways for i, eqn in enumerate(eqns) if (ways := _own(eqn, makers, inputs))}
     inner = {i: _inner(eqn, makers, inputs) for i, eqn in enumerate(eqns) if isinstance(eqn, Scan)}
-    sums = sum_positions(eqns, makers, lambda o: bool(_parts(o, inputs)))
+    sums = sums_of(eqns, makers, lambda o: bool(_parts(o, inputs)))
     return _Ways(eqns, program.results, own, inner, sums)
 
 
 def _own(eqn: Equation, makers: Mapping[Any, Any], inputs: Inputs) -> list[Way]:
     """How a contraction reads its weight, if that is an input of the whole program, or inputs that are joined."""
-    if eqn.primitive is not contraction.primitive or why_not(
-        eqn.params["form"], eqn.invars[0].aval.dtype.name
-    ):
-        return []
-    where = weight_origin(eqn, makers)
+    where = native_weight(eqn, makers)
     if where is None:
         return []
     form = padded_form(eqn.params["form"], eqn.params["zero_border"])

@@ -18,7 +18,7 @@ from jaxq8.regions.equations import Equation, Flat
 from jaxq8.regions.joined_weights import with_joined_weights
 from jaxq8.regions.scans import Scan, sunk
 from jaxq8.regions.tables import looked_up
-from jaxq8.regions.weights import Origin, Weight, weight_origin, why_not
+from jaxq8.regions.weights import Origin, Weight, native_weight, weight_origin
 
 MOST_TIMES = 1 << 20  # of a loop, as in the extension
 SEVERAL = 2  # the contractions of a loop count so many times: it saves as many calls at least
@@ -155,27 +155,23 @@ def alive(eqns: Sequence[Equation], results: Sequence[Any]) -> list[Equation]:
     return kept[::-1]
 
 
-def sum_positions(
+def sums_of(
     eqns: Sequence[Equation], makers: Mapping[Any, Any], is_packed: Callable[[Origin], bool]
-) -> list[int]:
-    """The positions of the equations that sum the codes of weights that are, or can be, packed."""
-    found = []
+) -> dict[int, Origin]:
+    """The weights, packed or to be packed, whose codes equations sum, by the positions of these equations."""
+    found = {}
     for i, eqn in enumerate(eqns):
         origin = weight_origin(eqn, makers) if eqn.primitive is sums_of_weights.primitive else None
         is_vector = len(eqn.outvars[0].aval.shape) == 1  # those of several products at once have three axes
         if origin is not None and is_vector and is_packed(origin):
-            found.append(i)
+            found[i] = origin
     return found
 
 
 def _sums(eqns: Sequence[Equation], makers: Mapping[Any, Any]) -> dict[Any, Any]:
     """Sums of packed weights -> the variables that hold them already."""
-    renamed = {}
-    for i in sum_positions(eqns, makers, _is_packed):
-        origin = weight_origin(eqns[i], makers)
-        assert origin is not None
-        renamed[eqns[i].outvars[0]] = origin.maker.invars[1]
-    return renamed
+    found = sums_of(eqns, makers, _is_packed)
+    return {eqns[i].outvars[0]: origin.maker.invars[1] for i, origin in found.items()}
 
 
 def _is_packed(origin: Origin) -> bool:
@@ -188,11 +184,7 @@ def _is_packed(origin: Origin) -> bool:
 
 def _weight(eqn: Equation, makers: Mapping[Any, Any]) -> Weight | None:
     """The packed weight of a contraction that has a native step; None for all other equations."""
-    if eqn.primitive is not contraction.primitive or why_not(
-        eqn.params["form"], eqn.invars[0].aval.dtype.name
-    ):
-        return None
-    origin = weight_origin(eqn, makers)
+    origin = native_weight(eqn, makers)
     if origin is None or not _is_packed(origin):
         return None
     params = origin.maker.params

@@ -56,9 +56,7 @@ class Tensor:
     @property
     def is_dense(self) -> bool:
         """Whether its elements lie in order and without gaps."""
-        return all(
-            n == 1 or s == d for n, s, d in zip(self.shape, self.strides, dense(self.shape), strict=True)
-        )
+        return in_order(self.shape, self.strides)
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -67,6 +65,11 @@ class Tensor:
 def dense(shape: Sequence[int]) -> tuple[int, ...]:
     """The strides of a dense array."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def in_order(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether elements with these strides lie in order and without gaps."""
+    return all(n == 1 or s == d for n, s, d in zip(shape, strides, dense(shape), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,10 +86,12 @@ def _with_body(eqn: Equation, known: Mapping[Any, Any]) -> Scan | None:
         return None
     body = with_bodies(flat(jaxpr, consts))
     count = eqn.params["num_consts"]
+    constants = dict(body.consts)
     for variable, atom in zip(jaxpr.invars[:count], eqn.invars[:count], strict=True):
         value = atom.val if isinstance(atom, Literal) else known.get(atom)
         if isinstance(value, np.ndarray | np.generic | int | float | bool):
-            body = dataclasses.replace(body, consts={**body.consts, variable: np.asarray(value)})
+            constants[variable] = np.asarray(value)
+    body = dataclasses.replace(body, consts=constants)
     return Scan(eqn.eqn, eqn.invars, eqn.outvars, body, tuple(jaxpr.invars), count, eqn.params["num_carry"])
 
 
@@ -106,8 +108,10 @@ def hoisted(scan: Scan) -> list[Equation]:
 
     def named(atom: Any) -> Any:
         """The name before the scan of what is the same in every step."""
-        if isinstance(atom, Literal) or atom in names:
-            return names.get(atom, atom) if not isinstance(atom, Literal) else atom
+        if isinstance(atom, Literal):
+            return atom
+        if atom in names:
+            return names[atom]
         maker = free[atom]
         reads = tuple(map(named, maker.invars))
         made = tuple(Inner(v.aval) for v in maker.outvars)

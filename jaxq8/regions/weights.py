@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxq8._compat import Literal, primitives
 from jaxq8.kernels.forms import ConvForm, DotForm, Form
-from jaxq8.kernels.registry import sums_of_weights
+from jaxq8.kernels.registry import contraction, sums_of_weights
 from jaxq8.regions.candidates import is_stored
 
 Moves = tuple[tuple[str, tuple[int, ...]], ...]
@@ -70,6 +70,15 @@ def weight_origin(eqn: Any, makers: Mapping[Any, Any]) -> Origin | None:
     if found is not None and isinstance(form, DotForm) and form.transposed:
         return dataclasses.replace(found, moves=(*found.moves, ("transpose", (1, 0))))
     return found
+
+
+def native_weight(eqn: Any, makers: Mapping[Any, Any]) -> Origin | None:
+    """`weight_origin` of a contraction that has a native step, if its weight is packed; None for all other equations."""
+    if eqn.primitive is not contraction.primitive or why_not(
+        eqn.params["form"], eqn.invars[0].aval.dtype.name
+    ):
+        return None
+    return weight_origin(eqn, makers)
 
 
 def why_not(form: Form, x_dtype: Any) -> str:
