@@ -276,50 +276,48 @@ class Product(_OneResult):
 
 
 @dataclasses.dataclass(frozen=True)
-class Update(_OneResult):
-    """A tensor written into a larger one at a place that is found in the run; the rest of the larger one stays.
-
-    Attributes:
-      src: What is written.
-      dst: Where it is written: of the same rank, and along no axis shorter.
-      starts: For each axis of `dst` a tensor of one int32 number, the first index that is written; `NONE` for 0. As in
-        `jax.lax.dynamic_update_slice`, a start that would leave `dst` is moved to the nearest one that does not.
-    """
-
-    opcode: ClassVar[int] = 9
-    src: int
-    dst: int
-    starts: tuple[int, ...]
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        return (self.src, self.dst, *(t for t in self.starts if t != NONE))
-
-    def payload(self) -> list[int]:
-        return [self.src, self.dst, len(self.starts), *self.starts]
-
-
-@dataclasses.dataclass(frozen=True)
-class Take(_OneResult):
-    """The part of a tensor that begins at a place that is found in the run.
+class _Placed(_OneResult):
+    """A copy into or out of a part that begins at a place which is found in the run.
 
     Attributes:
       src: What is read.
-      dst: The part: of the same rank, and along no axis longer.
-      starts: For each axis of `src` the first index that is read, as in `Update`.
+      dst: What is written, of the same rank.
+      starts: For each axis of the larger tensor a tensor of one int32 number, where the part begins; `NONE` for 0. As in
+        `jax.lax.dynamic_update_slice`, a start with which the part would not fit is moved to the nearest that fits.
     """
 
-    opcode: ClassVar[int] = 10
     src: int
     dst: int
     starts: tuple[int, ...]
 
-    @property
-    def reads(self) -> tuple[int, ...]:
-        return (self.src, *(t for t in self.starts if t != NONE))
-
     def payload(self) -> list[int]:
         return [self.src, self.dst, len(self.starts), *self.starts]
+
+    @property
+    def _places(self) -> tuple[int, ...]:
+        return tuple(t for t in self.starts if t != NONE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Update(_Placed):
+    """A tensor written into a part of a larger one, `dst`; the rest of that stays."""
+
+    opcode: ClassVar[int] = 9
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.src, self.dst, *self._places)
+
+
+@dataclasses.dataclass(frozen=True)
+class Take(_Placed):
+    """The part of a larger tensor, `src`, as a tensor."""
+
+    opcode: ClassVar[int] = 10
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.src, *self._places)
 
 
 @dataclasses.dataclass(frozen=True)
