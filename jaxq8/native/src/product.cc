@@ -1,5 +1,5 @@
-// PRODUCT: single rows in loops of our own, and oneDNN's products of matrices, both of which are data. They are read where they lie if a good implementation does
-// that, and are copied otherwise.
+// PRODUCT: single rows in loops of our own, and oneDNN's products of matrices, both of which are data. They are read where they
+// lie if a good implementation does that, and are copied otherwise.
 #include <algorithm>
 #include <optional>
 
